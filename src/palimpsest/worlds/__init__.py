@@ -1,0 +1,1 @@
+"""Drawn worlds whose truth is known: Glyphs and Faces, with labels, masks and captions for every picture."""

@@ -1,0 +1,29 @@
+"""What a world draws: pictures and everything that is true about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """A batch of drawn pictures and everything that is true about them.
+
+    Args:
+        images: (n, 3, 64, 64) float32 in [0, 1].
+        masks: (n, k, 64, 64) float32 in [0, 1], coverage of each drawn subject; Glyphs k = 2 (first,
+            second, all zero where there is no second), Faces k = 1 (the person).
+        labels: label key -> (n,) int64 index into the world's `vocabulary[key]`, -1 where absent.
+        captions: one per picture.
+    """
+
+    images: Tensor
+    masks: Tensor
+    labels: dict[str, Tensor]
+    captions: list[str]
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.images)
