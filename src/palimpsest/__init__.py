@@ -1,0 +1,30 @@
+"""Palimpsest: insert, edit, erase, unlearn, protect and audit concepts in image models, with a receipt.
+
+Importing this package loads nothing heavy; names are found when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Concept": "palimpsest.core.concept",
+    "Request": "palimpsest.core.concept",
+    "Patch": "palimpsest.core.patch",
+    "Trace": "palimpsest.core.trace",
+    "Card": "palimpsest.core.card",
+    "Reading": "palimpsest.core.reading",
+    "merge": "palimpsest.core.patch",
+    "diff": "palimpsest.core.patch",
+    "load": "palimpsest.hosts.detect",
+}
+__all__ = [*_WHERE, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'palimpsest' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

@@ -1,0 +1,58 @@
+"""Identity of tensors: a cryptographic one for provenance, a quick one for guarding against change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def tensors_of(root: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer, by name, in sorted order; shared tensors under each of their names."""
+    return dict(sorted(root.state_dict(keep_vars=True).items()))
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The tensor's bytes in C order, without a copy where it is already contiguous on the CPU."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def digest(tensors: Mapping[str, Tensor], salt: str = "") -> str:
+    """sha256 over names, shapes, dtypes and bytes, in the order of names. Cost: one pass over the bytes."""
+    h = hashlib.sha256(salt.encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        h.update(f"{name}|{tuple(t.shape)}|{t.dtype}|".encode())
+        h.update(raw_bytes(t))
+    return h.hexdigest()
+
+
+def fingerprint(root: nn.Module) -> str:
+    """sha256 of a model's tensors, equal for equal weights whatever file they came from."""
+    return digest(tensors_of(root))
+
+
+def quick_state(root: nn.Module) -> dict[str, tuple[int, int, int]]:
+    """(storage address, element count, wrapped sum of the raw words) of each tensor: one fast pass, no copy.
+
+    It misses only changes that cancel in the sum, which no accident of a method produces.
+    """
+    return {name: (t.data_ptr(), t.numel(), _wrapped_sum(t)) for name, t in tensors_of(root).items()}
+
+
+def hook_count(root: nn.Module) -> int:
+    """How many hooks and instance-level forwards hang on a model's modules."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(
+        sum(len(getattr(m, kind)) for kind in kinds) + ("forward" in m.__dict__) for m in root.modules()
+    )
+
+
+def _wrapped_sum(t: Tensor) -> int:
+    flat = t.detach().reshape(-1)
+    if flat.numel() == 0:
+        return 0
+    word = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+    return int(flat.view(word).sum(dtype=torch.int64))

@@ -1,0 +1,230 @@
+"""What a method may ask of a model. Methods are written against these protocols, never against a model family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cond:
+    """A batch of encoded prompts.
+
+    Args:
+        states: (n, L, d) token states that cross- or joint attention reads.
+        lengths: (n,) int64; tokens from the start token to the end token, both included. The last word's
+            state is `states[i, lengths[i] - 2]`.
+        pooled: (n, p) pooled states, for families that take them.
+        extra: further per-sample tensors that the family's denoiser takes (first axis n).
+    """
+
+    states: Tensor
+    lengths: Tensor
+    pooled: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.states.shape[0]
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Cond:
+        """The chosen rows, as a Cond."""
+        pooled = None if self.pooled is None else self.pooled[rows]
+        extra = {k: v[rows] for k, v in self.extra.items()}
+        return replace(self, states=self.states[rows], lengths=self.lengths[rows], pooled=pooled, extra=extra)
+
+    def repeat(self, n: int) -> Cond:
+        """Each row n times in a row: a, a, b, b, ..."""
+        return self[torch.arange(len(self)).repeat_interleave(n)]
+
+    @staticmethod
+    def cat(conds: Sequence[Cond]) -> Cond:
+        """Batches one after the other; all must have the same L."""
+        first = conds[0]
+        pooled = (
+            None if first.pooled is None else torch.cat([c.pooled for c in conds if c.pooled is not None])
+        )
+        extra = {k: torch.cat([c.extra[k] for c in conds]) for k in first.extra}
+        return Cond(
+            states=torch.cat([c.states for c in conds]),
+            lengths=torch.cat([c.lengths for c in conds]),
+            pooled=pooled,
+            extra=extra,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of sampling, before the scheduler moves x.
+
+    Args:
+        host: the denoiser that is being sampled.
+        index, total: this step's number, from 0, and how many there are.
+        x: (n, c, h, w) noisy latents, `x = alpha(t) * x0 + sigma(t) * noise`.
+        t: (n,) the model's own time.
+        cond, null: the prompts and their unconditional partner (the empty or the negative prompt).
+        guidance: the scale of classifier-free guidance.
+    """
+
+    host: Denoiser
+    index: int
+    total: int
+    x: Tensor
+    t: Tensor
+    cond: Cond
+    null: Cond
+    guidance: float
+
+    def x0(self, *conds: Cond) -> tuple[Tensor, ...]:
+        """The clean latents predicted under each condition, in one batched forward."""
+        n = len(self.x)
+        out = self.host.denoise(
+            self.x.repeat(len(conds), 1, 1, 1), self.t.repeat(len(conds)), Cond.cat(list(conds))
+        )
+        return tuple(out[i * n : (i + 1) * n] for i in range(len(conds)))
+
+
+Guide = Callable[[Step], Tensor]
+"""Turns a step into the guided x0 (n, c, h, w). One Guide serves one run of sampling and may keep state."""
+
+
+@runtime_checkable
+class Host(Protocol):
+    """A model, seen as named tensors. `root` owns every tensor that a patch may name.
+
+    `parts(role)` gives modules by what they do, named as in `root.named_modules()`. Roles: "denoiser",
+    "text_encoder", "token_embedding", "autoencoder", "cross_attention", "self_attention", "cross_key",
+    "cross_value", "cross_query", "cross_out", "backbone", "head". A role that the model lacks gives {}.
+    """
+
+    name: str
+    root: nn.Module
+
+    def parts(self, role: str) -> dict[str, nn.Module]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+@runtime_checkable
+class Denoiser(Host, Protocol):
+    """A text-to-image diffusion or flow model that predicts x0, however it was trained.
+
+    `x = alpha(t) * x0 + sigma(t) * noise` in the model's own scaling, with `t` the model's own time (n,):
+    exact at both ends, where a single noise-to-signal ratio would be infinite.
+    """
+
+    prediction: str  # "epsilon", "v_prediction" or "flow": what the network itself was trained to output
+    guide: Callable[[], Guide] | None  # set while a sampling-time patch is applied
+
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Full-length states, as the denoiser was trained to read them."""
+        ...
+
+    def tokens(self, prompts: Sequence[str]) -> Cond:
+        """States up to the longest prompt's end token only: what closed forms need, at a fraction of the cost."""
+        ...
+
+    def noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha(t) and sigma(t), each (n, 1, 1, 1)."""
+        ...
+
+    def times(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n,) training times drawn as the model family draws them."""
+        ...
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """x0 predicted from x at time t; differentiable; one forward."""
+        ...
+
+    def latents(self, images: Tensor) -> Tensor:
+        """(n, c, h, w) latents (posterior mean, scaled) of images (n, 3, H, W) in [0, 1]."""
+        ...
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Images (n, 3, H, W) in [0, 1] of clean latents."""
+        ...
+
+    def walk(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        negative: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: int | None = None,
+    ) -> Iterator[Step]:
+        """The steps of a sampling run as it goes; after the last one the walk's `x` is clean.
+
+        None means the model's own default.
+        """
+        ...
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        negative: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: int | None = None,
+        batch: int = 16,
+        guide: Callable[[], Guide] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Images (n, 3, H, W) in [0, 1], one for each prompt and its seed, through the pipeline's own scheduler.
+
+        A row depends on its own prompt and seed only, not on the batch. `guide` makes a fresh Guide for each
+        batch; without one the hooks of an applied patch, else classifier-free guidance, decide.
+        """
+        ...
+
+
+@runtime_checkable
+class Encoder(Host, Protocol):
+    """A model that turns images into vectors."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(n, d) of images (n, 3, H, W) in [0, 1]; unit norm where the model says so."""
+        ...
+
+
+@runtime_checkable
+class Classifier(Encoder, Protocol):
+    """A model that turns images into class scores."""
+
+    labels: tuple[str, ...]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(n, len(labels)) of images (n, 3, H, W) in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class Generator(Host, Protocol):
+    """A latent-variable image generator."""
+
+    def synthesize(self, w: Tensor) -> Tensor:
+        """Images (n, 3, H, W) in [0, 1]."""
+        ...
+
+    def invert(self, images: Tensor) -> Tensor:
+        """(n, d) codes of images, where the model has an inverter."""
+        ...
+
+
+CAPABILITIES: dict[str, type] = {
+    "Denoiser": Denoiser,
+    "Encoder": Encoder,
+    "Classifier": Classifier,
+    "Generator": Generator,
+}
+
+
+def capabilities(host: object) -> tuple[str, ...]:
+    """What a host can do, as error messages name it."""
+    return tuple(name for name, kind in CAPABILITIES.items() if isinstance(host, kind))

@@ -1,0 +1,161 @@
+"""The base of every system: it checks, seeds, runs, verifies that nothing was left behind, and stamps provenance."""
+
+from __future__ import annotations
+
+import platform
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar, final
+
+import torch
+
+from palimpsest.core.card import Card
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.errors import BadRequest, Touched, Unsupported
+from palimpsest.core.fingerprint import hook_count, quick_state
+from palimpsest.core.host import CAPABILITIES, Denoiser, Guide, capabilities
+from palimpsest.core.patch import Hook, Patch
+from palimpsest.core.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A published system. Its dataclass fields are its parameters; its card says where it comes from."""
+
+    card: ClassVar[Card]
+
+    @property
+    def id(self) -> str:
+        """The path of its file under the package: "erase/esd"."""
+        parts = type(self).__module__.split(".")
+        return "/".join(parts[1:]) if parts[0] == "palimpsest" else type(self).__module__
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain JSON of the fields."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def check(self, host: object) -> None:
+        """Raises Unsupported where the host lacks what the card needs."""
+        if not isinstance(host, CAPABILITIES[self.card.needs]):
+            able = " and ".join(capabilities(host)) or type(host).__name__
+            raise Unsupported(
+                f"{self.card.name} needs a {self.card.needs}; {getattr(host, 'name', 'this')} is a {able}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEdit(Method, ABC):
+    """A system that changes a model. It never writes into the host: it returns a Patch."""
+
+    @abstractmethod
+    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+        """The algorithm. `rng` is seeded; every random draw comes from it. `Patch.base` may be left empty."""
+
+    @final
+    def __call__(
+        self, host: Any, request: Request, *, data: Any = None, seed: int = 0, trace: Trace | None = None
+    ) -> Patch:
+        """Runs the system on a host.
+
+        Args:
+            host: the model; it is unchanged afterwards, also after an error.
+            request: what to change.
+            data: what the system learns from, where it needs data.
+            seed: of every random draw.
+            trace: takes the cost and the log; give one to resume, to see progress or to read the log.
+
+        Raises:
+            Unsupported: the host cannot do what the system needs.
+            BadRequest: the request or a parameter makes no sense for this system.
+            Touched: the system changed the host or left a hook (a bug in the system).
+        """
+        self.check(host)
+        trace = trace or Trace()
+        rng = torch.Generator().manual_seed(seed)
+        base, tensors, hooks = host.fingerprint(), quick_state(host.root), hook_count(host.root)
+        try:
+            with trace.watching(host):
+                patch = self.run(host, request, data=data, rng=rng, trace=trace)
+        finally:
+            self._verify(host, tensors, hooks)
+        return replace(patch, base=base, provenance=self._provenance(request, seed, trace))
+
+    def _verify(self, host: Any, tensors: dict[str, tuple[int, int, int]], hooks: int) -> None:
+        if quick_state(host.root) != tensors:
+            raise Touched(
+                f"{self.id} changed the tensors of {host.name}; a system must return a patch instead."
+            )
+        if hook_count(host.root) != hooks:
+            raise Touched(f"{self.id} left a hook on {host.name}.")
+
+    def _provenance(self, request: Request, seed: int, trace: Trace) -> dict[str, Any]:
+        return {
+            "method": self.id,
+            "name": self.card.name,
+            "parameters": self.parameters(),
+            "request": asdict(request),
+            "seed": seed,
+            "seconds": trace.seconds,
+            "forwards": dict(trace.forwards),
+            "peak_bytes": trace.peak_bytes,
+            "versions": versions(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingEdit(ModelEdit):
+    """A system that changes no weight: its patch is a hook that replaces classifier-free guidance while sampling."""
+
+    @abstractmethod
+    def guide(self, host: Denoiser, request: Request) -> Guide:
+        """A fresh rule for one run of sampling; whatever it remembers from step to step lives in its closure."""
+
+    @final
+    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+        hook = Hook(id=self.id, params={"parameters": self.parameters(), "request": asdict(request)})
+        return Patch(base="", hooks=(hook,))
+
+    @classmethod
+    @contextmanager
+    def attach(cls, host: Denoiser, hook: Hook) -> Iterator[None]:
+        """Makes `host.sample` use the hook's rule until the context ends."""
+        if host.guide is not None:
+            raise BadRequest(
+                f"{hook.id} cannot be added: another sampling-time system already guides {host.name}."
+            )
+        method = cls(**hook.params["parameters"])
+        request = _request(hook.params["request"])
+        host.guide = lambda: method.guide(host, request)
+        try:
+            yield
+        finally:
+            host.guide = None
+
+
+def _request(plain: Mapping[str, Any]) -> Request:
+    def concept(c: Mapping[str, Any]) -> Concept:
+        return Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()})
+
+    return Request(**{role: tuple(concept(c) for c in plain[role]) for role in ("target", "keep", "toward")})
+
+
+def at_least(name: str, value: float, least: float, why: str = "") -> None:
+    """Raises BadRequest where a parameter is too small; for `__post_init__` of systems."""
+    if not value >= least:
+        raise BadRequest(f"{name} is {value}; it must be at least {least}{': ' + why if why else ''}.")
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Of everything that a number may depend on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("palimpsest", "torch", "diffusers", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
