@@ -69,9 +69,7 @@ def find(name: str, verb: str | None = None) -> Entry:
 
         pool = [k for k in known if verb is None or k.startswith(verb + "/")]
         close = difflib.get_close_matches(id_, pool, n=3, cutoff=0.4) or pool[:8]
-        raise BadRequest(
-            f"There is no system {name!r}. Did you mean {', '.join(close)}? See `palimpsest ls`."
-        )
+        raise BadRequest(f"There is no system {name!r}. Did you mean {', '.join(close)}? See `palimpsest ls`.")
     return known[id_]
 
 
@@ -100,9 +98,7 @@ def _read(id_: str, module: str, path: Path) -> Entry | None:
         if isinstance(card, ast.Call):
             values = {k.arg: ast.literal_eval(k.value) for k in card.keywords if k.arg}
             doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
-            return Entry(
-                id=id_, module=module, cls=node.name, card=Card(**values), doc=doc, parameters=_fields(node)
-            )
+            return Entry(id=id_, module=module, cls=node.name, card=Card(**values), doc=doc, parameters=_fields(node))
     return None
 
 

@@ -68,9 +68,7 @@ class Request:
             raise BadRequest(f"Target {twice!r} is named twice; name each target once.")
         both = set(names) & {_key(c) for c in self.keep}
         if both:
-            raise BadRequest(
-                f"{sorted(both)[0]!r} is both a target and kept; remove it from one of the two lists."
-            )
+            raise BadRequest(f"{sorted(both)[0]!r} is both a target and kept; remove it from one of the two lists.")
         if len(self.toward) not in (0, 1, len(self.target)):
             raise BadRequest(
                 f"{len(self.toward)} replacements for {len(self.target)} targets; "

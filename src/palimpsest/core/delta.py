@@ -75,9 +75,7 @@ class Rows(Delta):
 
     def dense(self, shape: torch.Size) -> Tensor:
         if self.index.numel() and (int(self.index.max()) >= shape[0] or self.value.shape[1:] != shape[1:]):
-            raise Damaged(
-                f"Rows of shape {tuple(self.value.shape)} do not fit a table of shape {tuple(shape)}."
-            )
+            raise Damaged(f"Rows of shape {tuple(self.value.shape)} do not fit a table of shape {tuple(shape)}.")
         return torch.zeros(shape, dtype=self.value.dtype).index_add_(0, self.index, self.value)
 
     def scaled(self, factor: float) -> Rows:

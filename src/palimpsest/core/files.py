@@ -26,9 +26,7 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> Path:
     except Exception as e:
         # Serialisers wrap a full disk in their own error types; those count as system errors, bugs do not.
         if isinstance(e, OSError) or "No space left" in str(e) or "I/O error" in str(e):
-            raise PalimpsestError(
-                f"Could not write {path}: {e}. Free some space or choose another folder."
-            ) from e
+            raise PalimpsestError(f"Could not write {path}: {e}. Free some space or choose another folder.") from e
         raise
     finally:
         tmp.unlink(missing_ok=True)

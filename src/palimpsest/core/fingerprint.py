@@ -45,9 +45,7 @@ def quick_state(root: nn.Module) -> dict[str, tuple[int, int, int]]:
 def hook_count(root: nn.Module) -> int:
     """How many hooks and instance-level forwards hang on a model's modules."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return sum(
-        sum(len(getattr(m, kind)) for kind in kinds) + ("forward" in m.__dict__) for m in root.modules()
-    )
+    return sum(sum(len(getattr(m, kind)) for kind in kinds) + ("forward" in m.__dict__) for m in root.modules())
 
 
 def _wrapped_sum(t: Tensor) -> int:

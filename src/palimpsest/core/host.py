@@ -44,9 +44,7 @@ class Cond:
     def cat(conds: Sequence[Cond]) -> Cond:
         """Batches one after the other; all must have the same L."""
         first = conds[0]
-        pooled = (
-            None if first.pooled is None else torch.cat([c.pooled for c in conds if c.pooled is not None])
-        )
+        pooled = None if first.pooled is None else torch.cat([c.pooled for c in conds if c.pooled is not None])
         extra = {k: torch.cat([c.extra[k] for c in conds]) for k in first.extra}
         return Cond(
             states=torch.cat([c.states for c in conds]),
@@ -81,9 +79,7 @@ class Step:
     def x0(self, *conds: Cond) -> tuple[Tensor, ...]:
         """The clean latents predicted under each condition, in one batched forward."""
         n = len(self.x)
-        out = self.host.denoise(
-            self.x.repeat(len(conds), 1, 1, 1), self.t.repeat(len(conds)), Cond.cat(list(conds))
-        )
+        out = self.host.denoise(self.x.repeat(len(conds), 1, 1, 1), self.t.repeat(len(conds)), Cond.cat(list(conds)))
         return tuple(out[i * n : (i + 1) * n] for i in range(len(conds)))
 
 

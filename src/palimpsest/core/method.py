@@ -86,9 +86,7 @@ class ModelEdit(Method, ABC):
 
     def _verify(self, host: Any, tensors: dict[str, tuple[int, int, int]], hooks: int) -> None:
         if quick_state(host.root) != tensors:
-            raise Touched(
-                f"{self.id} changed the tensors of {host.name}; a system must return a patch instead."
-            )
+            raise Touched(f"{self.id} changed the tensors of {host.name}; a system must return a patch instead.")
         if hook_count(host.root) != hooks:
             raise Touched(f"{self.id} left a hook on {host.name}.")
 
@@ -124,9 +122,7 @@ class SamplingEdit(ModelEdit):
     def attach(cls, host: Denoiser, hook: Hook) -> Iterator[None]:
         """Makes `host.sample` use the hook's rule until the context ends."""
         if host.guide is not None:
-            raise BadRequest(
-                f"{hook.id} cannot be added: another sampling-time system already guides {host.name}."
-            )
+            raise BadRequest(f"{hook.id} cannot be added: another sampling-time system already guides {host.name}.")
         method = cls(**hook.params["parameters"])
         request = _request(hook.params["request"])
         host.guide = lambda: method.guide(host, request)

@@ -120,9 +120,7 @@ class Patch:
     def scaled(self, factor: float) -> Patch:
         """Every delta times `factor` (0 gives no change, negative the opposite). Hooks have no scale."""
         if self.hooks and factor != 1:
-            raise Unsupported(
-                f"{self.hooks[0].id} acts while the model runs; set its own strength instead of scaling."
-            )
+            raise Unsupported(f"{self.hooks[0].id} acts while the model runs; set its own strength instead of scaling.")
         return replace(self, deltas={k: d.scaled(factor) for k, d in self.deltas.items()})
 
     def __or__(self, other: Patch) -> Patch:
@@ -161,9 +159,7 @@ class Patch:
         return sum(t.numel() * t.element_size() for t in held)
 
 
-def merge(
-    *patches: Patch, overlap: Overlap = "refuse", shapes: Mapping[str, torch.Size] | None = None
-) -> Patch:
+def merge(*patches: Patch, overlap: Overlap = "refuse", shapes: Mapping[str, torch.Size] | None = None) -> Patch:
     """Several patches of one base as one.
 
     Args:
@@ -209,9 +205,7 @@ def diff(base: Any, edited: Any) -> Patch:
     if odd:
         raise Unsupported(f"{base.name} and {edited.name} differ in architecture (first at {odd[0]!r}).")
     changed = {n: deltas_of.of_change(old[n], new[n]) for n in old if not torch.equal(old[n], new[n])}
-    return Patch(
-        base=base.fingerprint(), deltas=changed, provenance={"method": "diff", "edited": edited.name}
-    )
+    return Patch(base=base.fingerprint(), deltas=changed, provenance={"method": "diff", "edited": edited.name})
 
 
 def _restore(host: Any, old: Mapping[str, Tensor]) -> None:
@@ -280,18 +274,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no dict)
         header = json.loads(meta["palimpsest"])
         if header["format"] > FORMAT:
-            raise Damaged(
-                f"{path} has patch format {header['format']}; this version reads up to {FORMAT}: upgrade."
-            )
+            raise Damaged(f"{path} has patch format {header['format']}; this version reads up to {FORMAT}: upgrade.")
         return header, tensors, meta["palimpsest_sha256"]
     except KeyError as e:
-        raise Damaged(
-            f"{path} is a safetensors file but not a palimpsest patch (no {e} in its header)."
-        ) from e
+        raise Damaged(f"{path} is a safetensors file but not a palimpsest patch (no {e} in its header).") from e
     except (SafetensorError, OSError, ValueError) as e:
-        raise Damaged(
-            f"{path} cannot be read as a patch: {e}. It is truncated, damaged or of another kind."
-        ) from e
+        raise Damaged(f"{path} cannot be read as a patch: {e}. It is truncated, damaged or of another kind.") from e
 
 
 def refuse_pickle(path: Path) -> None:

@@ -1,0 +1,124 @@
+"""Half-precision training: bfloat16 weights compute, float32 master weights learn (Muon on matrices, AdamW on the rest)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Masters:
+    """Float32 copies of a bfloat16 module's weights, their optimisers, and an exponential average of them.
+
+    Every weight with two or more axes is trained by Muon as the matrix (out, everything else), at the step size
+    that matches AdamW's root mean square; norms, biases and embeddings are trained by AdamW.
+
+    Args:
+        module: its parameters are cast to `dtype` in place.
+        lr: peak step size, about 1e-3 to 3e-3.
+        average: decay of the exponential average, in [0, 1).
+        dtype: what the module computes in.
+        muon: False trains every weight by AdamW.
+
+    Cost: 16 bytes a parameter, and about 0.15 s a step for 7 M parameters on one core.
+    Source: Muon, K. Jordan et al. 2024, with the scale of Liu et al. 2025 (arXiv 2502.16982).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        lr: float,
+        average: float = 0.998,
+        dtype: torch.dtype = torch.bfloat16,
+        muon: bool = True,
+        weight_decay: float = 0.01,
+    ) -> None:
+        self.names = [name for name, weight in module.named_parameters() if weight.requires_grad]
+        weights = dict(module.named_parameters())
+        self.masters = [weights[name].detach().float().clone() for name in self.names]
+        module.to(dtype)
+        self.weights = [dict(module.named_parameters())[name] for name in self.names]
+        self.averages = [master.clone() for master in self.masters]
+        self.average = average
+        self.lr = lr
+        self.steps = 0
+        embeddings = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Embedding)}
+        self._matrix = [
+            muon and master.dim() > 1 and name not in embeddings
+            for name, master in zip(self.names, self.masters, strict=True)
+        ]
+        flat = [m.flatten(1) if is_matrix else m for m, is_matrix in zip(self.masters, self._matrix, strict=True)]
+        self._flat = flat
+        matrices = [m for m, is_matrix in zip(flat, self._matrix, strict=True) if is_matrix]
+        others = [m for m, is_matrix in zip(flat, self._matrix, strict=True) if not is_matrix]
+        self.optimisers: list[torch.optim.Optimizer] = []
+        if matrices:
+            self.optimisers.append(
+                torch.optim.Muon(
+                    matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, ns_steps=5, adjust_lr_fn="match_rms_adamw"
+                )
+            )
+        if others:
+            self.optimisers.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, foreach=True))
+
+    def step(self, scale: float, *, clip: float = 1.0) -> float:
+        """One update at `scale` times the peak step size; returns the gradient norm before clipping to `clip`."""
+        gradients = [w.grad.float() if w.grad is not None else torch.zeros_like(m) for w, m in self._pairs()]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_mul_(gradients, float(clip / max(float(norm), clip)))
+        for flat, gradient in zip(self._flat, gradients, strict=True):
+            flat.grad = gradient.reshape(flat.shape)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.lr * scale
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.steps += 1
+        decay = min(self.average, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.averages, self.masters, 1 - decay)
+        self.show(self.masters)
+        for weight in self.weights:
+            weight.grad = None
+        return float(norm)
+
+    def show(self, values: list[Tensor]) -> None:
+        """Copy `values` (masters or averages) into the module's weights."""
+        with torch.no_grad():
+            for weight, value in zip(self.weights, values, strict=True):
+                weight.copy_(value)
+
+    def state(self) -> dict[str, Tensor]:
+        """Masters, averages and the optimisers' moments as one flat dictionary of tensors."""
+        out = {f"master/{n}": m for n, m in zip(self.names, self.masters, strict=True)}
+        out |= {f"average/{n}": a for n, a in zip(self.names, self.averages, strict=True)}
+        for index, optimiser in enumerate(self.optimisers):
+            for number, moments in optimiser.state_dict()["state"].items():
+                for key, value in moments.items():
+                    out[f"moment/{index}/{number}/{key}"] = torch.as_tensor(value)
+        out["steps"] = torch.tensor(self.steps)
+        return {key: value.contiguous() for key, value in out.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state()`."""
+        for name, master, mean in zip(self.names, self.masters, self.averages, strict=True):
+            master.copy_(state[f"master/{name}"])
+            mean.copy_(state[f"average/{name}"])
+        for index, optimiser in enumerate(self.optimisers):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in state.items():
+                if key.startswith(f"moment/{index}/"):
+                    _, _, number, field = key.split("/")
+                    moments.setdefault(int(number), {})[field] = value
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+        self.steps = int(state["steps"])
+        self.show(self.masters)
+
+    def _pairs(self) -> zip[tuple[Tensor, Tensor]]:
+        return zip(self.weights, self.masters, strict=True)
+
+
+def ramp(step: int, steps: int, *, warmup: int = 100, flat: float = 0.3) -> float:
+    """Step-size factor: linear warm-up, flat until `flat` of the run, then linear to 0 at its end."""
+    rise = min(1.0, (step + 1) / warmup)
+    fall = min(1.0, (steps - step) / (steps * (1 - flat)))
+    return rise * max(fall, 0.0)

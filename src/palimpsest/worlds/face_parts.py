@@ -1,0 +1,369 @@
+"""How a drawn person is put together: parts painted back to front as signed distances.
+
+Head coordinates have the origin between the eyes' height and the nose, x to the right, y down, and about the
+frame's units. A face is mirror-symmetric, so eyes, brows, ears, lenses and marks are drawn once in |x|.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from palimpsest.worlds.drawing import SIZE, capsule, coverage, disc, ellipse, grid, place, uniform
+from palimpsest.worlds.face_identity import BEARDED_FROM, GENES, kind
+
+SKIN = ((0.99, 0.86, 0.76), (0.94, 0.72, 0.54), (0.78, 0.54, 0.35), (0.55, 0.35, 0.22), (0.33, 0.20, 0.13))
+HAIR = (
+    (0.09, 0.08, 0.11), (0.42, 0.21, 0.08), (0.98, 0.82, 0.34), (0.84, 0.28, 0.06),
+    (0.86, 0.87, 0.90), (0.14, 0.34, 0.90), (0.95, 0.34, 0.66), (0.10, 0.62, 0.34),
+)  # fmt: skip
+CLOTHES = (
+    (0.86, 0.16, 0.18), (0.12, 0.20, 0.52), (0.96, 0.96, 0.94), (0.99, 0.80, 0.16),
+    (0.08, 0.55, 0.50), (0.52, 0.22, 0.70), (0.14, 0.14, 0.16), (0.98, 0.50, 0.12),
+)  # fmt: skip
+IRIS = ((0.28, 0.15, 0.06), (0.16, 0.42, 0.86), (0.14, 0.55, 0.26), (0.78, 0.50, 0.08), (0.40, 0.44, 0.48))
+HATS = ((0.84, 0.12, 0.16), (0.10, 0.50, 0.72), (0.97, 0.78, 0.10))  # cap, beanie, crown
+FRAME, WHITE, LENS = (0.10, 0.10, 0.13), (0.98, 0.98, 0.97), (0.07, 0.08, 0.16)
+
+_PIXEL = 2 / SIZE
+_LINE = 0.85 * _PIXEL  # half the width of an outline
+_FAR = 9.0  # a distance that paints nothing
+
+Window = tuple[slice, slice]
+_FULL: Window = (slice(0, SIZE), slice(0, SIZE))
+_FACE: Window = (slice(15, 58), slice(8, 56))  # where features can be, over all jitter: 50 % of the frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a person does and wears; each (n,) int64, indices as in the world's vocabulary, 0 the plain one."""
+
+    expression: Tensor  # neutral, smiling, surprised, frowning
+    glasses: Tensor  # without, glasses, sunglasses
+    hat: Tensor  # bareheaded, cap, beanie, crown
+    pose: Tensor  # left, front, right
+    light: Tensor  # from left, from right
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """What `drawing.render` needs of n people: albedo (n, 3, h, w), alpha and ink (n, 1, h, w), in [0, 1]."""
+
+    albedo: Tensor
+    alpha: Tensor
+    ink: Tensor
+
+
+def _palette(colours: tuple[tuple[float, float, float], ...], index: Tensor) -> Tensor:
+    return torch.tensor(colours)[index]
+
+
+class _Canvas:
+    """Layers under construction; `paint` puts one part on top."""
+
+    def __init__(self, base: Tensor) -> None:
+        n = len(base)
+        self.albedo = base[:, :, None, None].repeat(1, 1, SIZE, SIZE)
+        self.alpha = torch.zeros(n, 1, SIZE, SIZE)
+        self.ink = torch.zeros(n, 1, SIZE, SIZE)
+
+    def paint(
+        self, distance: Tensor, colour: Tensor, *, line: float = _LINE, window: Window = _FULL, solid: bool = False
+    ) -> None:
+        """Fill a shape (n, h, w) with a colour (n, 3) and outline it; `solid` shapes are ink all over."""
+        rows, columns = window
+        cover = coverage(distance).unsqueeze(1)
+        albedo, alpha = self.albedo[:, :, rows, columns], self.alpha[:, :, rows, columns]
+        ink = self.ink[:, :, rows, columns]
+        albedo.lerp_(colour[:, :, None, None], cover)
+        torch.maximum(alpha, cover, out=alpha)
+        if solid:
+            torch.maximum(ink, cover, out=ink)
+            return
+        ink.mul_(1 - cover)
+        if line:
+            torch.maximum(ink, coverage(distance.abs() - line).unsqueeze(1), out=ink)
+
+
+class _Person:
+    """The measures of n people, (n, 1, 1) each, and the coordinates of their parts."""
+
+    def __init__(self, vectors: Tensor, look: Look, generator: Generator) -> None:
+        n = len(vectors)
+        self.vectors, self.look = vectors, look
+        centre = torch.stack([uniform(n, -0.05, 0.05, generator=generator) for _ in range(2)], 1)
+        x, y = grid()
+        self.x, self.y = place(
+            x, y, centre=centre, scale=uniform(n, 0.95, 1.05, generator=generator),
+            angle=uniform(n, -0.11, 0.11, generator=generator),
+        )  # fmt: skip
+        self.turn = (look.pose - 1).to(torch.float32)[:, None, None]  # -1 left, 0 front, 1 right
+        self.rx, self.ry = self.gene("face_width", 0.37, 0.52), self.gene("face_height", 0.46, 0.56)
+        self.skin = _skin(vectors[:, GENES.index("skin")])
+        self.hair = _palette(HAIR, kind(vectors, "hair_colour"))
+        self.clothes = _palette(CLOTHES, kind(vectors, "clothes"))
+        # The face slides over the head as it turns, and is foreshortened.
+        self.eye_x = self.gene("eye_spacing", 0.17, 0.23) * (self.rx / 0.44)
+        self.eye_y = -0.02
+        rows, columns = _FACE
+        self.fx = (self.x[:, rows, columns] - 0.13 * self.turn) / (1 - 0.12 * self.turn.abs())
+        self.fy = self.y[:, rows, columns]
+        self.ax = self.fx.abs()
+        self.mouth_y = 0.30 * (self.ry / 0.5)
+
+    def gene(self, name: str, low: float, high: float) -> Tensor:
+        return (self.vectors[:, GENES.index(name)] * (high - low) + low)[:, None, None]
+
+    def head(self, x: Tensor, y: Tensor, grow: float = 0.0) -> Tensor:
+        """An ellipse whose lower half narrows to a pointed chin or widens to a square one."""
+        low = (y / self.ry).clamp(0, 1)
+        width = (self.rx + grow) * (1 + self.gene("jaw", -0.26, 0.16) * low * low)
+        height = self.ry + grow
+        f = torch.sqrt((x / width) ** 2 + (y / height) ** 2 + 1e-12)
+        return (f - 1) * 0.45
+
+
+def _skin(tone: Tensor) -> Tensor:
+    """A point on the ramp of skin colours: (n,) in [0, 1] -> (n, 3)."""
+    ramp = torch.tensor(SKIN)
+    place_on = tone.clamp(0, 1) * (len(SKIN) - 1)
+    low = place_on.floor().clamp(max=len(SKIN) - 2)
+    return torch.lerp(ramp[low.long()], ramp[low.long() + 1], (place_on - low)[:, None])
+
+
+def _hair(person: _Person) -> tuple[Tensor, Tensor]:
+    """Distances of the hair behind the head and of the hair over the forehead, (n, h, w) each."""
+    back, front = torch.full_like(person.x, _FAR), torch.full_like(person.x, _FAR)
+    style = kind(person.vectors, "hair_style")
+    for index in range(8):
+        rows = (style == index).nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        x, y = person.x[rows] - 0.03 * person.turn[rows], person.y[rows]
+        rx, ry = person.rx[rows], person.ry[rows]
+        behind, over = _hair_style(index, x, y, rx, ry, person.turn[rows])
+        front[rows] = over
+        if behind is not None:
+            back[rows] = behind
+    return back, front
+
+
+def _cap(x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, thick: float) -> Tensor:
+    """The hair's outside on the skull: an ellipse around the head."""
+    f = torch.sqrt((x / (rx + thick)) ** 2 + (y / (ry + thick)) ** 2 + 1e-12)
+    return (f - 1) * 0.5
+
+
+def _hair_style(
+    index: int, x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, turn: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Hair behind the head (or None) and over the forehead, for people who share one of the 8 styles."""
+    q = ((x - 0.10 * turn) / rx) ** 2
+    if index == 0:  # short, with sideburns
+        return None, torch.maximum(_cap(x, y, rx, ry, 0.05), y + 0.60 * ry - 0.62 * ry * q * q)
+    if index == 1:  # a quiff swept to one side
+        sweep = ellipse(x, y, 0.14, -ry - 0.06, 0.38, 0.20)
+        line = y + 0.50 * ry - 0.42 * x - 0.10 * q
+        return None, torch.minimum(torch.maximum(_cap(x, y, rx, ry, 0.06), line), sweep)
+    if index == 2:  # afro
+        afro = disc(x, y, 0.0, -0.20, rx + 0.31)
+        return afro, torch.maximum(_cap(x, y, rx, ry, 0.08), y + 0.56 * ry - 0.45 * ry * q)
+    if index == 3:  # long, parted in the middle
+        half = rx + 0.13 + 0.06 * y.clamp(min=0)
+        fall = torch.maximum(x.abs() - half, y - 0.92)
+        fall = torch.where(y < 0, ellipse(x, y, 0.0, 0.0, rx + 0.13, ry + 0.12), fall)
+        return fall, torch.maximum(_cap(x, y, rx, ry, 0.08), y + 0.86 * ry - 1.05 * ry * (q + 1e-6).sqrt())
+    if index == 4:  # bob with a straight fringe
+        half = rx + 0.15 - 0.03 * (y * 8).cos()
+        bob = torch.maximum(x.abs() - half, y - 0.36)
+        bob = torch.where(y < 0, ellipse(x, y, 0.0, 0.0, rx + 0.12, ry + 0.10), bob)
+        side = torch.maximum(rx * 0.88 - x.abs(), y - 0.30)
+        return bob, torch.maximum(_cap(x, y, rx, ry, 0.08), torch.minimum(y + 0.36 * ry, side))
+    if index == 5:  # drawn back, a bun on top
+        bun = disc(x, y, 0.0, -ry - 0.17, 0.20)
+        return bun, torch.maximum(_cap(x, y, rx, ry, 0.04), y + 0.70 * ry - 0.55 * ry * q)
+    if index == 6:  # bunches at both sides
+        bunch = ellipse(x.abs(), y, rx + 0.17, 0.16, 0.16, 0.32)
+        return bunch, torch.maximum(_cap(x, y, rx, ry, 0.06), y + 0.78 * ry - 0.75 * ry * (q + 1e-6).sqrt())
+    angle = torch.atan2(x, -y)  # spikes all round the top
+    spike = ((angle * (7 / torch.pi)) % 1 - 0.5).abs() * 2
+    f = torch.sqrt(x * x + y * y + 1e-12)
+    reach = rx + (ry - rx) * torch.cos(angle).clamp(min=0) + 0.03 + 0.24 * spike
+    crest = torch.maximum((f - reach) * 0.7, y - 0.02)
+    return crest, torch.maximum(_cap(x, y, rx, ry, 0.04), y + 0.50 * ry - 0.10 * spike)
+
+
+def _paint_body(canvas: _Canvas, person: _Person, back_hair: Tensor) -> None:
+    x, y = person.x, person.y
+    collar = kind(person.vectors, "collar")[:, None, None]
+    shoulders = ellipse(x, y, 0.0, 1.16, 0.84, 0.50)
+    stripes = (collar == 3) & ((y * 5.5) % 1 < 0.5)
+    canvas.paint(back_hair, person.hair)
+    canvas.paint(shoulders, person.clothes)
+    pale = torch.where(person.clothes.mean(1, keepdim=True) > 0.8, 0.25, 0.97).expand(-1, 3)
+    canvas.paint(torch.where(stripes, shoulders, _FAR), pale, line=0)
+    # Long hair hangs over the shoulders.
+    over = torch.where((y > 0.2) & (person.x.abs() > 0.26), back_hair, torch.full_like(y, _FAR))
+    canvas.paint(over, person.hair)
+    neck_end = torch.where(collar == 1, 1.02 - 1.4 * x.abs(), 0.74 - 0.4 * x * x)
+    neck = torch.maximum(torch.maximum(x.abs() - 0.21, y - neck_end), 0.2 - y)
+    colour = torch.where(collar[:, :, 0] == 2, person.clothes * 0.86 + 0.07, person.skin * 0.84)
+    canvas.paint(neck, colour)
+
+
+def _paint_head(canvas: _Canvas, person: _Person) -> None:
+    # A turned head shows one ear, nearer to the middle.
+    side = torch.where(person.turn == 0, person.x.abs(), -person.turn * person.x)
+    size = person.gene("ears", 0.7, 1.35)
+    near = person.rx - 0.12 * person.turn.abs() + 0.02
+    ear = ellipse(side, person.y, near, 0.02, 0.10 * size, 0.13 * size)
+    head = person.head(person.x, person.y)
+    front = (person.turn == 0).to(torch.float32)
+    canvas.paint(ear + _FAR * (1 - front), person.skin * 0.93)
+    canvas.paint(head, person.skin)
+    canvas.paint(ear + _FAR * front, person.skin * 0.93)
+
+
+def _paint_beard(canvas: _Canvas, person: _Person) -> None:
+    worn = (kind(person.vectors, "beard") - BEARDED_FROM)[:, None, None]  # moustache, goatee, full
+    fx, fy, mouth = person.fx, person.fy, person.mouth_y
+    rows, columns = _FACE
+    hy = person.y[:, rows, columns]
+    moustache = ellipse(person.ax, fy, 0.10, mouth - 0.105, 0.13, 0.055)
+    goatee = ellipse(fx, fy, 0.0, person.ry - 0.03, 0.15, 0.17)
+    jawline = mouth - 0.10 - 0.9 * (person.ax - 0.17).clamp(min=0)
+    chin = person.head(person.x[:, rows, columns], hy, 0.05)
+    full = torch.maximum(chin, jawline - fy)
+    distance = torch.where(worn == 0, moustache, torch.where(worn == 1, goatee, full))
+    canvas.paint(torch.where(worn < 0, _FAR, distance), person.hair * 0.94, window=_FACE)
+
+
+def _paint_marks(canvas: _Canvas, person: _Person) -> None:
+    marks = kind(person.vectors, "marks")[:, None, None]  # 3 kinds without, freckles, mole, cheeks
+    ax, fy = person.ax, person.fy
+    cheek = person.eye_x * 1.18
+    dots = 0.42 - torch.cos((ax - cheek) * 46) * torch.cos((fy - 0.15) * 46)
+    freckles = torch.maximum(dots * 0.05, ellipse(ax, fy, cheek, 0.15, 0.15, 0.085))
+    mole = disc(person.fx, fy, 0.24, 0.19, 0.042)
+    blush = ellipse(ax, fy, cheek + 0.02, 0.17, 0.105, 0.075)
+    distance = torch.where(marks == 3, freckles, torch.where(marks == 4, mole, blush))
+    rosy = person.skin * torch.tensor([1.0, 0.62, 0.62]) + torch.tensor([0.12, 0.0, 0.04])
+    colour = torch.where(marks[:, :, 0] == 5, rosy.clamp(max=1), person.skin * 0.50)
+    canvas.paint(torch.where(marks < 3, _FAR, distance), colour, line=0, window=_FACE)
+
+
+def _paint_mouth(canvas: _Canvas, person: _Person) -> None:
+    """Between an upper and a lower parabola over q = (x / half width)^2, which four shapes share."""
+    n = len(person.vectors)
+    mood = person.look.expression
+    #        neutral, smiling, surprised, frowning: bend of both edges, rise and drop in the middle, width
+    shape = torch.tensor([[0, 0, 0, 1], [-0.13, 0, 0.13, 1.2], [0, 0.12, 0.12, 0.62], [0.13, 0.0, 0.0, 1.05]])
+    bend, rise, drop, wide = shape[mood].view(n, 4, 1, 1).unbind(1)
+    half = person.gene("mouth_width", 0.13, 0.20) * wide
+    lip = person.gene("lips", 0.020, 0.042)
+    q = (person.fx / half) ** 2
+    middle = person.mouth_y + 0.04 + bend * (q - 0.5)
+    upper, lower = middle - rise * (1 - q) - lip, middle + drop * (1 - q) + lip
+    distance = torch.maximum(torch.maximum(upper - person.fy, person.fy - lower), person.ax - half)
+    inside = torch.tensor([[0.74, 0.22, 0.26], [0.98, 0.98, 0.97], [0.38, 0.06, 0.10], [0.74, 0.22, 0.26]])[mood]
+    canvas.paint(distance, inside, window=_FACE)
+
+
+def _paint_eyes(canvas: _Canvas, person: _Person) -> None:
+    ax, fy, eye_x, eye_y = person.ax, person.fy, person.eye_x, person.eye_y
+    mood = person.look.expression[:, None, None]
+    width = person.gene("eye_size", 0.082, 0.125)
+    opening = torch.tensor([0.80, 0.74, 1.22, 0.70])[mood]
+    canvas.paint(ellipse(ax, fy, eye_x, eye_y, width, width * opening), _row(WHITE, person), window=_FACE)
+    gaze = 0.035 * person.turn * person.fx.sign()
+    iris = disc(ax, fy, eye_x + gaze, eye_y, width * 0.58)
+    canvas.paint(iris, _palette(IRIS, kind(person.vectors, "eye_colour")), line=0, window=_FACE)
+    canvas.paint(
+        disc(ax, fy, eye_x + gaze, eye_y, width * 0.27), _row(FRAME, person), window=_FACE, solid=True
+    )  # fmt: skip
+    thick = person.gene("brow_thickness", 0.016, 0.05)
+    lift = torch.tensor([0.0, 0.02, 0.10, -0.03])[mood]
+    slant = person.gene("brow_slant", -0.05, 0.05) + torch.tensor([0.0, -0.02, -0.03, 0.11])[mood]
+    brow_y = eye_y - 0.155 - lift
+    brow = capsule(ax, fy, eye_x - 0.12, brow_y + slant, eye_x + 0.12, brow_y - slant * 0.6, thick)
+    canvas.paint(brow, person.hair * 0.80, window=_FACE, solid=True)
+
+
+def _paint_nose(canvas: _Canvas, person: _Person) -> None:
+    width, length = person.gene("nose_width", 0.05, 0.10), person.gene("nose_length", 0.07, 0.15)
+    tip = person.turn * 0.07
+    f = ((person.fx - tip) / width) ** 2 + ((person.fy - 0.13) / length) ** 2
+    nose = (torch.sqrt(f + 1e-12) - 1) * 0.08
+    canvas.paint(nose, person.skin * 0.80, line=0, window=_FACE)
+    under = torch.maximum(nose.abs() - 0.022, 0.13 + length * 0.35 - person.fy)
+    canvas.paint(under, person.skin * 0.48, window=_FACE, solid=True)
+
+
+def _paint_glasses(canvas: _Canvas, person: _Person) -> None:
+    worn = person.look.glasses[:, None, None]
+    ax, fy, eye_x = person.ax, person.fy, person.eye_x
+    lens = ellipse(ax, fy, eye_x, person.eye_y, 0.165, 0.145)
+    bar = torch.maximum((fy - person.eye_y + 0.02).abs() - 0.022, 0.13 - (ax - eye_x).abs())
+    bar = torch.maximum(bar, ax - person.rx)
+    frame = torch.minimum(lens.abs() - 0.028, bar)
+    distance = torch.where(worn == 2, torch.minimum(lens - 0.028, bar), frame)
+    canvas.paint(torch.where(worn == 0, _FAR, distance), _row(FRAME, person), window=_FACE, solid=True)
+    shine = capsule(ax, fy, eye_x - 0.05, 0.01, eye_x + 0.04, -0.08, 0.022)
+    canvas.paint(torch.where(worn == 2, shine, _FAR), _row(WHITE, person) * 0.8, line=0, window=_FACE)
+
+
+def _paint_hat(canvas: _Canvas, person: _Person) -> None:
+    rows = (person.look.hat > 0).nonzero().squeeze(1)
+    if not len(rows):
+        return
+    hat, turn = person.look.hat[rows][:, None, None], person.turn[rows]
+    rx, ry = person.rx[rows], person.ry[rows]
+    x, y = person.x[rows], person.y[rows]
+    rim = -0.52 * ry
+    dome = torch.maximum(_cap(x, y, rx, ry, 0.09), y - rim)
+    brim = ellipse(x, y, 0.30 * turn, rim, rx + 0.06, 0.085)
+    band = torch.maximum((y - rim).abs() - 0.085, x.abs() - rx * 0.97)
+    knob = disc(x, y, 0.0, -ry - 0.13, 0.12)
+    zigzag = ((x / rx * 2.5) % 1 - 0.5).abs() * 2
+    points = torch.maximum(x.abs() - rx * 0.95 + (y - rim) * 0.12, y - rim - 0.03)
+    points = torch.maximum(points, (rim - 0.20 - 0.26 * zigzag - y) * 0.7)
+    whole = torch.where(hat == 1, dome, torch.where(hat == 2, torch.minimum(dome, knob), points))
+    trim = torch.where(hat == 1, brim, torch.where(hat == 2, band, disc(x, y, 0.0, rim - 0.10, 0.06)))
+    colour = _palette(HATS, person.look.hat[rows] - 1)
+    second = torch.where(hat[:, :, 0] == 3, torch.tensor(HATS[0]), colour * 0.62 + 0.0)
+    second = torch.where(hat[:, :, 0] == 2, torch.tensor(WHITE), second)
+    top = _Canvas(colour)
+    top.albedo, top.alpha, top.ink = canvas.albedo[rows], canvas.alpha[rows], canvas.ink[rows]
+    top.paint(whole, colour)
+    top.paint(trim, second)
+    canvas.albedo[rows], canvas.alpha[rows], canvas.ink[rows] = top.albedo, top.alpha, top.ink
+
+
+def _row(colour: tuple[float, float, float], person: _Person) -> Tensor:
+    return torch.tensor(colour).expand(len(person.vectors), 3)
+
+
+def compose(vectors: Tensor, look: Look, *, generator: Generator) -> Layers:
+    """Draw people: genes (n, d) and what they do and wear -> layers for `drawing.render`.
+
+    Place (+-0.05 of the frame's half width), size (+-5 %) and tilt (+-6 degrees) are drawn from the generator.
+    """
+    person = _Person(vectors, look, generator)
+    canvas = _Canvas(person.hair)
+    back, front = _hair(person)
+    _paint_body(canvas, person, back)
+    _paint_head(canvas, person)
+    _paint_marks(canvas, person)
+    _paint_nose(canvas, person)
+    _paint_beard(canvas, person)
+    _paint_mouth(canvas, person)
+    _paint_eyes(canvas, person)
+    canvas.paint(front, person.hair)
+    _paint_glasses(canvas, person)
+    _paint_hat(canvas, person)
+    # The side away from the light lies in shade, with a clear edge, so that it reads in every style.
+    towards = (look.light * 2 - 1).to(torch.float32)[:, None, None]
+    shade = ((0.06 - person.x * towards) / 0.10 + 0.5).clamp(0, 1).unsqueeze(1)
+    return Layers(albedo=canvas.albedo * (1 - 0.42 * shade), alpha=canvas.alpha, ink=canvas.ink)
