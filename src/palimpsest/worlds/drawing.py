@@ -91,9 +91,7 @@ def ellipse(x: Tensor, y: Tensor, cx: Number, cy: Number, rx: Number, ry: Number
     return f * (f - 1) / slope
 
 
-def box(
-    x: Tensor, y: Tensor, cx: Number, cy: Number, half_w: Number, half_h: Number, corner: Number = 0.0
-) -> Tensor:
+def box(x: Tensor, y: Tensor, cx: Number, cy: Number, half_w: Number, half_h: Number, corner: Number = 0.0) -> Tensor:
     """Signed distance to an axis-aligned box with half sizes (half_w, half_h) and rounded corners."""
     qx = (x - cx).abs() - half_w + corner
     qy = (y - cy).abs() - half_h + corner

@@ -121,9 +121,7 @@ class Glyphs:
         labels = {key: absent.clone() for key in self.vocabulary}
         return self._complete(labels, two, self._allowed(without, held_out), generator)
 
-    def draw(
-        self, labels: dict[str, Tensor], *, generator: Generator, captions: list[str] | None = None
-    ) -> Pictures:
+    def draw(self, labels: dict[str, Tensor], *, generator: Generator, captions: list[str] | None = None) -> Pictures:
         """Draw labelled pictures. Size, place, turn, shade and grain vary; a missing label or -1 is filled at random.
 
         Args:
@@ -150,7 +148,10 @@ class Glyphs:
         rows = two.nonzero().squeeze(1)
         if len(rows):
             masks[rows, 1], second = self._silhouette(
-                labels["subject2"][rows], centres[rows, 1], scales[rows] * uniform(len(rows), 0.93, 1.07, generator=generator), generator
+                labels["subject2"][rows],
+                centres[rows, 1],
+                scales[rows] * uniform(len(rows), 0.93, 1.07, generator=generator),
+                generator,
             )
             colour = self._shaded(COLOURS, labels["colour2"][rows], 0.035, generator)[:, :, None, None]
             albedo = albedo.contiguous()
@@ -272,7 +273,9 @@ class Glyphs:
                 weights.scatter_(1, done["subject"][:, None], 0.0)
             done[key] = _fill(labels[key], weights, generator)
         pairs = _balanced(visible() & allowed["colour"][:, None] & allowed["background"][None])
-        given = _given(labels["colour"], len(COLOURS))[:, :, None] * _given(labels["background"], len(BACKGROUNDS))[:, None]
+        given = (
+            _given(labels["colour"], len(COLOURS))[:, :, None] * _given(labels["background"], len(BACKGROUNDS))[:, None]
+        )
         joint = (pairs * given).flatten(1) + 1e-12 * given.flatten(1)
         drawn = torch.multinomial(joint, 1, generator=generator).squeeze(1) if n else torch.zeros(0, dtype=torch.long)
         done["colour"], done["background"] = drawn // len(BACKGROUNDS), drawn % len(BACKGROUNDS)

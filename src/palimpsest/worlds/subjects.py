@@ -108,9 +108,7 @@ def _mushroom(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _flower(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    petals = [
-        disc(x, y, 0.58 * math.sin(k * math.pi / 3), -0.58 * math.cos(k * math.pi / 3), 0.38) for k in range(6)
-    ]
+    petals = [disc(x, y, 0.58 * math.sin(k * math.pi / 3), -0.58 * math.cos(k * math.pi / 3), 0.38) for k in range(6)]
     return union(*petals, disc(x, y, 0, 0, 0.4)), disc(x, y, 0, 0, 0.25)
 
 
@@ -147,9 +145,7 @@ def _anchor(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     eye = contour(disc(x, y, 0, -0.74, 0.17), 0.09)
     stock, shank = box(x, y, 0, -0.34, 0.46, 0.11, 0.05), box(x, y, 0, 0.14, 0.13, 0.72)
     arms = arc(x, y, 0, 0.06, 0.72, math.pi / 2, 1.35, 0.13)
-    flukes = [
-        polygon(x, y, [(s * 0.98, 0.2), (s * 0.74, -0.24), (s * 0.42, 0.22)][:: int(s)]) for s in (1.0, -1.0)
-    ]
+    flukes = [polygon(x, y, [(s * 0.98, 0.2), (s * 0.74, -0.24), (s * 0.42, 0.22)][:: int(s)]) for s in (1.0, -1.0)]
     return union(eye, stock, shank, arms, *flukes), _nothing(x)
 
 
@@ -204,9 +200,7 @@ def _butterfly(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     side = x.abs()
     turn = 0.6
     u, v = side - 0.52, y + 0.34
-    upper = ellipse(
-        u * math.cos(turn) - v * math.sin(turn), v * math.cos(turn) + u * math.sin(turn), 0, 0, 0.52, 0.38
-    )
+    upper = ellipse(u * math.cos(turn) - v * math.sin(turn), v * math.cos(turn) + u * math.sin(turn), 0, 0, 0.52, 0.38)
     lower = ellipse(side, y, 0.42, 0.46, 0.36, 0.36)
     feeler = capsule(side, y, 0.03, -0.5, 0.26, -0.92, 0.05)
     trunk = capsule(x, y, 0, -0.5, 0, 0.62, 0.1)
