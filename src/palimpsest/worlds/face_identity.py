@@ -15,16 +15,16 @@ GENES: tuple[str, ...] = (
     "marks", "ears", "clothes", "collar",
 )  # fmt: skip
 KINDS: dict[str, int] = {
-    "eye_colour": 5, "hair_style": 8, "hair_colour": 8, "beard": 8, "marks": 6, "clothes": 8, "collar": 4,
+    "eye_colour": 5, "hair_style": 8, "hair_colour": 8, "beard": 10, "marks": 6, "clothes": 8, "collar": 4,
 }  # fmt: skip
-BEARDED_FROM = 5  # of the 8 kinds of `beard`, the first 5 are clean-shaven
+BEARDED_FROM = 7  # of the 10 kinds of `beard`, the first 7 are clean-shaven
 
 # How far apart two faces look when one gene goes from end to end, or (for a kind) when the kinds differ.
 # Set by eye at 64 pixels: hair and skin carry a small picture, a nose does not.
 VISIBILITY: dict[str, float] = {
     "skin": 1.6, "face_width": 0.7, "face_height": 0.4, "jaw": 0.4, "eye_size": 0.5, "eye_spacing": 0.3,
     "eye_colour": 0.2, "brow_thickness": 0.4, "brow_slant": 0.3, "nose_length": 0.2, "nose_width": 0.2,
-    "mouth_width": 0.2, "lips": 0.1, "hair_style": 1.4, "hair_colour": 1.4, "beard": 0.9, "marks": 0.5,
+    "mouth_width": 0.2, "lips": 0.1, "hair_style": 1.4, "hair_colour": 1.4, "beard": 0.5, "marks": 0.5,
     "ears": 0.2, "clothes": 1.0, "collar": 0.5,
 }  # fmt: skip
 

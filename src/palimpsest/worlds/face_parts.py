@@ -24,8 +24,9 @@ CLOTHES = (
     (0.08, 0.55, 0.50), (0.52, 0.22, 0.70), (0.14, 0.14, 0.16), (0.98, 0.50, 0.12),
 )  # fmt: skip
 IRIS = ((0.28, 0.15, 0.06), (0.16, 0.42, 0.86), (0.14, 0.55, 0.26), (0.78, 0.50, 0.08), (0.40, 0.44, 0.48))
-HATS = ((0.84, 0.12, 0.16), (0.10, 0.50, 0.72), (0.97, 0.78, 0.10))  # cap, beanie, crown
-FRAME, WHITE, LENS = (0.10, 0.10, 0.13), (0.98, 0.98, 0.97), (0.07, 0.08, 0.16)
+HATS = ((0.84, 0.12, 0.16), (0.10, 0.50, 0.72), (0.50, 0.24, 0.62))  # cap, beanie, fedora
+# Styles lighten near-black lines, so frames are a deep violet that stays above that, also in the shade.
+FRAME, WHITE, PUPIL, LENS = (0.42, 0.36, 0.52), (0.98, 0.98, 0.97), (0.06, 0.05, 0.07), (0.12, 0.11, 0.20)
 
 _PIXEL = 2 / SIZE
 _LINE = 0.85 * _PIXEL  # half the width of an outline
@@ -42,7 +43,7 @@ class Look:
 
     expression: Tensor  # neutral, smiling, surprised, frowning
     glasses: Tensor  # without, glasses, sunglasses
-    hat: Tensor  # bareheaded, cap, beanie, crown
+    hat: Tensor  # bareheaded, cap, beanie, fedora
     pose: Tensor  # left, front, right
     light: Tensor  # from left, from right
 
@@ -280,9 +281,7 @@ def _paint_eyes(canvas: _Canvas, person: _Person) -> None:
     gaze = 0.035 * person.turn * person.fx.sign()
     iris = disc(ax, fy, eye_x + gaze, eye_y, width * 0.58)
     canvas.paint(iris, _palette(IRIS, kind(person.vectors, "eye_colour")), line=0, window=_FACE)
-    canvas.paint(
-        disc(ax, fy, eye_x + gaze, eye_y, width * 0.27), _row(FRAME, person), window=_FACE, solid=True
-    )  # fmt: skip
+    canvas.paint(disc(ax, fy, eye_x + gaze, eye_y, width * 0.27), _row(PUPIL, person), line=0, window=_FACE)
     thick = person.gene("brow_thickness", 0.016, 0.05)
     lift = torch.tensor([0.0, 0.02, 0.10, -0.03])[mood]
     slant = person.gene("brow_slant", -0.05, 0.05) + torch.tensor([0.0, -0.02, -0.03, 0.11])[mood]
@@ -308,8 +307,8 @@ def _paint_glasses(canvas: _Canvas, person: _Person) -> None:
     bar = torch.maximum((fy - person.eye_y + 0.02).abs() - 0.022, 0.13 - (ax - eye_x).abs())
     bar = torch.maximum(bar, ax - person.rx)
     frame = torch.minimum(lens.abs() - 0.028, bar)
-    distance = torch.where(worn == 2, torch.minimum(lens - 0.028, bar), frame)
-    canvas.paint(torch.where(worn == 0, _FAR, distance), _row(FRAME, person), window=_FACE, solid=True)
+    canvas.paint(torch.where(worn == 2, lens, _FAR), _row(LENS, person), line=0, window=_FACE)
+    canvas.paint(torch.where(worn == 0, _FAR, frame), _row(FRAME, person), window=_FACE, solid=True)
     shine = capsule(ax, fy, eye_x - 0.05, 0.01, eye_x + 0.04, -0.08, 0.022)
     canvas.paint(torch.where(worn == 2, shine, _FAR), _row(WHITE, person) * 0.8, line=0, window=_FACE)
 
@@ -326,13 +325,13 @@ def _paint_hat(canvas: _Canvas, person: _Person) -> None:
     brim = ellipse(x, y, 0.30 * turn, rim, rx + 0.06, 0.085)
     band = torch.maximum((y - rim).abs() - 0.085, x.abs() - rx * 0.97)
     knob = disc(x, y, 0.0, -ry - 0.13, 0.12)
-    zigzag = ((x / rx * 2.5) % 1 - 0.5).abs() * 2
-    points = torch.maximum(x.abs() - rx * 0.95 + (y - rim) * 0.12, y - rim - 0.03)
-    points = torch.maximum(points, (rim - 0.20 - 0.26 * zigzag - y) * 0.7)
-    whole = torch.where(hat == 1, dome, torch.where(hat == 2, torch.minimum(dome, knob), points))
-    trim = torch.where(hat == 1, brim, torch.where(hat == 2, band, disc(x, y, 0.0, rim - 0.10, 0.06)))
+    tall = torch.maximum(x.abs() - rx * 0.86 + 0.10 * (rim - y), y - rim)
+    tall = torch.maximum(tall, (rim - 0.36 + 0.10 * (1 - (x / 0.2) ** 2).clamp(min=0)) - y)
+    wide = ellipse(x, y, 0.06 * turn, rim, rx + 0.22, 0.085)
+    whole = torch.where(hat == 1, dome, torch.where(hat == 2, torch.minimum(dome, knob), tall))
+    trim = torch.where(hat == 1, brim, torch.where(hat == 2, band, wide))
     colour = _palette(HATS, person.look.hat[rows] - 1)
-    second = torch.where(hat[:, :, 0] == 3, torch.tensor(HATS[0]), colour * 0.62 + 0.0)
+    second = colour * 0.66
     second = torch.where(hat[:, :, 0] == 2, torch.tensor(WHITE), second)
     top = _Canvas(colour)
     top.albedo, top.alpha, top.ink = canvas.albedo[rows], canvas.alpha[rows], canvas.ink[rows]

@@ -23,6 +23,7 @@ class Pictures:
     masks: Tensor
     labels: dict[str, Tensor]
     captions: list[str]
+    identity: Tensor | None = None  # (n, d) the identity vectors drawn, Faces only
 
     def __len__(self) -> int:
         """The number of pictures."""
