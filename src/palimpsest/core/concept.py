@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 from palimpsest.core.errors import BadRequest
 
@@ -83,6 +84,26 @@ class Request:
         if not self.toward:
             return (None,) * len(self.target)
         return self.toward * len(self.target) if len(self.toward) == 1 else self.toward
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it; `from_plain` is the inverse."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any]) -> Request:
+        def concepts(role: str) -> tuple[Concept, ...]:
+            return tuple(
+                Concept(
+                    name=c["name"],
+                    kind=c["kind"],
+                    prompts=tuple(c["prompts"]),
+                    labels=tuple(c["labels"]),
+                    images=tuple(c["images"]),
+                )
+                for c in plain[role]
+            )
+
+        return Request(target=concepts("target"), keep=concepts("keep"), toward=concepts("toward"))
 
     def keeping(self, concepts: Iterable[Concept]) -> Request:
         """The same request with this retain set."""

@@ -16,7 +16,7 @@ def tensors_of(root: nn.Module) -> dict[str, Tensor]:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The tensor's bytes in C order, without a copy where it is already contiguous on the CPU."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def digest(tensors: Mapping[str, Tensor], salt: str = "") -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, final
@@ -14,8 +14,8 @@ from typing import Any, ClassVar, final
 import torch
 
 from palimpsest.core.card import Card
-from palimpsest.core.concept import Concept, Request
-from palimpsest.core.errors import BadRequest, Touched, Unsupported
+from palimpsest.core.concept import Request
+from palimpsest.core.errors import BadRequest, Damaged, Touched, Unsupported
 from palimpsest.core.fingerprint import hook_count, quick_state
 from palimpsest.core.host import CAPABILITIES, Denoiser, Guide, capabilities
 from palimpsest.core.patch import Hook, Patch
@@ -95,7 +95,7 @@ class ModelEdit(Method, ABC):
             "method": self.id,
             "name": self.card.name,
             "parameters": self.parameters(),
-            "request": asdict(request),
+            "request": request.plain(),
             "seed": seed,
             "seconds": trace.seconds,
             "forwards": dict(trace.forwards),
@@ -114,7 +114,7 @@ class SamplingEdit(ModelEdit):
 
     @final
     def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
-        hook = Hook(id=self.id, params={"parameters": self.parameters(), "request": asdict(request)})
+        hook = Hook(id=self.id, params={"parameters": self.parameters(), "request": request.plain()})
         return Patch(base="", hooks=(hook,))
 
     @classmethod
@@ -123,20 +123,16 @@ class SamplingEdit(ModelEdit):
         """Makes `host.sample` use the hook's rule until the context ends."""
         if host.guide is not None:
             raise BadRequest(f"{hook.id} cannot be added: another sampling-time system already guides {host.name}.")
-        method = cls(**hook.params["parameters"])
-        request = _request(hook.params["request"])
+        try:
+            method = cls(**hook.params["parameters"])
+            request = Request.from_plain(hook.params["request"])
+        except (KeyError, TypeError) as e:
+            raise Damaged(f"The patch's hook {hook.id} has parameters that this version does not know: {e}.") from e
         host.guide = lambda: method.guide(host, request)
         try:
             yield
         finally:
             host.guide = None
-
-
-def _request(plain: Mapping[str, Any]) -> Request:
-    def concept(c: Mapping[str, Any]) -> Concept:
-        return Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()})
-
-    return Request(**{role: tuple(concept(c) for c in plain[role]) for role in ("target", "keep", "toward")})
 
 
 def at_least(name: str, value: float, least: float, why: str = "") -> None:

@@ -183,7 +183,7 @@ def merge(*patches: Patch, overlap: Overlap = "refuse", shapes: Mapping[str, tor
                 deltas[name] = deltas_of.add(deltas[name], delta, shape)
             elif overlap == "refuse":
                 raise BadRequest(
-                    f"Both patches change {name!r}. Say how to resolve it: merge(a, b, overlap='sum'), 'first' or 'last'."
+                    f"Both patches change {name!r}; say how to resolve it: merge(..., overlap='sum'), 'first' or 'last'."
                 )
     hooks = tuple(h for p in patches for h in p.hooks)
     return Patch(
@@ -250,7 +250,8 @@ def _unpack(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
     grouped: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, t in tensors.items():
         where, rest = key.split("|", 1)
-        owner, _, part = rest.rpartition("|")
+        # A delta's part is a field name; a hook's owner is a number: each splits where no user text stands.
+        owner, part = rest.rsplit("|", 1) if where == "delta" else rest.split("|", 1)
         grouped.setdefault((where, owner), {})[part] = t
     deltas = {name: KINDS[kind](**grouped[("delta", name)]) for name, kind in header["deltas"].items()}
     hooks = tuple(

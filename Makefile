@@ -1,0 +1,56 @@
+# Two commands set everything up from nothing: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+# A CPU build is enough for everything here; set TORCH to what your accelerator needs.
+TORCH ?= torch==2.13.0
+BIN = $(VENV)/bin
+# Two processes that each use every core slow each other many times over.
+export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test check fmt bench exam docs browser clean
+
+demo: $(VENV)/.installed
+	$(BIN)/palimpsest erase star --model tiny/sd --out demo
+	@echo "The receipt: $(CURDIR)/demo/receipt.html"
+
+test: $(VENV)/.test browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+fmt: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python bench/closed_form.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/worlds.py
+	$(BIN)/python bench/erase.py
+
+exam: $(VENV)/.installed
+	$(BIN)/palimpsest exam erase
+
+# The receipt is tested in a real browser. Where none can be installed those tests are skipped, and say so.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	  || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] \
+	       && (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1; } \
+	  || echo "No chromium: browser tests will be skipped."
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist site

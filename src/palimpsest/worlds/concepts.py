@@ -1,0 +1,121 @@
+"""The words of the worlds as concepts: what kind they are, and varied prompts that ask for them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.concept import Concept, Kind
+from palimpsest.core.errors import BadRequest
+from palimpsest.worlds.faces import FACES
+from palimpsest.worlds.glyphs import GLYPHS
+from palimpsest.worlds.picture import Pictures
+
+_KINDS: dict[str, Kind] = {"subject": "object", "style": "style", "background": "domain", "identity": "identity"}
+# What else a prompt says, by the key of the concept: enough to vary the picture, not so much that it is a list.
+_CONTEXT = {
+    "glyphs": ("subject", "colour", "style", "background"),
+    "faces": ("identity", "expression", "glasses", "style"),
+}
+
+
+class World(Protocol):
+    """What Glyphs and Faces have in common."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def vocabulary(self) -> dict[str, tuple[str, ...]]: ...
+    @property
+    def held_out(self) -> dict[str, frozenset[str]]: ...
+    def sample(
+        self, n: int, *, generator: torch.Generator, without: frozenset[str] = frozenset(), held_out: bool = False
+    ) -> dict[str, Tensor]: ...
+    def draw(
+        self, labels: dict[str, Tensor], *, generator: torch.Generator, captions: list[str] | None = None
+    ) -> Pictures: ...
+    def caption(self, labels: dict[str, Tensor], *, generator: torch.Generator) -> list[str]: ...
+    def prompt(self, **words: str) -> str: ...
+    def read(self, prompt: str) -> dict[str, str]: ...
+
+
+WORLDS: Mapping[str, World] = {"glyphs": GLYPHS, "faces": FACES}
+
+
+def world_of(folder: Path | None) -> World | None:
+    """The world that a model folder was trained on, as its `world.json` says; None for models of other pictures."""
+    if folder is None or not (folder / "world.json").is_file():
+        return None
+    return WORLDS[json.loads((folder / "world.json").read_text(encoding="utf-8"))["world"]]
+
+
+def key_of(world: World, word: str) -> str | None:
+    """The label key under which a world has a word (case does not matter); None where it has no such word."""
+    for key, words in world.vocabulary.items():
+        if any(word.casefold() == w.casefold() for w in words):
+            return key
+    return None
+
+
+def concept(world: World, word: str) -> Concept:
+    """A world's word as a Concept, with the canonical prompt that asks for it.
+
+    Raises:
+        BadRequest: the world has no such word; the message names those that come close.
+    """
+    key = key_of(world, word)
+    if key is None:
+        every = [w for k, words in world.vocabulary.items() if not k.endswith("2") for w in words]
+        close = difflib.get_close_matches(word, every, n=4, cutoff=0.5)
+        some = ", ".join(close or every[:8])
+        raise BadRequest(f"This model's world, {world.name}, has no {word!r}. Did you mean {some}?")
+    name = next(w for w in world.vocabulary[key] if w.casefold() == word.casefold())
+    return Concept(
+        name=name, kind=_KINDS.get(key, "attribute"), prompts=(world.prompt(**{key: name}),), labels=(f"{key}:{name}",)
+    )
+
+
+def siblings(world: World, word: str) -> list[str]:
+    """The other trained words under the same key: the candidates for neighbours."""
+    key = key_of(world, word)
+    if key is None:
+        raise BadRequest(f"{world.name} has no {word!r}.")
+    out = world.held_out.get(key, frozenset())
+    return [w for w in world.vocabulary[key] if w.casefold() != word.casefold() and w not in out]
+
+
+def prompts(
+    world: World, word: str, n: int, *, generator: torch.Generator, avoid: frozenset[str] = frozenset()
+) -> list[str]:
+    """n different prompts that ask for a word, each in another context of the world's other words.
+
+    Args:
+        avoid: words that no prompt may mention, such as the target in prompts about something else.
+
+    Raises:
+        BadRequest: the world has no such word, or not n different contexts.
+    """
+    key = key_of(world, word)
+    if key is None:
+        raise BadRequest(f"{world.name} has no {word!r}.")
+    keys = [k for k in _CONTEXT[world.name] if k != key]
+    found: dict[str, None] = {}
+    for _ in range(50):
+        labels = world.sample(4 * n, generator=generator, without=avoid - {word})
+        # Drawing completes the labels around the fixed word, so that no impossible pair is ever asked for.
+        labels = {k: v.clone() for k, v in labels.items() if k in (*keys, key)}
+        labels[key].fill_(world.vocabulary[key].index(word))
+        if world.name == "glyphs" and key in ("colour", "background"):
+            labels.pop("background" if key == "colour" else "colour")
+        for row in range(4 * n):
+            words = {k: world.vocabulary[k][int(v[row])] for k, v in labels.items() if int(v[row]) >= 0}
+            found.setdefault(world.prompt(**words))
+            if len(found) == n:
+                return list(found)
+    raise BadRequest(f"{world.name} has only {len(found)} different contexts for {word!r}; ask for fewer than {n}.")

@@ -1,0 +1,222 @@
+"""The patch: algebra, exact revert, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.delta import Dense, LowRank, Rows, Sparse
+from palimpsest.core.errors import BadRequest, Damaged, PalimpsestError, Unsupported, WrongBase
+from palimpsest.core.fingerprint import fingerprint
+from palimpsest.core.patch import Hook, Patch, diff, merge
+
+
+class Small:
+    """The least host: two layers and a table."""
+
+    name = "small"
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        torch.manual_seed(seed)
+        self.root = nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Conv2d(3, 5, 3), "e": nn.Embedding(10, 4)}).to(dtype)
+
+    def parts(self, role: str) -> dict[str, nn.Module]:
+        return {}
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.root)
+
+
+def make(host: Small, seed: int = 0, names: tuple[str, ...] = ("a", "b", "e", "s")) -> Patch:
+    g = torch.Generator().manual_seed(seed)
+    r = lambda *s: torch.randn(*s, generator=g)  # noqa: E731
+    deltas = {
+        "a.weight": LowRank(up=r(4, 2), down=r(2, 6)),
+        "b.weight": Dense(value=r(5, 3, 3, 3)),
+        "e.weight": Rows(index=torch.tensor([3, 7]), value=r(2, 4)),
+        "a.bias": Sparse(index=torch.tensor([1]), value=r(1)),
+    }
+    keys = dict(zip("abes", deltas, strict=True))
+    return Patch(base=host.fingerprint(), deltas={keys[n]: deltas[keys[n]] for n in names}, provenance={"by": "test"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_apply_changes_and_revert_is_exact(dtype: torch.dtype) -> None:
+    host = Small(dtype=dtype)
+    before, patch = host.fingerprint(), make(host)
+    weight = host.root["a"].weight.detach().clone()
+    with patch.applied(host):
+        assert host.fingerprint() != before
+        expect = (weight.float() + patch.deltas["a.weight"].dense(weight.shape)).to(dtype)
+        assert torch.equal(host.root["a"].weight, expect)
+    assert host.fingerprint() == before
+
+
+def test_revert_after_an_exception() -> None:
+    host = Small()
+    before = host.fingerprint()
+    with pytest.raises(RuntimeError, match="inside"), make(host).applied(host):
+        raise RuntimeError("inside")
+    assert host.fingerprint() == before
+
+
+def test_wrong_base_is_refused_and_force_applies() -> None:
+    host, other = Small(0), Small(1)
+    patch = make(host)
+    with pytest.raises(WrongBase, match="made for the model"), patch.applied(other):
+        pass
+    with patch.applied(other, force=True):
+        assert other.fingerprint() != Small(1).fingerprint()
+
+
+def test_a_delta_that_does_not_fit_changes_nothing() -> None:
+    host = Small()
+    before = host.fingerprint()
+    bad = Patch(base=before, deltas={"a.bias": Dense(value=torch.ones(4)), "a.weight": Dense(value=torch.ones(7))})
+    with pytest.raises(Damaged, match="does not fit"), bad.applied(host):
+        pass
+    assert host.fingerprint() == before
+
+
+def test_unknown_tensor_is_named() -> None:
+    host = Small()
+    bad = Patch(base=host.fingerprint(), deltas={"zz.weight": Dense(value=torch.ones(1))})
+    with pytest.raises(WrongBase, match=r"zz\.weight"), bad.applied(host):
+        pass
+
+
+@settings(max_examples=25, deadline=None)
+@given(factor=st.floats(-3, 3, allow_nan=False), seed=st.integers(0, 1000))
+def test_scaling_and_sums(factor: float, seed: int) -> None:
+    host = Small()
+    a, b = make(host, seed), make(host, seed + 1)
+    shapes = {k: v.shape for k, v in host.root.state_dict().items()}
+    both = merge(a.scaled(factor), b, overlap="sum")
+    for name, d in both.deltas.items():
+        expect = factor * a.deltas[name].dense(shapes[name]) + b.deltas[name].dense(shapes[name])
+        torch.testing.assert_close(d.dense(shapes[name]), expect, atol=1e-4, rtol=1e-4)
+
+
+def test_overlap_is_refused_without_a_rule_and_resolved_with_one() -> None:
+    host = Small()
+    a, b = make(host, 0), make(host, 1)
+    with pytest.raises(BadRequest, match="overlap"):
+        _ = a | b
+    assert merge(a, b, overlap="first").deltas["a.weight"] is a.deltas["a.weight"]
+    assert merge(a, b, overlap="last").deltas["a.weight"] is b.deltas["a.weight"]
+    disjoint = make(host, 0, ("a",)) | make(host, 1, ("b",))
+    assert set(disjoint.deltas) == {"a.weight", "b.weight"}
+    with pytest.raises(WrongBase):
+        merge(a, make(Small(3), 0))
+
+
+def test_mixed_forms_sum() -> None:
+    host = Small()
+    low = Patch(base=host.fingerprint(), deltas={"a.weight": LowRank(up=torch.ones(4, 1), down=torch.ones(1, 6))})
+    full = Patch(base=host.fingerprint(), deltas={"a.weight": Dense(value=torch.ones(4, 6))})
+    assert torch.equal(
+        merge(low, full, overlap="sum").deltas["a.weight"].dense(torch.Size((4, 6))), torch.full((4, 6), 2.0)
+    )
+
+
+def test_save_and_load_are_exact(tmp_path: Path) -> None:
+    host = Small()
+    hook = Hook(id="erase/none", params={"x": [1, "é"]}, tensors={"a|b": torch.arange(3)})
+    patch = Patch(base=host.fingerprint(), deltas=make(host).deltas, hooks=(hook,), provenance={"text": "\"<&'"})
+    again = Patch.load(patch.save(tmp_path / "p.safetensors"))
+    assert again.sha256() == patch.sha256()
+    assert again.provenance == patch.provenance
+    assert again.hooks[0].id == hook.id
+    assert torch.equal(again.hooks[0].tensors["a|b"], torch.arange(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    host = Small()
+    path = make(host).save(tmp_path / "p.safetensors")
+    data = path.read_bytes()
+    for at in range(8, len(data), max(1, len(data) // 60)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        with pytest.raises(Damaged):
+            Patch.load(path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_files_are_refused(tmp_path: Path, keep: int) -> None:
+    path = make(Small()).save(tmp_path / "p.safetensors")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(Damaged):
+        Patch.load(path)
+
+
+def test_pickles_are_refused_unopened(tmp_path: Path) -> None:
+    path = tmp_path / "p.pt"
+    torch.save({"a": torch.ones(1)}, path)
+    with pytest.raises(Damaged, match="pickle"):
+        Patch.load(path)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(Damaged, match="no patch"):
+        Patch.load("nowhere.safetensors")
+
+
+def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(Small()).save(tmp_path / "p.safetensors")
+    old = path.read_bytes()
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("palimpsest.core.patch.save_file", full)
+    with pytest.raises(PalimpsestError, match="Free some space"):
+        make(Small(), 1).save(path)
+    assert path.read_bytes() == old
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_hooks_cannot_be_fused_or_scaled() -> None:
+    patch = Patch(base="x", hooks=(Hook(id="erase/none"),))
+    with pytest.raises(Unsupported):
+        patch.fuse(Small(), force=True)
+    with pytest.raises(Unsupported):
+        patch.scaled(0.5)
+
+
+def test_diff_finds_any_edit() -> None:
+    host, edited = Small(), Small()
+    with torch.no_grad():
+        edited.root["a"].weight[0, 0] += 1
+        edited.root["b"].weight *= 1.5
+    patch = diff(host, edited)
+    assert set(patch.deltas) == {"a.weight", "b.weight"}
+    assert patch.deltas["a.weight"].kind == "sparse"
+    with patch.applied(host):
+        for name, t in edited.root.state_dict().items():
+            torch.testing.assert_close(host.root.state_dict()[name], t)
+
+
+class TestRequests:
+    def test_errors_say_what_to_do(self) -> None:
+        star, moon = Concept(name="star"), Concept(name="moon")
+        for wrong, words in [
+            ({"target": ()}, "no target"),
+            ({"target": (star, Concept(name="Star "))}, "twice"),
+            ({"target": (star,), "keep": (star,)}, "both a target and kept"),
+            ({"target": (star,), "toward": (star,)}, "by itself"),
+            ({"target": (star,), "toward": (moon, moon)}, "replacements"),
+        ]:
+            with pytest.raises(BadRequest, match=words):
+                Request(**wrong)  # type: ignore[arg-type]
+        with pytest.raises(BadRequest, match="not empty"):
+            Concept(name=" ")
+
+    def test_plain_round_trip(self) -> None:
+        request = Request(target=(Concept(name="a", prompts=("an a",)),), keep=(Concept(name="b", kind="style"),))
+        assert Request.from_plain(request.plain()) == request
