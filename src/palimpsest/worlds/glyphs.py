@@ -28,14 +28,24 @@ from palimpsest.worlds.picture import Pictures
 _SUBJECTS = tuple(subjects.SHAPES)
 _HELD_OUT_SUBJECTS = frozenset({"crown", "leaf", "bell", "cat", "hourglass", "butterfly"})
 # Where a single subject stands, frame units, y down.
-_PLACES = {"centre": (0.0, 0.0), "left": (-0.36, 0.0), "right": (0.36, 0.0), "top": (0.0, -0.36), "bottom": (0.0, 0.36)}
+_PLACES = {
+    "centre": (0.0, 0.0),
+    "left": (-0.34, 0.0),
+    "right": (0.34, 0.0),
+    "top": (0.0, -0.34),
+    "bottom": (0.0, 0.34),
+}
 _PLACE_WORDS = {
-    "centre": "in the centre", "left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom",
-}  # fmt: skip
-_RELATIONS = {"left of": ((-0.48, 0.0), (0.48, 0.0)), "above": ((0.0, -0.48), (0.0, 0.48))}
+    "centre": "in the centre",
+    "left": "on the left",
+    "right": "on the right",
+    "top": "at the top",
+    "bottom": "at the bottom",
+}
+_RELATIONS = {"left of": ((-0.49, 0.0), (0.49, 0.0)), "above": ((0.0, -0.49), (0.0, 0.49))}
 _TWO_RATE = 0.15
 _KEEP = {"subject": 0.97, "colour": 0.9, "style": 0.85, "background": 0.7, "position": 0.5}
-_MIN_CONTRAST = 0.24
+_MIN_CONTRAST = 0.235
 
 
 def _vocabulary() -> dict[str, tuple[str, ...]]:
@@ -56,7 +66,7 @@ def _held_out() -> dict[str, frozenset[str]]:
 
 
 def _oklab(rgb: Tensor) -> Tensor:
-    """(n, 3) sRGB in [0, 1] -> (n, 3) Oklab, in which Euclidean distance is about perceived difference (Ottosson 2020)."""
+    """(n, 3) sRGB in [0, 1] -> (n, 3) Oklab, where distance is about perceived difference (Ottosson 2020)."""
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     to_cones = torch.tensor(
         [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]], dtype=rgb.dtype
@@ -295,7 +305,7 @@ class Glyphs:
         jitter = (torch.rand(n, 2, 2, generator=generator) - 0.5) * 0.10
         centred = labels["position"] == _vocabulary()["position"].index("centre")
         draw = torch.rand(n, generator=generator)
-        scales = torch.where(two, 0.40 + 0.05 * draw, torch.where(centred, 0.66 + 0.16 * draw, 0.58 + 0.07 * draw))
+        scales = torch.where(two, 0.43 + 0.05 * draw, torch.where(centred, 0.66 + 0.16 * draw, 0.58 + 0.06 * draw))
         jitter = torch.where(centred[:, None, None], jitter, jitter * 0.6)
         return torch.where(two[:, None, None], paired, single) + jitter, scales
 

@@ -101,10 +101,12 @@ def _halftone(albedo: Tensor, alpha: Tensor, ink: Tensor, background: Tensor, ge
 
 def _watercolour(albedo: Tensor, alpha: Tensor, ink: Tensor, background: Tensor, generator: Generator) -> Tensor:
     """Wash: uneven edges, blooming pigment, a darker rim, grained paper."""
-    bleed = _blur(alpha, 2) + 0.13 * _noise(alpha, 12, generator)
-    wash = torch.sigmoid((bleed - 0.5) * 9)
+    soft = _blur(alpha, 1)
+    # The wobble lives at the edge alone: elsewhere it would leave stray drops on the paper.
+    bleed = soft + 0.55 * soft * (1 - soft) * _noise(alpha, 14, generator)
+    wash = torch.sigmoid((bleed - 0.46) * 9)
     rim = (4 * wash * (1 - wash)) ** 2
-    density = (0.80 + 0.16 * _noise(alpha, 5, generator) + 0.05 * _grain(alpha, generator)).clamp(0.45, 1)
+    density = (0.92 + 0.10 * _noise(alpha, 5, generator) + 0.04 * _grain(alpha, generator)).clamp(0.65, 1)
     paper = background * (1 + 0.05 * _blur(_grain(alpha, generator), 1) + 0.025 * _noise(alpha, 4, generator))
     painted = _mix(paper, albedo, wash * density)
     painted = _mix(painted, _mix(albedo, _line_colour(albedo), 0.5), rim * 0.55)
@@ -116,11 +118,12 @@ def _pixel(albedo: Tensor, alpha: Tensor, ink: Tensor, background: Tensor, gener
     block = 4
     cover = F.avg_pool2d(alpha, block)
     colour = F.avg_pool2d(albedo, block)
-    solid = (cover > 0.45).to(alpha)
+    # Blocks that are half covered are half coloured, as sprite artists do, so that small shapes stay legible.
+    solid = (cover * 2 - 0.45).clamp(0, 1)
     above = F.pad(solid, (0, 0, 1, 0))[:, :, :-1]
     below = F.pad(solid, (0, 0, 0, 1))[:, :, 1:]
-    lit = 0.12 * (solid - above).clamp(min=0) - 0.16 * (solid - below).clamp(min=0)
-    line = (F.avg_pool2d(ink, block) > 0.62).to(alpha)
+    lit = 0.14 * (solid - above).clamp(min=0) - 0.18 * (solid - below).clamp(min=0)
+    line = (F.avg_pool2d(ink, block) * 3 - 1.5).clamp(0, 1)
     sprite = _mix(colour + lit, _line_colour(colour), line)
     picture = _mix(F.avg_pool2d(background, block), sprite, solid)
     picture = picture.repeat_interleave(block, 2).repeat_interleave(block, 3)
@@ -133,7 +136,7 @@ def _neon(albedo: Tensor, alpha: Tensor, ink: Tensor, background: Tensor, genera
     """Tubes of light on a dim wall. A black tube is unlit, before a pale glow of the wall."""
     dark = torch.sigmoid((0.16 - _luma(albedo)) * 60)
     power = _each(len(alpha), 0.9, 1.1, alpha, generator)
-    wall = background * 0.42
+    wall = background * (0.64 - 0.24 * _luma(background))
     near, wide = _blur(ink, 2), _blur(ink, 5)
     light = _mix(albedo, background * 0.5 + 0.5, dark)
     glow = ((0.75 * near + 0.9 * wide) * power).clamp(0, 0.9)
@@ -156,8 +159,8 @@ def _mosaic(albedo: Tensor, alpha: Tensor, ink: Tensor, background: Tensor, gene
     edge = torch.minimum((across - across.round()).abs(), (down - down.round()).abs())
     joint = torch.sigmoid((0.09 - edge) * 40)
     grout = torch.where(_luma(background) > 0.45, background * 0.45, background * 0.55 + 0.42)
-    tile = _mix(background, albedo, alpha) * (1 + 0.10 * tone) + 0.025 * tone
-    return _mix(tile, grout, torch.maximum(joint * 0.85, ink * 0.7))
+    tile = _mix(background, albedo, alpha) * (1 + 0.075 * tone) + 0.02 * tone
+    return _mix(tile, grout, torch.maximum(joint * 0.62, ink * 0.75))
 
 
 def _clay(albedo: Tensor, alpha: Tensor, ink: Tensor, background: Tensor, generator: Generator) -> Tensor:
@@ -180,18 +183,12 @@ def _stitch(albedo: Tensor, alpha: Tensor, ink: Tensor, background: Tensor, gene
     """Embroidery: crosses of thread on woven cloth."""
     cell = 5
     x, y = _pixels(alpha)
-    h, w = alpha.shape[-2:]
-    column, row = (x // cell).long(), (y // cell).long()
-    centre_x = (column * cell + cell // 2).clamp(max=w - 1).flatten()
-    centre_y = (row * cell + cell // 2).clamp(max=h - 1).flatten()
-    inside = (_blur(alpha, 1)[:, :, centre_y, centre_x] > 0.5).to(alpha).view_as(alpha)
-    line = (_blur(ink, 1)[:, :, centre_y, centre_x] > 0.6).to(alpha).view_as(alpha)
     u, v = x % cell - (cell - 1) / 2, y % cell - (cell - 1) / 2
-    thread = (1.35 - torch.minimum((u - v).abs(), (u + v).abs())).clamp(0, 1)
+    thread = (1.25 - torch.minimum((u - v).abs(), (u + v).abs())).clamp(0, 1)
     weave = 0.06 * ((x + y) % 2) - 0.05 * (x % cell == 0).to(alpha)
     cloth = background * (0.97 + weave)
-    yarn = _mix(albedo, _line_colour(albedo), 0.45 * line) * (1 + 0.06 * _noise(alpha, 13, generator))
-    return _mix(_mix(cloth, cloth * 0.8 + albedo * 0.1, inside * (1 - thread)), yarn, inside * thread)
+    yarn = _mix(albedo, _line_colour(albedo), 0.6 * ink) * (1 + 0.06 * _noise(alpha, 13, generator))
+    return _mix(_mix(cloth, _mix(cloth, albedo, 0.35) * 0.85, alpha * (1 - thread)), yarn, alpha * thread)
 
 
 def _crayon(albedo: Tensor, alpha: Tensor, ink: Tensor, background: Tensor, generator: Generator) -> Tensor:
@@ -199,8 +196,9 @@ def _crayon(albedo: Tensor, alpha: Tensor, ink: Tensor, background: Tensor, gene
     x, y = _pixels(alpha)
     phase = _each(len(alpha), 0, 2 * math.pi, alpha, generator)
     streak = torch.sin((0.5 * x + y) * 0.9 + phase + 1.6 * _noise(alpha, 10, generator))
-    ragged = torch.sigmoid((_blur(alpha, 1) + 0.16 * _noise(alpha, 24, generator) - 0.5) * 10)
-    wax = torch.sigmoid(2.2 * (_grain(alpha, generator) + 0.8 * streak + 0.75))
+    soft = _blur(alpha, 1)
+    ragged = torch.sigmoid((soft + 0.7 * soft * (1 - soft) * _noise(alpha, 24, generator) - 0.5) * 10)
+    wax = torch.sigmoid(2.2 * (_grain(alpha, generator) + 0.8 * streak + 1.0))
     paper = background * (1 + 0.03 * _grain(alpha, generator))
     drawn = _mix(paper, albedo, ragged * (0.12 + 0.88 * wax))
     return _mix(drawn, _line_colour(albedo), ink * (0.35 + 0.5 * wax))

@@ -87,7 +87,7 @@ def _tree(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _house(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     roof = polygon(x, y, [(0, -0.92), (0.98, -0.02), (-0.98, -0.02)])
     walls, chimney = box(x, y, 0, 0.4, 0.7, 0.46), box(x, y, 0.5, -0.62, 0.14, 0.3)
-    door = subtract(box(x, y, -0.24, 0.56, 0.2, 0.32), _nothing(x))
+    door = box(x, y, -0.24, 0.56, 0.2, 0.32)
     window = contour(box(x, y, 0.34, 0.3, 0.15, 0.15), 0.05)
     return union(roof, walls, chimney), union(door, window)
 
@@ -123,7 +123,7 @@ def _arrow(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _bolt(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    points = [(0.2, -1.0), (-0.58, 0.14), (-0.1, 0.14), (-0.34, 1.0), (0.6, -0.26), (0.08, -0.26), (0.56, -1.0)]
+    points = [(0.04, -1.0), (-0.66, 0.16), (-0.14, 0.16), (-0.38, 1.0), (0.7, -0.28), (0.16, -0.28), (0.62, -1.0)]
     return polygon(x, y, points) - 0.02, _nothing(x)
 
 
