@@ -20,7 +20,7 @@ FLOORS = {
     **dict.fromkeys(["tiny"], 3),
     **dict.fromkeys([*catalog.VERBS, "probes"], 4),
     **dict.fromkeys(["receipt", "export", "exam", "testing"], 5),
-    **dict.fromkeys(["run"], 6),
+    **dict.fromkeys(["run", "progress"], 6),
     **dict.fromkeys(["studio", "cli"], 7),
 }
 FILES = sorted(p for p in SRC.rglob("*.py"))

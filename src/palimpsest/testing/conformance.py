@@ -1,0 +1,159 @@
+"""The laws that every system, host and probe must hold, as functions that any package can call in its tests."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from palimpsest.core.card import Card
+from palimpsest.core.concept import Request
+from palimpsest.core.errors import Unsupported, WrongBase
+from palimpsest.core.fingerprint import hook_count, tensors_of
+from palimpsest.core.host import CAPABILITIES, Denoiser
+from palimpsest.core.method import ModelEdit
+from palimpsest.core.patch import Patch
+from palimpsest.core.reading import Reading
+
+
+class Incapable:
+    """A host that can do nothing: what every system must refuse in words that help."""
+
+    name = "an empty host"
+    root = nn.Linear(2, 2)
+
+    def parts(self, role: str) -> dict[str, nn.Module]:
+        return {}
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def check_method(method: ModelEdit, host: Any, request: Request, *, seed: int = 0) -> Patch:
+    """Every law of a ModelEdit on one host; cost: two runs of the method.
+
+    Deterministic under its seed; the host bit for bit untouched and free of hooks; its patch saves, loads, applies
+    and reverts exactly, changes something, composes with nothing lost, knows its base and its provenance; hosts that
+    lack the capability are refused by name.
+
+    Raises:
+        AssertionError: a law is broken; the message names it.
+    """
+    assert isinstance(method.card, Card), f"{type(method).__name__} has no card"
+    _check_refusal(method, request)
+    before, hooks = host.fingerprint(), hook_count(host.root)
+    patch, again = method(host, request, seed=seed), method(host, request, seed=seed)
+    assert host.fingerprint() == before, f"{method.id} changed its host"
+    assert hook_count(host.root) == hooks, f"{method.id} left hooks on its host"
+    assert _content(patch) == _content(again), f"{method.id} is not deterministic under its seed"
+    assert patch.base == before, f"{method.id} does not know its base"
+    assert patch.deltas or patch.hooks, f"{method.id} returned a patch that changes nothing"
+    for key in ("method", "parameters", "request", "seed", "seconds", "versions"):
+        assert key in patch.provenance, f"{method.id}: provenance lacks {key}"
+    _check_files(method, patch)
+    _check_use(method, host, patch, before, hooks)
+    return patch
+
+
+def check_host(host: Any, prompts: Sequence[str] = ("a red star", "")) -> None:
+    """Every law of a host; cost: a few forwards.
+
+    Raises:
+        AssertionError: a law is broken; the message names it.
+    """
+    assert host.fingerprint() == host.fingerprint(), "a fingerprint must not change by itself"
+    named = dict(host.root.named_modules())
+    for role in ("denoiser", "text_encoder", "cross_key", "cross_value", "backbone"):
+        for name, module in host.parts(role).items():
+            assert named.get(name) is module, f"parts({role!r}) names {name!r} unlike root.named_modules()"
+    assert host.parts("no such role") == {}, "an unknown role gives no parts"
+    assert not any(m.training for m in host.root.modules()), "a host is in evaluation mode"
+    if isinstance(host, Denoiser):
+        _check_denoiser(host, list(prompts))
+
+
+def check_probe(probe: Any, evidence: Any) -> list[Reading]:
+    """A probe's laws: the same evidence gives the same readings, each with a finite value inside its interval."""
+    readings, again = probe.run(evidence), probe.run(evidence)
+    assert readings == again, f"{type(probe).__name__} is not deterministic"
+    assert readings, f"{type(probe).__name__} read nothing"
+    for r in readings:
+        assert r.value == r.value, f"{r.name} of {r.concept!r} is not a number"
+        if r.low == r.low:
+            assert r.low <= r.value <= r.high, f"{r.name} of {r.concept!r}: {r.value} outside {r.low}..{r.high}"
+    return readings
+
+
+def _check_refusal(method: ModelEdit, request: Request) -> None:
+    try:
+        method(Incapable(), request)
+    except Unsupported as e:
+        assert method.card.needs in str(e), f"{method.id}: the refusal does not say what is needed: {e}"
+    else:
+        raise AssertionError(f"{method.id} accepted a host that can do nothing")
+    assert method.card.needs in CAPABILITIES, f"{method.id} needs an unknown capability {method.card.needs!r}"
+
+
+def _check_files(method: ModelEdit, patch: Patch) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = Patch.load(patch.save(Path(folder) / "patch.safetensors"))
+    assert loaded.sha256() == patch.sha256(), f"{method.id}: its patch is not the same after saving and loading"
+
+
+def _check_use(method: ModelEdit, host: Any, patch: Patch, before: str, hooks: int) -> None:
+    with patch.applied(host):
+        if patch.deltas:
+            assert host.fingerprint() != before, f"{method.id}: the applied patch changes no tensor"
+    assert host.fingerprint() == before, f"{method.id}: reverting is not exact"
+    assert hook_count(host.root) == hooks, f"{method.id}: the applied patch leaves hooks"
+    if not patch.hooks:
+        with patch.scaled(0.0).applied(host):
+            assert host.fingerprint() == before, f"{method.id}: scaled to zero, the patch still changes something"
+    stranger = Patch(base="another model", deltas=patch.deltas, hooks=patch.hooks)
+    try:
+        with stranger.applied(host):
+            raise AssertionError(f"{method.id}: a patch for another base was applied")
+    except WrongBase:
+        pass
+
+
+def _check_denoiser(host: Denoiser, prompts: list[str]) -> None:
+    full, cut = host.encode(prompts), host.tokens(prompts)
+    assert full.states.shape[0] == len(prompts)
+    assert int(full.lengths.max()) == cut.states.shape[1] or cut.states.shape[1] == full.states.shape[1]
+    picture = host.sample(prompts, list(range(len(prompts))), steps=2)
+    assert picture.dtype == torch.float32
+    assert picture.shape[:2] == (len(prompts), 3)
+    assert 0 <= float(picture.min()) <= float(picture.max()) <= 1
+    alone = host.sample(prompts[:1], [0], steps=2)
+    torch.testing.assert_close(alone, picture[:1], atol=2e-4, rtol=0, msg="a row depends on its batch")
+    latents = host.latents(picture)
+    assert host.pixels(latents).shape == picture.shape
+    # alpha and sigma must be the ones that the model means: x0 from a barely noised latent is that latent.
+    generator = torch.Generator().manual_seed(0)
+    t = host.times(64, generator)
+    alpha, sigma = host.noise(t)
+    assert bool((alpha >= 0).all()) and bool((sigma >= 0).all())
+    assert not torch.allclose(sigma, sigma[:1].expand_as(sigma)), "times() draws one time only"
+
+
+def _content(patch: Patch) -> dict[str, Any]:
+    tensors = {
+        f"{name}.{field}": tuple(t.reshape(-1).tolist())
+        for name, d in patch.deltas.items()
+        for field, t in d.tensors().items()
+    }
+    return {"tensors": tensors, "hooks": [(h.id, dict(h.params)) for h in patch.hooks]}
+
+
+def changed_tensors(host: Any, patch: Patch) -> dict[str, float]:
+    """Relative change of each tensor that a patch touches, for tests that say where a system may write."""
+    shapes = tensors_of(host.root)
+    return {
+        name: float(d.dense(shapes[name].shape).norm() / shapes[name].detach().float().norm())
+        for name, d in patch.deltas.items()
+    }
