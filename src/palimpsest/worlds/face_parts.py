@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from palimpsest.worlds.drawing import SIZE, capsule, coverage, disc, ellipse, grid, place, uniform
 from palimpsest.worlds.face_identity import BEARDED_FROM, GENES, kind
@@ -33,8 +34,18 @@ _LINE = 0.85 * _PIXEL  # half the width of an outline
 _FAR = 9.0  # a distance that paints nothing
 
 Window = tuple[slice, slice]
-_FULL: Window = (slice(0, SIZE), slice(0, SIZE))
-_FACE: Window = (slice(15, 58), slice(8, 56))  # where features can be, over all jitter: 50 % of the frame
+# Where parts can be, over all people and all jitter: rows and columns of pixels.
+_FULL: Window = (slice(0, 64), slice(0, 64))
+_TOP: Window = (slice(0, 50), slice(0, 64))
+_HAT: Window = (slice(0, 36), slice(0, 64))
+_HEAD: Window = (slice(8, 60), slice(6, 58))
+_EARS: Window = (slice(18, 50), slice(2, 62))
+_EYES: Window = (slice(9, 47), slice(7, 57))
+_MOUTH: Window = (slice(32, 63), slice(8, 56))
+_CHEEKS: Window = (slice(30, 46), slice(8, 56))
+_NOSE: Window = (slice(28, 48), slice(16, 48))
+_NECK: Window = (slice(36, 64), slice(17, 47))
+_CHEST: Window = (slice(40, 64), slice(0, 64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,45 +72,58 @@ def _palette(colours: tuple[tuple[float, float, float], ...], index: Tensor) -> 
     return torch.tensor(colours)[index]
 
 
-class _Canvas:
-    """Layers under construction; `paint` puts one part on top."""
+def _oval(
+    x: Tensor, y: Tensor, cx: float | Tensor, cy: float | Tensor, rx: float | Tensor, ry: float | Tensor
+) -> Tensor:
+    """About the distance to an ellipse: right along its shorter axis, and one square root cheap."""
+    px, py = (x - cx) / rx, (y - cy) / ry
+    return (torch.sqrt(px * px + py * py + 1e-12) - 1) * torch.minimum(torch.as_tensor(rx), torch.as_tensor(ry))
 
-    def __init__(self, base: Tensor) -> None:
-        n = len(base)
-        self.albedo = base[:, :, None, None].repeat(1, 1, SIZE, SIZE)
-        self.alpha = torch.zeros(n, 1, SIZE, SIZE)
-        self.ink = torch.zeros(n, 1, SIZE, SIZE)
+
+def _over(layer: Tensor, colour: Tensor | float, cover: Tensor, window: Window, *, inplace: bool) -> Tensor:
+    """The layer (n, c, h, w) with a colour laid over a window of it."""
+    rows, columns = window
+    end = colour if isinstance(colour, Tensor) else torch.full((), colour)
+    if inplace:
+        layer[:, :, rows, columns].lerp_(end, cover)
+        return layer
+    left, right, top, bottom = columns.start, SIZE - columns.stop, rows.start, SIZE - rows.stop
+    return torch.lerp(layer, end, F.pad(cover, (left, right, top, bottom)))
+
+
+class _Canvas:
+    """Layers under construction; `paint` puts one part on top, in place unless gradients are wanted."""
+
+    def __init__(self, albedo: Tensor, alpha: Tensor, ink: Tensor) -> None:
+        self.albedo, self.alpha, self.ink = albedo, alpha, ink
 
     def paint(
         self, distance: Tensor, colour: Tensor, *, line: float = _LINE, window: Window = _FULL, solid: bool = False
     ) -> None:
         """Fill a shape (n, h, w) with a colour (n, 3) and outline it; `solid` shapes are ink all over."""
-        rows, columns = window
+        inplace = not (torch.is_grad_enabled() and (distance.requires_grad or colour.requires_grad))
         cover = coverage(distance).unsqueeze(1)
-        albedo, alpha = self.albedo[:, :, rows, columns], self.alpha[:, :, rows, columns]
-        ink = self.ink[:, :, rows, columns]
-        albedo.lerp_(colour[:, :, None, None], cover)
-        torch.maximum(alpha, cover, out=alpha)
-        if solid:
-            torch.maximum(ink, cover, out=ink)
-            return
-        ink.mul_(1 - cover)
-        if line:
-            torch.maximum(ink, coverage(distance.abs() - line).unsqueeze(1), out=ink)
+        self.albedo = _over(self.albedo, colour[:, :, None, None], cover, window, inplace=inplace)
+        self.alpha = _over(self.alpha, 1.0, cover, window, inplace=inplace)
+        self.ink = _over(self.ink, float(solid), cover, window, inplace=inplace)
+        if line and not solid:
+            outline = coverage(distance.abs() - line).unsqueeze(1)
+            self.ink = _over(self.ink, 1.0, outline, window, inplace=inplace)
 
 
 class _Person:
     """The measures of n people, (n, 1, 1) each, and the coordinates of their parts."""
 
-    def __init__(self, vectors: Tensor, look: Look, generator: Generator) -> None:
+    def __init__(self, vectors: Tensor, look: Look, bold: Tensor, generator: Generator) -> None:
         n = len(vectors)
         self.vectors, self.look = vectors, look
-        centre = torch.stack([uniform(n, -0.05, 0.05, generator=generator) for _ in range(2)], 1)
+        across, down = uniform(n, -0.04, 0.04, generator=generator), uniform(n, -0.01, 0.07, generator=generator)
         x, y = grid()
         self.x, self.y = place(
-            x, y, centre=centre, scale=uniform(n, 0.95, 1.05, generator=generator),
+            x, y, centre=torch.stack([across, down], 1), scale=uniform(n, 1.04, 1.14, generator=generator),
             angle=uniform(n, -0.11, 0.11, generator=generator),
         )  # fmt: skip
+        self.bold = 1 + bold[:, None, None]
         self.turn = (look.pose - 1).to(torch.float32)[:, None, None]  # -1 left, 0 front, 1 right
         self.rx, self.ry = self.gene("face_width", 0.37, 0.52), self.gene("face_height", 0.46, 0.56)
         self.skin = _skin(vectors[:, GENES.index("skin")])
@@ -108,11 +132,14 @@ class _Person:
         # The face slides over the head as it turns, and is foreshortened.
         self.eye_x = self.gene("eye_spacing", 0.17, 0.23) * (self.rx / 0.44)
         self.eye_y = -0.02
-        rows, columns = _FACE
-        self.fx = (self.x[:, rows, columns] - 0.13 * self.turn) / (1 - 0.12 * self.turn.abs())
-        self.fy = self.y[:, rows, columns]
-        self.ax = self.fx.abs()
+        self.fx = (self.x - 0.15 * self.turn) / (1 - 0.12 * self.turn.abs())
         self.mouth_y = 0.30 * (self.ry / 0.5)
+
+    def face(self, window: Window) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates on the face within a window: x, |x| and y."""
+        rows, columns = window
+        x = self.fx[:, rows, columns]
+        return x, x.abs(), self.y[:, rows, columns]
 
     def gene(self, name: str, low: float, high: float) -> Tensor:
         return (self.vectors[:, GENES.index(name)] * (high - low) + low)[:, None, None]
@@ -157,15 +184,13 @@ def _cap(x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, thick: float) -> Tensor:
     return (f - 1) * 0.5
 
 
-def _hair_style(
-    index: int, x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, turn: Tensor
-) -> tuple[Tensor | None, Tensor]:
+def _hair_style(index: int, x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, turn: Tensor) -> tuple[Tensor | None, Tensor]:
     """Hair behind the head (or None) and over the forehead, for people who share one of the 8 styles."""
     q = ((x - 0.10 * turn) / rx) ** 2
     if index == 0:  # short, with sideburns
         return None, torch.maximum(_cap(x, y, rx, ry, 0.05), y + 0.60 * ry - 0.62 * ry * q * q)
     if index == 1:  # a quiff swept to one side
-        sweep = ellipse(x, y, 0.14, -ry - 0.06, 0.38, 0.20)
+        sweep = _oval(x, y, 0.14, -ry - 0.06, 0.38, 0.20)
         line = y + 0.50 * ry - 0.42 * x - 0.10 * q
         return None, torch.minimum(torch.maximum(_cap(x, y, rx, ry, 0.06), line), sweep)
     if index == 2:  # afro
@@ -174,12 +199,12 @@ def _hair_style(
     if index == 3:  # long, parted in the middle
         half = rx + 0.13 + 0.06 * y.clamp(min=0)
         fall = torch.maximum(x.abs() - half, y - 0.92)
-        fall = torch.where(y < 0, ellipse(x, y, 0.0, 0.0, rx + 0.13, ry + 0.12), fall)
+        fall = torch.where(y < 0, _oval(x, y, 0.0, 0.0, rx + 0.13, ry + 0.12), fall)
         return fall, torch.maximum(_cap(x, y, rx, ry, 0.08), y + 0.86 * ry - 1.05 * ry * (q + 1e-6).sqrt())
     if index == 4:  # bob with a straight fringe
         half = rx + 0.15 - 0.03 * (y * 8).cos()
         bob = torch.maximum(x.abs() - half, y - 0.36)
-        bob = torch.where(y < 0, ellipse(x, y, 0.0, 0.0, rx + 0.12, ry + 0.10), bob)
+        bob = torch.where(y < 0, _oval(x, y, 0.0, 0.0, rx + 0.12, ry + 0.10), bob)
         side = torch.maximum(rx * 0.88 - x.abs(), y - 0.30)
         return bob, torch.maximum(_cap(x, y, rx, ry, 0.08), torch.minimum(y + 0.36 * ry, side))
     if index == 5:  # drawn back, a bun on top
@@ -197,62 +222,67 @@ def _hair_style(
 
 
 def _paint_body(canvas: _Canvas, person: _Person, back_hair: Tensor) -> None:
-    x, y = person.x, person.y
-    collar = kind(person.vectors, "collar")[:, None, None]
-    shoulders = ellipse(x, y, 0.0, 1.16, 0.84, 0.50)
-    stripes = (collar == 3) & ((y * 5.5) % 1 < 0.5)
+    collar = kind(person.vectors, "collar")[:, None, None]  # round, pointed, high, striped
     canvas.paint(back_hair, person.hair)
-    canvas.paint(shoulders, person.clothes)
+    rows, columns = _CHEST
+    x, y = person.x[:, rows, columns], person.y[:, rows, columns]
+    shoulders = _oval(x, y, 0.0, 1.07, 0.82, 0.55)
+    canvas.paint(shoulders, person.clothes, window=_CHEST)
+    stripes = (collar == 3) & ((y * 5) % 1 < 0.5)
     pale = torch.where(person.clothes.mean(1, keepdim=True) > 0.8, 0.25, 0.97).expand(-1, 3)
-    canvas.paint(torch.where(stripes, shoulders, _FAR), pale, line=0)
+    canvas.paint(torch.where(stripes, shoulders, _FAR), pale, line=0, window=_CHEST)
     # Long hair hangs over the shoulders.
-    over = torch.where((y > 0.2) & (person.x.abs() > 0.26), back_hair, torch.full_like(y, _FAR))
-    canvas.paint(over, person.hair)
-    neck_end = torch.where(collar == 1, 1.02 - 1.4 * x.abs(), 0.74 - 0.4 * x * x)
-    neck = torch.maximum(torch.maximum(x.abs() - 0.21, y - neck_end), 0.2 - y)
+    over = torch.where(x.abs() > 0.26, back_hair[:, rows, columns], _FAR)
+    canvas.paint(over, person.hair, window=_CHEST)
+    rows, columns = _NECK
+    x, y = person.x[:, rows, columns], person.y[:, rows, columns]
+    end = torch.where(collar == 1, 0.98 - 1.4 * x.abs(), 0.67 - 0.4 * x * x)
+    neck = torch.maximum(torch.maximum(x.abs() - 0.21, y - end), 0.2 - y)
     colour = torch.where(collar[:, :, 0] == 2, person.clothes * 0.86 + 0.07, person.skin * 0.84)
-    canvas.paint(neck, colour)
+    canvas.paint(neck, colour, window=_NECK)
 
 
 def _paint_head(canvas: _Canvas, person: _Person) -> None:
-    # A turned head shows one ear, nearer to the middle.
-    side = torch.where(person.turn == 0, person.x.abs(), -person.turn * person.x)
+    # A turned head shows one ear, nearer to the middle and in front of the cheek.
+    rows, columns = _EARS
+    x = person.x[:, rows, columns]
+    side = torch.where(person.turn == 0, x.abs(), -person.turn * x)
     size = person.gene("ears", 0.7, 1.35)
     near = person.rx - 0.12 * person.turn.abs() + 0.02
-    ear = ellipse(side, person.y, near, 0.02, 0.10 * size, 0.13 * size)
-    head = person.head(person.x, person.y)
-    front = (person.turn == 0).to(torch.float32)
-    canvas.paint(ear + _FAR * (1 - front), person.skin * 0.93)
-    canvas.paint(head, person.skin)
-    canvas.paint(ear + _FAR * front, person.skin * 0.93)
+    ear = _oval(side, person.y[:, rows, columns], near, 0.02, 0.10 * size, 0.13 * size)
+    behind = person.turn == 0
+    canvas.paint(torch.where(behind, ear, _FAR), person.skin * 0.93, window=_EARS)
+    rows, columns = _HEAD
+    canvas.paint(person.head(person.x[:, rows, columns], person.y[:, rows, columns]), person.skin, window=_HEAD)
+    canvas.paint(torch.where(behind, _FAR, ear), person.skin * 0.93, window=_EARS)
 
 
 def _paint_beard(canvas: _Canvas, person: _Person) -> None:
     worn = (kind(person.vectors, "beard") - BEARDED_FROM)[:, None, None]  # moustache, goatee, full
-    fx, fy, mouth = person.fx, person.fy, person.mouth_y
-    rows, columns = _FACE
-    hy = person.y[:, rows, columns]
-    moustache = ellipse(person.ax, fy, 0.10, mouth - 0.105, 0.13, 0.055)
-    goatee = ellipse(fx, fy, 0.0, person.ry - 0.03, 0.15, 0.17)
-    jawline = mouth - 0.10 - 0.9 * (person.ax - 0.17).clamp(min=0)
-    chin = person.head(person.x[:, rows, columns], hy, 0.05)
+    mouth = person.mouth_y
+    fx, ax, fy = person.face(_MOUTH)
+    moustache = _oval(ax, fy, 0.10, mouth - 0.105, 0.13, 0.055)
+    goatee = _oval(fx, fy, 0.0, person.ry - 0.03, 0.15, 0.17)
+    jawline = mouth - 0.10 - 0.9 * (ax - 0.17).clamp(min=0)
+    rows, columns = _MOUTH
+    chin = person.head(person.x[:, rows, columns], fy, 0.05)
     full = torch.maximum(chin, jawline - fy)
     distance = torch.where(worn == 0, moustache, torch.where(worn == 1, goatee, full))
-    canvas.paint(torch.where(worn < 0, _FAR, distance), person.hair * 0.94, window=_FACE)
+    canvas.paint(torch.where(worn < 0, _FAR, distance), person.hair * 0.94, window=_MOUTH)
 
 
 def _paint_marks(canvas: _Canvas, person: _Person) -> None:
     marks = kind(person.vectors, "marks")[:, None, None]  # 3 kinds without, freckles, mole, cheeks
-    ax, fy = person.ax, person.fy
+    fx, ax, fy = person.face(_CHEEKS)
     cheek = person.eye_x * 1.18
     dots = 0.42 - torch.cos((ax - cheek) * 46) * torch.cos((fy - 0.15) * 46)
-    freckles = torch.maximum(dots * 0.05, ellipse(ax, fy, cheek, 0.15, 0.15, 0.085))
-    mole = disc(person.fx, fy, 0.24, 0.19, 0.042)
-    blush = ellipse(ax, fy, cheek + 0.02, 0.17, 0.105, 0.075)
+    freckles = torch.maximum(dots * 0.05, _oval(ax, fy, cheek, 0.15, 0.15, 0.085))
+    mole = disc(fx, fy, 0.24, 0.19, 0.042)
+    blush = _oval(ax, fy, cheek + 0.02, 0.17, 0.105, 0.075)
     distance = torch.where(marks == 3, freckles, torch.where(marks == 4, mole, blush))
     rosy = person.skin * torch.tensor([1.0, 0.62, 0.62]) + torch.tensor([0.12, 0.0, 0.04])
     colour = torch.where(marks[:, :, 0] == 5, rosy.clamp(max=1), person.skin * 0.50)
-    canvas.paint(torch.where(marks < 3, _FAR, distance), colour, line=0, window=_FACE)
+    canvas.paint(torch.where(marks < 3, _FAR, distance), colour, line=0, window=_CHEEKS)
 
 
 def _paint_mouth(canvas: _Canvas, person: _Person) -> None:
@@ -260,57 +290,62 @@ def _paint_mouth(canvas: _Canvas, person: _Person) -> None:
     n = len(person.vectors)
     mood = person.look.expression
     #        neutral, smiling, surprised, frowning: bend of both edges, rise and drop in the middle, width
-    shape = torch.tensor([[0, 0, 0, 1], [-0.13, 0, 0.13, 1.2], [0, 0.12, 0.12, 0.62], [0.13, 0.0, 0.0, 1.05]])
+    shape = torch.tensor([[0, 0, 0, 1], [-0.12, 0, 0.13, 1.4], [0, 0.12, 0.12, 0.62], [0.13, 0.0, 0.0, 1.05]])
     bend, rise, drop, wide = shape[mood].view(n, 4, 1, 1).unbind(1)
-    half = person.gene("mouth_width", 0.13, 0.20) * wide
+    _, ax, fy = person.face(_MOUTH)
+    half = person.gene("mouth_width", 0.14, 0.21) * wide * (0.6 + 0.4 * person.bold)
     lip = person.gene("lips", 0.020, 0.042)
-    q = (person.fx / half) ** 2
+    bend, rise, drop = bend * person.bold, rise * person.bold, drop * person.bold
+    q = (ax / half) ** 2
     middle = person.mouth_y + 0.04 + bend * (q - 0.5)
     upper, lower = middle - rise * (1 - q) - lip, middle + drop * (1 - q) + lip
-    distance = torch.maximum(torch.maximum(upper - person.fy, person.fy - lower), person.ax - half)
+    distance = torch.maximum(torch.maximum(upper - fy, fy - lower), ax - half)
     inside = torch.tensor([[0.74, 0.22, 0.26], [0.98, 0.98, 0.97], [0.38, 0.06, 0.10], [0.74, 0.22, 0.26]])[mood]
-    canvas.paint(distance, inside, window=_FACE)
+    canvas.paint(distance, inside, line=0.6 * _PIXEL, window=_MOUTH)
 
 
 def _paint_eyes(canvas: _Canvas, person: _Person) -> None:
-    ax, fy, eye_x, eye_y = person.ax, person.fy, person.eye_x, person.eye_y
+    fx, ax, fy = person.face(_EYES)
+    eye_x, eye_y = person.eye_x, person.eye_y
     mood = person.look.expression[:, None, None]
-    width = person.gene("eye_size", 0.082, 0.125)
+    width = person.gene("eye_size", 0.085, 0.128) * (0.5 + 0.5 * person.bold)
     opening = torch.tensor([0.80, 0.74, 1.22, 0.70])[mood]
-    canvas.paint(ellipse(ax, fy, eye_x, eye_y, width, width * opening), _row(WHITE, person), window=_FACE)
-    gaze = 0.035 * person.turn * person.fx.sign()
+    canvas.paint(_oval(ax, fy, eye_x, eye_y, width, width * opening), _row(WHITE, person), window=_EYES)
+    gaze = 0.035 * person.turn * fx.sign()
     iris = disc(ax, fy, eye_x + gaze, eye_y, width * 0.58)
-    canvas.paint(iris, _palette(IRIS, kind(person.vectors, "eye_colour")), line=0, window=_FACE)
-    canvas.paint(disc(ax, fy, eye_x + gaze, eye_y, width * 0.27), _row(PUPIL, person), line=0, window=_FACE)
-    thick = person.gene("brow_thickness", 0.016, 0.05)
-    lift = torch.tensor([0.0, 0.02, 0.10, -0.03])[mood]
-    slant = person.gene("brow_slant", -0.05, 0.05) + torch.tensor([0.0, -0.02, -0.03, 0.11])[mood]
+    canvas.paint(iris, _palette(IRIS, kind(person.vectors, "eye_colour")), line=0, window=_EYES)
+    canvas.paint(disc(ax, fy, eye_x + gaze, eye_y, width * 0.27), _row(PUPIL, person), line=0, window=_EYES)
+    thick = person.gene("brow_thickness", 0.018, 0.052)
+    lift = torch.tensor([0.0, 0.02, 0.10, -0.03])[mood] * person.bold
+    slant = person.gene("brow_slant", -0.05, 0.05) + torch.tensor([0.0, -0.02, -0.03, 0.11])[mood] * person.bold
     brow_y = eye_y - 0.155 - lift
     brow = capsule(ax, fy, eye_x - 0.12, brow_y + slant, eye_x + 0.12, brow_y - slant * 0.6, thick)
-    canvas.paint(brow, person.hair * 0.80, window=_FACE, solid=True)
+    canvas.paint(brow, person.hair * 0.80, window=_EYES, solid=True)
 
 
 def _paint_nose(canvas: _Canvas, person: _Person) -> None:
     width, length = person.gene("nose_width", 0.05, 0.10), person.gene("nose_length", 0.07, 0.15)
     tip = person.turn * 0.07
-    f = ((person.fx - tip) / width) ** 2 + ((person.fy - 0.13) / length) ** 2
+    fx, _, fy = person.face(_NOSE)
+    f = ((fx - tip) / width) ** 2 + ((fy - 0.13) / length) ** 2
     nose = (torch.sqrt(f + 1e-12) - 1) * 0.08
-    canvas.paint(nose, person.skin * 0.80, line=0, window=_FACE)
-    under = torch.maximum(nose.abs() - 0.022, 0.13 + length * 0.35 - person.fy)
-    canvas.paint(under, person.skin * 0.48, window=_FACE, solid=True)
+    canvas.paint(nose, person.skin * 0.80, line=0, window=_NOSE)
+    under = torch.maximum(nose.abs() - 0.022, 0.13 + length * 0.35 - fy)
+    canvas.paint(under, person.skin * 0.48, window=_NOSE, solid=True)
 
 
 def _paint_glasses(canvas: _Canvas, person: _Person) -> None:
     worn = person.look.glasses[:, None, None]
-    ax, fy, eye_x = person.ax, person.fy, person.eye_x
-    lens = ellipse(ax, fy, eye_x, person.eye_y, 0.165, 0.145)
+    fx, ax, fy = person.face(_EYES)
+    eye_x = person.eye_x
+    lens = _oval(ax, fy, eye_x, person.eye_y, 0.165, 0.145)
     bar = torch.maximum((fy - person.eye_y + 0.02).abs() - 0.022, 0.13 - (ax - eye_x).abs())
     bar = torch.maximum(bar, ax - person.rx)
     frame = torch.minimum(lens.abs() - 0.028, bar)
-    canvas.paint(torch.where(worn == 2, lens, _FAR), _row(LENS, person), line=0, window=_FACE)
-    canvas.paint(torch.where(worn == 0, _FAR, frame), _row(FRAME, person), window=_FACE, solid=True)
-    shine = capsule(ax, fy, eye_x - 0.05, 0.01, eye_x + 0.04, -0.08, 0.022)
-    canvas.paint(torch.where(worn == 2, shine, _FAR), _row(WHITE, person) * 0.8, line=0, window=_FACE)
+    canvas.paint(torch.where(worn == 2, lens, _FAR), _row(LENS, person), line=0, window=_EYES)
+    canvas.paint(torch.where(worn == 0, _FAR, frame), _row(FRAME, person), window=_EYES, solid=True)
+    shine = capsule(fx - eye_x * fx.sign(), fy, -0.05, 0.0, 0.03, -0.08, 0.02)
+    canvas.paint(torch.where(worn == 2, shine, _FAR), _row(WHITE, person) * 0.8, line=0, window=_EYES)
 
 
 def _paint_hat(canvas: _Canvas, person: _Person) -> None:
@@ -319,7 +354,7 @@ def _paint_hat(canvas: _Canvas, person: _Person) -> None:
         return
     hat, turn = person.look.hat[rows][:, None, None], person.turn[rows]
     rx, ry = person.rx[rows], person.ry[rows]
-    x, y = person.x[rows], person.y[rows]
+    x, y = person.x[rows][:, _HAT[0]], person.y[rows][:, _HAT[0]]
     rim = -0.52 * ry
     dome = torch.maximum(_cap(x, y, rx, ry, 0.09), y - rim)
     brim = ellipse(x, y, 0.30 * turn, rim, rx + 0.06, 0.085)
@@ -333,24 +368,36 @@ def _paint_hat(canvas: _Canvas, person: _Person) -> None:
     colour = _palette(HATS, person.look.hat[rows] - 1)
     second = colour * 0.66
     second = torch.where(hat[:, :, 0] == 2, torch.tensor(WHITE), second)
-    top = _Canvas(colour)
-    top.albedo, top.alpha, top.ink = canvas.albedo[rows], canvas.alpha[rows], canvas.ink[rows]
-    top.paint(whole, colour)
-    top.paint(trim, second)
-    canvas.albedo[rows], canvas.alpha[rows], canvas.ink[rows] = top.albedo, top.alpha, top.ink
+    top = _Canvas(canvas.albedo[rows], canvas.alpha[rows], canvas.ink[rows])
+    top.paint(whole, colour, window=_HAT)
+    top.paint(trim, second, window=_HAT)
+    canvas.albedo = canvas.albedo.index_copy(0, rows, top.albedo)
+    canvas.alpha = canvas.alpha.index_copy(0, rows, top.alpha)
+    canvas.ink = canvas.ink.index_copy(0, rows, top.ink)
 
 
 def _row(colour: tuple[float, float, float], person: _Person) -> Tensor:
     return torch.tensor(colour).expand(len(person.vectors), 3)
 
 
-def compose(vectors: Tensor, look: Look, *, generator: Generator) -> Layers:
+def compose(vectors: Tensor, look: Look, *, bold: Tensor, generator: Generator) -> Layers:
     """Draw people: genes (n, d) and what they do and wear -> layers for `drawing.render`.
 
-    Place (+-0.05 of the frame's half width), size (+-5 %) and tilt (+-6 degrees) are drawn from the generator.
+    Place (+-0.04 of the frame's half width), size (+-5 %) and tilt (+-6 degrees) come from the generator.
+    Differentiable in the genes that are proportions (not in those that pick a kind).
+
+    Args:
+        bold: (n,) how much larger eyes, mouth and brows are drawn than life, about 0 to 0.5; a style with
+            coarse marks needs it, as it does on paper.
     """
-    person = _Person(vectors, look, generator)
-    canvas = _Canvas(person.hair)
+    person = _Person(vectors, look, bold, generator)
+    n = len(vectors)
+    # Styles read colour a little beyond the silhouette, hence hair everywhere at first.
+    canvas = _Canvas(
+        person.hair[:, :, None, None].repeat(1, 1, SIZE, SIZE),
+        torch.zeros(n, 1, SIZE, SIZE),
+        torch.zeros(n, 1, SIZE, SIZE),
+    )
     back, front = _hair(person)
     _paint_body(canvas, person, back)
     _paint_head(canvas, person)
@@ -359,7 +406,7 @@ def compose(vectors: Tensor, look: Look, *, generator: Generator) -> Layers:
     _paint_beard(canvas, person)
     _paint_mouth(canvas, person)
     _paint_eyes(canvas, person)
-    canvas.paint(front, person.hair)
+    canvas.paint(front[:, _TOP[0]], person.hair, window=_TOP)
     _paint_glasses(canvas, person)
     _paint_hat(canvas, person)
     # The side away from the light lies in shade, with a clear edge, so that it reads in every style.

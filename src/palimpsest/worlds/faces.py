@@ -24,10 +24,17 @@ from palimpsest.worlds.picture import Pictures
 
 _CHUNK = 32  # people drawn at once: their layers then stay in a core's cache
 _MOST_WORDS = 20
+_BOLD = {"pixel": 0.45, "mosaic": 0.3, "stitch": 0.3}  # coarse styles need larger features
 _NAMED = 0.7  # the share of samples that have a name
 
 # How a prompt says each word; {} stands where the words of one list are joined.
-_WEARING = {"glasses": "glasses", "sunglasses": "sunglasses", "cap": "a cap", "beanie": "a beanie", "fedora": "a fedora"}
+_WEARING = {
+    "glasses": "glasses",
+    "sunglasses": "sunglasses",
+    "cap": "a cap",
+    "beanie": "a beanie",
+    "fedora": "a fedora",
+}
 
 
 def _vocabulary() -> dict[str, tuple[str, ...]]:
@@ -147,11 +154,12 @@ class Faces:
         if len(captions) != n:
             raise ValueError(f"{len(captions)} captions were given for {n} pictures; give one each, or None")
         walls = torch.tensor(list(BACKGROUNDS.values()))[labels["background"]]
+        bold = torch.tensor([_BOLD.get(style, 0.0) for style in STYLES])[labels["style"]]
         images, masks = [torch.zeros(0, 3, 64, 64)], [torch.zeros(0, 1, 64, 64)]
         for start in range(0, n, _CHUNK):
             part = slice(start, start + _CHUNK)
             look = Look(**{key: labels[key][part] for key in ("expression", "glasses", "hat", "pose", "light")})
-            layers = compose(vectors[part], look, generator=generator)
+            layers = compose(vectors[part], look, bold=bold[part], generator=generator)
             images.append(
                 render(
                     labels["style"][part], albedo=layers.albedo, alpha=layers.alpha, ink=layers.ink,
