@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -29,7 +30,8 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> Path:
             raise PalimpsestError(f"Could not write {path}: {e}. Free some space or choose another folder.") from e
         raise
     finally:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or its folder never was one
+            tmp.unlink()
     return path
 
 
