@@ -159,6 +159,8 @@ def _mosaic(albedo: Tensor, alpha: Tensor, ink: Tensor, background: Tensor, gene
     edge = torch.minimum((across - across.round()).abs(), (down - down.round()).abs())
     joint = torch.sigmoid((0.09 - edge) * 40)
     grout = torch.where(_luma(background) > 0.45, background * 0.45, background * 0.55 + 0.42)
+    # Grout between a subject's own tiles takes a shade of them, so that the subject keeps its colour.
+    grout = _mix(grout, _mix(_line_colour(albedo), albedo, 0.4), alpha * (1 - ink) * 0.7)
     tile = _mix(background, albedo, alpha) * (1 + 0.075 * tone) + 0.02 * tone
     return _mix(tile, grout, torch.maximum(joint * 0.62, ink * 0.75))
 

@@ -65,7 +65,7 @@ def _heart(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _moon(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    return subtract(disc(x, y, -0.08, 0, 0.95), disc(x, y, 0.38, -0.14, 0.72)), _nothing(x)
+    return subtract(disc(x, y, 0.06, 0, 0.95), disc(x, y, 0.52, -0.14, 0.72)), _nothing(x)
 
 
 def _ring(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,8 +108,9 @@ def _mushroom(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _flower(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    petals = [disc(x, y, 0.58 * math.sin(k * math.pi / 3), -0.58 * math.cos(k * math.pi / 3), 0.38) for k in range(6)]
-    return union(*petals, disc(x, y, 0, 0, 0.4)), disc(x, y, 0, 0, 0.25)
+    turns = [2 * math.pi * k / 5 for k in range(5)]
+    petals = [disc(x, y, 0.6 * math.sin(turn), -0.6 * math.cos(turn), 0.36) for turn in turns]
+    return union(*petals, disc(x, y, 0, 0, 0.42)), disc(x, y, 0, 0, 0.24)
 
 
 def _cloud(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
