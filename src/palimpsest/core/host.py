@@ -65,6 +65,8 @@ class Step:
         t: (n,) the model's own time.
         cond, null: the prompts and their unconditional partner (the empty or the negative prompt).
         guidance: the scale of classifier-free guidance.
+        x0_cond, x0_null: (n, c, h, w) the x0 that classifier-free guidance predicted for this step anyway; None
+            where it did not (a guide is set; guidance <= 1 needs no x0_null).
     """
 
     host: Denoiser
@@ -75,6 +77,8 @@ class Step:
     cond: Cond
     null: Cond
     guidance: float
+    x0_cond: Tensor | None = None
+    x0_null: Tensor | None = None
 
     def x0(self, *conds: Cond) -> tuple[Tensor, ...]:
         """The clean latents predicted under each condition, in one batched forward."""

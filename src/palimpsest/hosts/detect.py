@@ -1,0 +1,271 @@
+"""Finds out what a model is from its files, and loads it as a host. Never touches the network, never opens a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from palimpsest.core.errors import BadRequest, Damaged, Unsupported
+from palimpsest.core.host import Host
+from palimpsest.core.patch import refuse_pickle
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+
+
+class Family(NamedTuple):
+    """How a pipeline family is loaded: diffusers' class, our module and class, the files' components."""
+
+    pipeline: str
+    module: str
+    host: str
+    models: tuple[str, ...]
+    tokenizers: tuple[str, ...]
+
+
+SD = Family("StableDiffusionPipeline", "sd", "SDHost", ("unet", "text_encoder", "vae"), ("tokenizer",))
+FAMILIES = {"StableDiffusion": SD}
+VARIANTS = ("", "Img2Img", "Inpaint")  # pipelines of the same models for other tasks
+
+
+def load(model: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32") -> Host:
+    """Loads a model as a host, from local files alone.
+
+    Args:
+        model: `tiny/<name>` for a shipped model; a diffusers folder; one .safetensors file of a Stable Diffusion
+            checkpoint; a transformers image-classification folder; or the id of a repository that is already in the
+            local Hugging Face cache.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        dtype: "float32", "float16" or "bfloat16".
+
+    Raises:
+        BadRequest: no such device or precision.
+        Unsupported: nothing that can be loaded lies there, or a kind of model that has no host.
+        Damaged: files are missing, broken or pickles.
+    """
+    place, precision = _device(device), _dtype(dtype)
+    name = os.fspath(model)
+    if name.startswith("tiny/"):
+        return _folder(Path(import_module("palimpsest.tiny").path(name[len("tiny/") :])), name, place, precision)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _file(path, place, precision)
+    if path.is_dir():
+        return _folder(path, name, place, precision)
+    return _folder(_cached(name), name, place, precision)
+
+
+def _device(device: str) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as e:
+        raise BadRequest(f"There is no device {device!r} here ({str(e).splitlines()[0]}); use cpu.") from e
+    return place
+
+
+def _dtype(dtype: str) -> torch.dtype:
+    if dtype not in DTYPES:
+        raise BadRequest(f"Unknown precision {dtype!r}; use one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+# -- folders ---------------------------------------------------------------------------------------------
+
+
+def _folder(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Host:
+    if (folder / "model_index.json").is_file():
+        return _pipeline(folder, name, device, dtype)
+    config = folder / "config.json"
+    if config.is_file() and any("ForImageClassification" in a for a in _json(config).get("architectures") or ()):
+        _weights(folder, ".")
+        from palimpsest.hosts.vision import from_folder
+
+        return from_folder(folder, name=name, device=device, dtype=dtype)
+    raise Unsupported(
+        f"{folder} holds neither a diffusers pipeline (model_index.json) nor a transformers image classifier "
+        "(config.json with an ...ForImageClassification architecture). Point to the folder that has one of them."
+    )
+
+
+def _pipeline(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Host:
+    index = _json(folder / "model_index.json")
+    family = _family(str(index.get("_class_name")), folder)
+    chosen, variants = {}, set()
+    for part in family.models:
+        if (index.get(part) or [None])[0] is None and part in OPTIONAL:
+            chosen[part] = None  # e.g. SD3 without its T5 encoder
+            continue
+        if not (folder / part / "config.json").is_file():
+            raise Damaged(f"{folder} lacks {part}/config.json; the download is incomplete: fetch the model again.")
+        variants.add(_weights(folder, part))
+    for part in family.tokenizers:
+        if (index.get(part) or [None])[0] is None and part in OPTIONAL:
+            chosen[part] = None
+        elif not (folder / part).is_dir():
+            raise Damaged(f"{folder} lacks the folder {part}; the download is incomplete: fetch the model again.")
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise Damaged(f"{folder} lacks scheduler/scheduler_config.json; fetch the model again.")
+    if len(variants) > 1:
+        raise Damaged(f"{folder} mixes weight variants ({', '.join(map(repr, sorted(variants)))}); keep one of them.")
+    for part in ("safety_checker", "feature_extractor", "image_encoder"):
+        if part in index:
+            chosen[part] = None
+    if "requires_safety_checker" in index:
+        chosen["requires_safety_checker"] = False
+    import diffusers
+
+    try:
+        with _quiet():
+            pipeline = getattr(diffusers, family.pipeline).from_pretrained(
+                folder,
+                variant=variants.pop() or None,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=diffusers.utils.is_accelerate_available(),
+                **_precision(dtype),
+                **chosen,
+            )
+    except Exception as e:  # whatever diffusers, transformers or safetensors meet in a broken file
+        raise Damaged(f"{folder} cannot be loaded as a {family.pipeline}: {_first_line(e)}. Fetch it again.") from e
+    return _host(family, pipeline, name, folder, device)
+
+
+def _host(family: Family, pipeline: Any, name: str, folder: Path | None, device: torch.device) -> Host:
+    pipeline.set_progress_bar_config(disable=True)
+    cls = getattr(import_module(f"palimpsest.hosts.{family.module}"), family.host)
+    return cls(pipeline.to(device), name=name, folder=folder)
+
+
+OPTIONAL = ("text_encoder_3", "tokenizer_3")
+
+
+def _precision(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Newer versions of diffusers warn about the older name of this argument, older ones do not know the newer."""
+    from diffusers.pipelines import pipeline_utils
+
+    return {"dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype": dtype}
+
+
+def _family(class_name: str, folder: Path) -> Family:
+    for stem, family in FAMILIES.items():
+        if class_name in {f"{stem}{variant}Pipeline" for variant in VARIANTS}:
+            return family
+    known = ", ".join(f"{stem}Pipeline" for stem in FAMILIES)
+    raise Unsupported(f"{folder} is a {class_name}, which has no host; supported are {known}.")
+
+
+def _weights(folder: Path, part: str) -> str:
+    """The variant ("", "fp16", ...) of a component's weights; refuses folders whose weights are pickles."""
+    names = [p.name for p in (folder / part).iterdir()]
+    safe = [n for n in names if n.endswith(".safetensors")]
+    if safe:
+        # "model.safetensors" or "model-00001-of-00002.safetensors" against "model.fp16.safetensors" and its shards
+        variants = {n.split(".")[1].split("-0")[0] if n.count(".") == 2 else "" for n in safe}
+        return "" if "" in variants else sorted(variants)[0]
+    where = folder if part == "." else folder / part
+    pickles = [n for n in names if n.endswith(PICKLES)]
+    if pickles:
+        raise Damaged(
+            f"{where} has its weights only as {pickles[0]}, a pickle, which could run code when loaded; it was not "
+            "opened. Fetch the safetensors weights, or convert them where you trust their source."
+        )
+    raise Damaged(f"{where} has no weights (*.safetensors); the download is incomplete: fetch the model again.")
+
+
+# -- single files and the cache --------------------------------------------------------------------------
+
+
+def _file(path: Path, device: torch.device, dtype: torch.dtype) -> Host:
+    refuse_pickle(path)
+    if path.suffix in PICKLES:
+        raise Damaged(
+            f"{path} is named like a pickle or torch archive, which could run code when loaded; it was not opened. "
+            "Convert it to safetensors where you trust its source."
+        )
+    if path.suffix != ".safetensors":
+        raise Unsupported(f"{path} is no .safetensors file; give a diffusers folder or a .safetensors checkpoint.")
+    import diffusers
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as f:
+            names = set(f.keys())
+    except (SafetensorError, OSError) as e:
+        raise Damaged(f"{path} cannot be read as safetensors: {e}. It is truncated or damaged.") from e
+    if not any(n.startswith("model.diffusion_model.") for n in names):
+        raise Unsupported(
+            f"{path} holds no Stable Diffusion checkpoint (no model.diffusion_model.* tensors). A LoRA or a part of a "
+            "model is not a model: give the folder or file of the whole model."
+        )
+    xl = any(n.startswith("conditioner.embedders.1.") for n in names)
+    family = FAMILIES["StableDiffusionXL" if xl else "StableDiffusion"]
+    try:
+        with _quiet():
+            pipeline = getattr(diffusers, family.pipeline).from_single_file(
+                str(path), local_files_only=True, **_precision(dtype)
+            )
+    except Exception as e:  # diffusers looks for configuration and tokenizer in the local cache and fails variously
+        raise Unsupported(
+            f"{path} could not be loaded on its own ({_first_line(e)}). A checkpoint file carries neither its "
+            "tokenizer nor its configuration. Convert it to a folder once, on a machine with network: "
+            f"diffusers.{family.pipeline}.from_single_file({path.name!r}).save_pretrained('folder'), then load the "
+            "folder."
+        ) from e
+    return _host(family, pipeline, path.stem, None, device)
+
+
+def _cached(name: str) -> Path:
+    """The snapshot folder of a repository in the local Hugging Face cache."""
+    parts = Path(name).parts
+    if len(parts) == 2 and not name.startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError) as e:
+            raise Unsupported(
+                f"There is neither a folder {name} nor a copy of the repository {name!r} in the local Hugging Face "
+                f"cache, and models are never downloaded on their own. Download it first: `hf download {name}`."
+            ) from e
+    raise Unsupported(f"There is no model at {name}; give a folder, a .safetensors file or a name such as tiny/sd.")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as e:
+        raise Damaged(f"{path} is no valid JSON ({e}); fetch the model again.") from e
+    if not isinstance(content, dict):
+        raise Damaged(f"{path} should hold a JSON object; fetch the model again.")
+    return content
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars while loading; they would be mistaken for progress of the work itself."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    was = of_diffusers.is_progress_bar_enabled(), of_transformers.is_progress_bar_enabled()
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was[0]:
+            of_diffusers.enable_progress_bar()
+        if was[1]:
+            of_transformers.enable_progress_bar()

@@ -1,0 +1,285 @@
+"""What all diffusers text-to-image pipelines share: a Denoiser over a pipeline's modules and its own scheduler."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+
+from palimpsest.core.errors import BadRequest, Unsupported
+from palimpsest.core.fingerprint import fingerprint, quick_state
+from palimpsest.core.host import Cond, Guide
+from palimpsest.hosts.parametrisation import PREDICTIONS, to_x0
+from palimpsest.hosts.roles import parts_of
+from palimpsest.hosts.walk import Walk
+
+
+class DiffusionHost(ABC):
+    """A diffusers pipeline as a Denoiser. Families say how prompts are read and how the network is called.
+
+    `root` has the pipeline's modules as children under the pipeline's names, so tensors read
+    `unet.down_blocks.0...`. All are in eval mode and need no gradient.
+
+    Args:
+        pipeline: a loaded diffusers pipeline; the host shares its modules.
+        name: as messages and receipts call the model.
+        folder: where it was loaded from; None for pipelines built in memory.
+
+    Raises:
+        Unsupported: the network predicts something else than noise, velocity or flow, or reads more than latents.
+    """
+
+    network: ClassVar[str] = "unet"
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    multiple: ClassVar[int] = 8  # image sizes must be multiples of it
+    packing: ClassVar[int] = 1  # side of the latent squares that the network reads as one token
+    default_steps: int = 50
+    default_guidance: float = 7.5
+
+    def __init__(self, pipeline: Any, *, name: str, folder: Path | None = None) -> None:
+        self.pipeline, self.name, self.folder = pipeline, name, folder
+        self.guide: Callable[[], Guide] | None = None
+        self.root = nn.Module()
+        for child in (self.network, *self.encoders, "vae"):
+            module = getattr(pipeline, child, None)
+            if module is not None:
+                self.root.add_module(child, module)
+        self.root.eval().requires_grad_(False)
+        self.prediction = self._prediction()
+        if self.prediction not in PREDICTIONS:
+            raise Unsupported(f"{name} predicts {self.prediction!r}; supported are {', '.join(PREDICTIONS)}.")
+        if self.denoiser.config.in_channels != self.channels * self.packing**2:
+            raise Unsupported(
+                f"{name} reads {self.denoiser.config.in_channels} channels where its latents have {self.channels}: "
+                "it is an inpainting or otherwise image-conditioned model. Use its text-to-image sister."
+            )
+        if pipeline.vae.config.get("force_upcast", False) and self.dtype == torch.float16:
+            pipeline.vae.float()  # this autoencoder overflows in half precision; the pipeline upcasts it as well
+        self._seen: dict[str, tuple[int, int, int]] | None = None
+        self._fingerprint = ""
+
+    # -- what families say -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's own output (n, c, h, w) for x (n, c, h, w), t (n,): one forward, differentiable."""
+
+    @abstractmethod
+    def noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha(t) and sigma(t), each (n, 1, 1, 1) float32."""
+
+    @abstractmethod
+    def times(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n,) training times drawn as the model family draws them."""
+
+    @abstractmethod
+    def _prediction(self) -> str: ...
+
+    @abstractmethod
+    def _read(self, prompts: Sequence[str], *, cut: bool) -> Cond: ...
+
+    @abstractmethod
+    def _set_timesteps(self, scheduler: Any, steps: int, height: int, width: int) -> None:
+        """For latents of this height and width."""
+
+    def null(self, n: int, negative: str = "") -> Cond:
+        """n rows of the unconditional partner: the negative prompt as classifier-free guidance uses it."""
+        return self.encode([negative]).repeat(n)
+
+    def guided(self, guidance: float) -> bool:
+        """Whether sampling at this scale runs an unconditional branch."""
+        return guidance > 1
+
+    def _conditions(self, prompts: Sequence[str], negative: str, guidance: float) -> tuple[Cond, Cond]:
+        once = list(dict.fromkeys(prompts))  # equal prompts are encoded once
+        rows = [once.index(p) for p in prompts]
+        return self.encode(once)[rows], self.null(len(prompts), negative)
+
+    # -- the model as tensors ----------------------------------------------------------------------------
+
+    @property
+    def denoiser(self) -> Any:
+        return getattr(self.pipeline, self.network)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.denoiser.parameters()).dtype
+
+    @property
+    def channels(self) -> int:
+        """Of the latents."""
+        return self.pipeline.vae.config.latent_channels
+
+    @property
+    def default_size(self) -> int:
+        """Side of the square images that the model draws by default, in pixels."""
+        size = self.denoiser.config.sample_size
+        return (size if isinstance(size, int) else max(size)) * self.pipeline.vae_scale_factor
+
+    def parts(self, role: str) -> dict[str, nn.Module]:
+        """Modules by role; see `palimpsest.hosts.roles`."""
+        return parts_of(self.root, role, network=self.network, encoders=self.encoders)
+
+    def fingerprint(self) -> str:
+        """sha256 of all tensors; hashed again only when their quick state has changed."""
+        state = quick_state(self.root)
+        if state != self._seen:
+            self._fingerprint, self._seen = fingerprint(self.root), state
+        return self._fingerprint
+
+    # -- the model as functions --------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Full-length states, as the denoiser was trained to read them. Cost: one forward per 64 prompts."""
+        return self._read(_some(prompts), cut=False)
+
+    def tokens(self, prompts: Sequence[str]) -> Cond:
+        """States up to the longest prompt's end token only; equal to those of `encode`."""
+        return self._read(_some(prompts), cut=True)
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """x0 (n, c, h, w), float32, predicted from x at time t; differentiable; one forward."""
+        return to_x0(self.prediction, self.predict(x, t, cond), x, *self.noise(t))
+
+    def latents(self, images: Tensor) -> Tensor:
+        """(n, c, h, w) float32 posterior means, scaled as the denoiser reads them, of images (n, 3, H, W) in [0, 1]."""
+        vae = self.pipeline.vae
+        encoded = vae.encode((images * 2 - 1).to(vae.device, vae.dtype))
+        # Autoencoders without a posterior give their latents directly.
+        mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
+        return (mean.float() - self._shift()) * self._scale()
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Images (n, 3, H, W), float32 in [0, 1], of clean latents; differentiable where it does not clip."""
+        vae = self.pipeline.vae
+        z = x.float() / self._scale() + self._shift()
+        return (vae.decode(z.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor, *, batch: int = 16) -> Tensor:
+        """`pixels` in batches, without gradients, gathered on the CPU."""
+        return torch.cat([self.pixels(part.to(self.device)).cpu() for part in x.split(batch)])
+
+    def _scale(self) -> float | Tensor:
+        config = self.pipeline.vae.config
+        std = config.get("latents_std")
+        scale = config.get("scaling_factor", 1.0)
+        return scale if std is None else scale / torch.tensor(std, device=self.device).view(1, -1, 1, 1)
+
+    def _shift(self) -> float | Tensor:
+        config = self.pipeline.vae.config
+        mean = config.get("latents_mean")
+        if mean is not None:
+            return torch.tensor(mean, device=self.device).view(1, -1, 1, 1)
+        return config.get("shift_factor") or 0.0
+
+    # -- sampling ----------------------------------------------------------------------------------------
+
+    def walk(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        negative: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: int | None = None,
+        guide: Callable[[], Guide] | None = None,
+    ) -> Walk:
+        """The steps of one run as it goes, in one batch; after the last one the walk's `x` is clean.
+
+        Without `guide`, the hook of an applied patch, else classifier-free guidance, decides; the predictions that
+        the latter makes are on the step (`x0_cond`, `x0_null`). Cost: one batched forward for each step.
+        """
+        if len(prompts) != len(seeds):
+            raise BadRequest(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each prompt.")
+        steps = self.default_steps if steps is None else steps
+        guidance = self.default_guidance if guidance is None else guidance
+        size = self._checked(steps, self.default_size if size is None else size)
+        side = size // self.pipeline.vae_scale_factor
+        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        self._set_timesteps(scheduler, steps, side, side)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        shape = (len(prompts), self.channels, side, side)
+        make = guide or self.guide
+        with torch.no_grad():
+            x = randn_tensor(shape, generator=generators, device=self.device, dtype=self.dtype)
+            x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+            cond, null = self._conditions(_some(prompts), negative, guidance)
+        return Walk(
+            self,
+            scheduler,
+            x,
+            cond=cond,
+            null=null,
+            guidance=guidance,
+            guided=self.guided(guidance),
+            generators=generators,
+            guide=make() if make is not None else None,
+        )
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        negative: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: int | None = None,
+        batch: int = 16,
+        guide: Callable[[], Guide] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Images (n, 3, H, W) on the CPU, float32 in [0, 1], one for each prompt and its seed.
+
+        A row equals what the pipeline draws with `generator=torch.Generator().manual_seed(seed)`; it depends on its
+        own prompt and seed only. `progress` is told (denoising steps done, steps in all).
+        Cost: batches x steps forwards of 2 x batch rows (1 x batch rows where guidance <= 1).
+        """
+        if batch < 1:
+            raise BadRequest(f"batch is {batch}; it must be at least 1.")
+        images, prompts, seeds = [], _some(prompts), list(seeds)
+        if len(prompts) != len(seeds):
+            raise BadRequest(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each prompt.")
+        runs = -(-len(prompts) // batch)
+        for run in range(runs):
+            rows = slice(run * batch, (run + 1) * batch)
+            walk = self.walk(
+                prompts[rows],
+                seeds[rows],
+                negative=negative,
+                steps=steps,
+                guidance=guidance,
+                size=size,
+                guide=guide,
+            )
+            for step in walk:
+                if progress is not None:
+                    progress(run * len(walk) + step.index + 1, runs * len(walk))
+            images.append(self.decode(walk.x, batch=batch))
+        return torch.cat(images)
+
+    def _checked(self, steps: int, size: int) -> int:
+        if steps < 1:
+            raise BadRequest(f"steps is {steps}; sampling needs at least 1.")
+        if size < 1 or size % self.multiple:
+            raise BadRequest(f"size is {size}; {self.name} draws images whose side is a multiple of {self.multiple}.")
+        return size
+
+
+def _some(prompts: Sequence[str]) -> list[str]:
+    if isinstance(prompts, str):
+        raise BadRequest(f"Prompts must be a list of strings; got the single string {prompts!r}.")
+    if not prompts:
+        raise BadRequest("There is no prompt; give at least one (the empty string is a prompt, too).")
+    return list(prompts)

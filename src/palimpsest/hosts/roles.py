@@ -1,0 +1,79 @@
+"""Finds a pipeline's modules by what they do.
+
+| role | U-Net families | joint-attention families |
+|---|---|---|
+| cross_attention | `attn2`: image reads text | blocks in which text and image attend to each other |
+| self_attention | `attn1`: image reads image | the same blocks (they do both), and image-only attention |
+| cross_key, cross_value | `attn2.to_k`, `to_v`: read text | `add_k_proj`, `add_v_proj`: read text |
+| cross_query, cross_out | `attn2.to_q`, `to_out.0` | `add_q_proj`, `to_add_out` |
+| denoiser, text_encoder, autoencoder | the pipeline's modules | the same |
+| token_embedding | each text encoder's table | the same |
+
+Single-stream blocks of joint-attention families project text and image with the same layers; they count as attention
+modules but lend no layer to cross_key, cross_value, cross_query and cross_out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+_PROJECTIONS = {
+    "cross_key": ("to_k", "add_k_proj"),
+    "cross_value": ("to_v", "add_v_proj"),
+    "cross_query": ("to_q", "add_q_proj"),
+    "cross_out": ("to_out.0", "to_add_out"),
+}
+
+
+def parts_of(root: nn.Module, role: str, *, network: str, encoders: Sequence[str]) -> dict[str, nn.Module]:
+    """Modules of `root` with this role, by name; {} for roles that the model lacks."""
+    if role == "denoiser":
+        return _children(root, [network])
+    if role == "text_encoder":
+        return _children(root, encoders)
+    if role == "autoencoder":
+        return _children(root, ["vae"])
+    if role == "token_embedding":
+        tables = {id(e.get_input_embeddings()) for e in _children(root, encoders).values()}  # type: ignore[operator]
+        return {name: m for name, m in root.named_modules() if id(m) in tables}
+    attention = {
+        f"{network}.{name}": m
+        for name, m in root.get_submodule(network).named_modules()
+        if isinstance(getattr(m, "to_q", None), nn.Module)
+    }
+    cross = {name: m for name, m in attention.items() if _reads_text(name, m)}
+    if role == "cross_attention":
+        return cross
+    if role == "self_attention":
+        return {name: m for name, m in attention.items() if name not in cross or _is_joint(name, m)}
+    if role in _PROJECTIONS:
+        own, added = _PROJECTIONS[role]
+        found = {}
+        for name, m in cross.items():
+            layer = f"{name}.{added if _is_joint(name, m) else own}"
+            module = _submodule(root, layer)
+            if module is not None:
+                found[layer] = module
+        return found
+    return {}
+
+
+def _children(root: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    return {name: m for name, m in root.named_children() if name in names}
+
+
+def _reads_text(name: str, attention: nn.Module) -> bool:
+    return bool(getattr(attention, "is_cross_attention", False)) or _is_joint(name, attention)
+
+
+def _is_joint(name: str, attention: nn.Module) -> bool:
+    return isinstance(getattr(attention, "add_k_proj", None), nn.Module) or "single_transformer_blocks." in name
+
+
+def _submodule(root: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return root.get_submodule(name)
+    except AttributeError:  # e.g. the last joint block writes no text
+        return None

@@ -1,0 +1,63 @@
+"""Stable Diffusion 1.x and 2.x: a U-Net under a variance-preserving noise schedule, read by one CLIP encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.errors import Unsupported
+from palimpsest.core.host import Cond
+from palimpsest.hosts.diffusion import DiffusionHost
+from palimpsest.hosts.text import read_clip
+
+
+class SDHost(DiffusionHost):
+    """Stable Diffusion 1.x and 2.x, trained to predict noise or velocity.
+
+    `x = sqrt(abar(t)) * x0 + sqrt(1 - abar(t)) * noise` with t in 0 .. T - 1. Schedulers that keep x in another
+    scaling (Euler, LMS, Heun, ...) scale it to this one before the network reads it; so do the steps of `walk`.
+    """
+
+    def __init__(self, pipeline: Any, *, name: str, folder: Path | None = None) -> None:
+        super().__init__(pipeline, name=name, folder=folder)
+        if not hasattr(pipeline.scheduler, "alphas_cumprod"):
+            raise Unsupported(
+                f"{name} comes with a {type(pipeline.scheduler).__name__}, which has no variance-preserving schedule; "
+                "use a DDIM, PNDM, Euler or DPM-Solver scheduler."
+            )
+        if self.denoiser.config.get("time_cond_proj_dim") is not None:
+            raise Unsupported(f"{name} takes its guidance scale as an input (a latent consistency model).")
+        abar = pipeline.scheduler.alphas_cumprod.double().cpu()
+        self._ratio = ((1 - abar) / abar).sqrt()  # (T,) sigma / alpha
+
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        x, states = x.to(self.dtype), cond.states.to(self.dtype)
+        return self.denoiser(x, t, encoder_hidden_states=states, return_dict=False)[0]
+
+    def noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Between whole times, sigma / alpha is interpolated, as Euler-type schedulers do."""
+        at = t.double().cpu().clamp(0, len(self._ratio) - 1)
+        low, high = self._ratio[at.floor().long()], self._ratio[at.ceil().long()]
+        part = at - at.floor()
+        ratio = torch.where(part > 0, torch.lerp(low, high, part), low)
+        abar = 1 / (1 + ratio**2)
+        alpha, sigma = abar.sqrt(), torch.where(ratio.isinf(), 1.0, ratio * abar.sqrt())
+        return alpha.float().view(-1, 1, 1, 1).to(self.device), sigma.float().view(-1, 1, 1, 1).to(self.device)
+
+    def times(self, n: int, generator: torch.Generator) -> Tensor:
+        """Uniform over the training times, int64."""
+        return torch.randint(len(self._ratio), (n,), generator=generator).to(self.device)
+
+    def _prediction(self) -> str:
+        return self.pipeline.scheduler.config.prediction_type
+
+    def _read(self, prompts: Sequence[str], *, cut: bool) -> Cond:
+        text = read_clip(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts, cut=cut)
+        return Cond(states=text.states, lengths=text.lengths)
+
+    def _set_timesteps(self, scheduler: Any, steps: int, height: int, width: int) -> None:
+        scheduler.set_timesteps(steps, device=self.device)

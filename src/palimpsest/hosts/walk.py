@@ -1,0 +1,108 @@
+"""One run of sampling, step by step, through a pipeline's own scheduler."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.host import Cond, Guide, Step
+from palimpsest.hosts.parametrisation import from_x0, to_x0
+
+if TYPE_CHECKING:
+    from palimpsest.hosts.diffusion import DiffusionHost
+
+
+class Walk(Iterator[Step]):
+    """Yields each step before the scheduler moves x; once exhausted, `x` holds the clean latents.
+
+    Asking for the next step moves x. Stopping early costs no further forward. Gradients are off inside only.
+
+    Args:
+        host: the model.
+        scheduler: a fresh copy of the pipeline's scheduler, with its timesteps set.
+        x: (n, c, h, w) the first latents, in the scheduler's scaling.
+        cond, null: the prompts and their unconditional partner, n rows each.
+        guidance: the scale of classifier-free guidance.
+        guided: whether the unconditional branch runs at all.
+        generators: one for each row, for schedulers that draw noise.
+        guide: decides the guided x0 in place of classifier-free guidance.
+    """
+
+    def __init__(
+        self,
+        host: DiffusionHost,
+        scheduler: Any,
+        x: Tensor,
+        *,
+        cond: Cond,
+        null: Cond,
+        guidance: float,
+        guided: bool,
+        generators: Sequence[torch.Generator],
+        guide: Guide | None,
+    ) -> None:
+        self.x = x
+        self.total = len(scheduler.timesteps)
+        self._host, self._scheduler, self._guide, self._guidance = host, scheduler, guide, guidance
+        self._cond, self._null = cond, null
+        self._both = Cond.cat([null, cond]) if guided and guide is None else None
+        accepted = inspect.signature(scheduler.step).parameters
+        self._draws: dict[str, Any] = {"generator": list(generators)} if "generator" in accepted else {}
+        self._index = 0
+        self._output: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.total
+
+    @torch.no_grad()
+    def __next__(self) -> Step:
+        if self._output is not None:
+            t = self._scheduler.timesteps[self._index - 1]
+            self.x = self._scheduler.step(self._output, t, self.x, **self._draws, return_dict=False)[0]
+            self._output = None
+        if self._index == self.total:
+            raise StopIteration
+        t = self._scheduler.timesteps[self._index]
+        x = self.x  # what the network reads: the scheduler's latents in the model's own scaling
+        if hasattr(self._scheduler, "scale_model_input"):
+            x = self._scheduler.scale_model_input(x, t)
+        step = Step(
+            host=self._host,
+            index=self._index,
+            total=self.total,
+            x=x,
+            t=t.expand(len(x)),
+            cond=self._cond,
+            null=self._null,
+            guidance=self._guidance,
+        )
+        self._index += 1
+        return self._by_guide(step) if self._guide is not None else self._natively(step)
+
+    def _by_guide(self, step: Step) -> Step:
+        assert self._guide is not None
+        alpha, sigma = self._host.noise(step.t)
+        output = from_x0(self._host.prediction, self._guide(step), step.x, alpha, sigma)
+        self._output = output.to(self._host.dtype)
+        return step
+
+    def _natively(self, step: Step) -> Step:
+        """Classifier-free guidance on the network's own outputs, as the pipeline itself does it."""
+        host, n = self._host, len(step.x)
+        alpha, sigma = host.noise(step.t)
+        if self._both is None:
+            self._output = host.predict(step.x, step.t, step.cond)
+            return replace(step, x0_cond=to_x0(host.prediction, self._output, step.x, alpha, sigma))
+        out = host.predict(torch.cat([step.x, step.x]), step.t.repeat(2), self._both)
+        null, cond = out[:n], out[n:]
+        self._output = null + self._guidance * (cond - null)
+        return replace(
+            step,
+            x0_cond=to_x0(host.prediction, cond, step.x, alpha, sigma),
+            x0_null=to_x0(host.prediction, null, step.x, alpha, sigma),
+        )
