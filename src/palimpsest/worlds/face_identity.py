@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# One gene is one number in [0, 1]. A gene listed in KINDS picks one of that many kinds (gene * kinds, floored);
-# every other gene is a proportion between the two extremes of that part.
+# One gene is one number in [0, 1]. A gene listed in KINDS picks one of that many kinds (gene * kinds,
+# floored); every other gene is a proportion between the two extremes of that part.
 GENES: tuple[str, ...] = (
     "skin", "face_width", "face_height", "jaw", "eye_size", "eye_spacing", "eye_colour", "brow_thickness",
     "brow_slant", "nose_length", "nose_width", "mouth_width", "lips", "hair_style", "hair_colour", "beard",
@@ -28,21 +28,34 @@ VISIBILITY: dict[str, float] = {
     "ears": 0.2, "clothes": 1.0, "collar": 0.5,
 }  # fmt: skip
 
+SKIN = ((0.99, 0.86, 0.76), (0.94, 0.72, 0.54), (0.78, 0.54, 0.35), (0.55, 0.35, 0.22), (0.40, 0.25, 0.17))
+# Styles lighten lines on near-black (brightness below 0.16) so that they never vanish; half-light lines would
+# break a face up, so nothing that carries lines is darker than that, also in the shade.
+HAIR = (
+    (0.20, 0.18, 0.23), (0.52, 0.28, 0.12), (0.98, 0.82, 0.34), (0.84, 0.28, 0.06),
+    (0.86, 0.87, 0.90), (0.14, 0.34, 0.90), (0.95, 0.34, 0.66), (0.10, 0.62, 0.34),
+)  # fmt: skip
+CLOTHES = (
+    (0.86, 0.16, 0.18), (0.12, 0.20, 0.52), (0.96, 0.96, 0.94), (0.99, 0.80, 0.16),
+    (0.08, 0.55, 0.50), (0.52, 0.22, 0.70), (0.21, 0.21, 0.24), (0.98, 0.50, 0.12),
+)  # fmt: skip
+IRIS = ((0.28, 0.15, 0.06), (0.16, 0.42, 0.86), (0.14, 0.55, 0.26), (0.78, 0.50, 0.08), (0.40, 0.44, 0.48))
+
 TRAINED_NAMES: tuple[str, ...] = (
-    "Ada", "Aisha", "Akiko", "Alma", "Amara", "Anya", "Astrid", "Beatriz", "Chloe", "Dalia", "Elif", "Emma",
-    "Esther", "Fatima", "Freya", "Greta", "Hana", "Ingrid", "Jana", "Keiko", "Lakshmi", "Leila", "Mei", "Nadia",
-    "Nia", "Olga", "Priya", "Rosa", "Sofia", "Thandi", "Yuki", "Zara",
-    "Abel", "Ahmed", "Bjorn", "Bruno", "Carlos", "Chidi", "Dmitri", "Diego", "Emil", "Felix", "Finn", "Hassan",
-    "Hugo", "Igor", "Ivan", "Jamal", "Kenji", "Kofi", "Lars", "Luca", "Mateo", "Milan", "Nikos", "Omar",
+    "Ada", "Aisha", "Akiko", "Alma", "Amara", "Anya", "Astrid", "Beatriz", "Chloe", "Dalia", "Elif",
+    "Emma", "Esther", "Fatima", "Freya", "Greta", "Hana", "Ingrid", "Jana", "Keiko", "Lakshmi", "Leila",
+    "Mei", "Nadia", "Nia", "Olga", "Priya", "Rosa", "Sofia", "Thandi", "Yuki", "Zara", "Abel", "Ahmed",
+    "Bjorn", "Bruno", "Carlos", "Chidi", "Dmitri", "Diego", "Emil", "Felix", "Finn", "Hassan", "Hugo",
+    "Igor", "Ivan", "Jamal", "Kenji", "Kofi", "Lars", "Luca", "Mateo", "Milan", "Nikos", "Omar",
     "Oscar", "Pablo", "Quinn", "Raj", "Tariq", "Viktor", "Wei", "Yusuf",
 )  # fmt: skip
 HELD_OUT_NAMES: tuple[str, ...] = (
-    "Agnes", "Amina", "Bianca", "Carmen", "Clara", "Delphine", "Dora", "Elena", "Farah", "Gita", "Helga",
-    "Imani", "Irma", "Jasna", "Kira", "Lena", "Lucia", "Maya", "Mina", "Naomi", "Noor", "Paloma", "Rania",
-    "Saskia", "Selma", "Tamar", "Ulla", "Vera", "Wanjiru", "Ximena", "Yara", "Zofia",
-    "Aarav", "Adil", "Anders", "Arjun", "Boris", "Cyrus", "Dario", "Enzo", "Farid", "Gustav", "Hiro", "Ibrahim",
-    "Jorge", "Kwame", "Leo", "Linus", "Marco", "Moses", "Nabil", "Otto", "Pavel", "Rafael", "Ravi", "Samir",
-    "Stefan", "Tomas", "Umar", "Vikram", "Walid", "Xavier", "Yannis", "Zoltan",
+    "Agnes", "Amina", "Bianca", "Carmen", "Clara", "Delphine", "Dora", "Elena", "Farah", "Gita",
+    "Helga", "Imani", "Irma", "Jasna", "Kira", "Lena", "Lucia", "Maya", "Mina", "Naomi", "Noor",
+    "Paloma", "Rania", "Saskia", "Selma", "Tamar", "Ulla", "Vera", "Wanjiru", "Ximena", "Yara", "Zofia",
+    "Aarav", "Adil", "Anders", "Arjun", "Boris", "Cyrus", "Dario", "Enzo", "Farid", "Gustav", "Hiro",
+    "Ibrahim", "Jorge", "Kwame", "Leo", "Linus", "Marco", "Moses", "Nabil", "Otto", "Pavel", "Rafael",
+    "Ravi", "Samir", "Stefan", "Tomas", "Umar", "Vikram", "Walid", "Xavier", "Yannis", "Zoltan",
 )  # fmt: skip
 NAMES: tuple[str, ...] = TRAINED_NAMES + HELD_OUT_NAMES
 
@@ -120,3 +133,11 @@ def named_vectors() -> Tensor:
 def unnamed_vectors(n: int) -> Tensor:
     """The first n of an endless fixed list of people without a name: (n, d)."""
     return random_vectors(n, generator=torch.Generator().manual_seed(_UNNAMED_SEED))
+
+
+def skin_colour(tone: Tensor) -> Tensor:
+    """A point on the ramp of skin colours: (n,) in [0, 1] -> (n, 3)."""
+    ramp = torch.tensor(SKIN)
+    where = tone.clamp(0, 1) * (len(SKIN) - 1)
+    low = where.floor().clamp(max=len(SKIN) - 2)
+    return torch.lerp(ramp[low.long()], ramp[low.long() + 1], (where - low)[:, None])

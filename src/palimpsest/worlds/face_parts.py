@@ -13,25 +13,14 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from palimpsest.worlds.drawing import SIZE, capsule, coverage, disc, ellipse, grid, place, uniform
-from palimpsest.worlds.face_identity import BEARDED_FROM, GENES, kind
+from palimpsest.worlds.face_hair import FAR, cap, hair, oval
+from palimpsest.worlds.face_identity import BEARDED_FROM, CLOTHES, GENES, HAIR, IRIS, kind, skin_colour
 
-SKIN = ((0.99, 0.86, 0.76), (0.94, 0.72, 0.54), (0.78, 0.54, 0.35), (0.55, 0.35, 0.22), (0.33, 0.20, 0.13))
-HAIR = (
-    (0.09, 0.08, 0.11), (0.42, 0.21, 0.08), (0.98, 0.82, 0.34), (0.84, 0.28, 0.06),
-    (0.86, 0.87, 0.90), (0.14, 0.34, 0.90), (0.95, 0.34, 0.66), (0.10, 0.62, 0.34),
-)  # fmt: skip
-CLOTHES = (
-    (0.86, 0.16, 0.18), (0.12, 0.20, 0.52), (0.96, 0.96, 0.94), (0.99, 0.80, 0.16),
-    (0.08, 0.55, 0.50), (0.52, 0.22, 0.70), (0.14, 0.14, 0.16), (0.98, 0.50, 0.12),
-)  # fmt: skip
-IRIS = ((0.28, 0.15, 0.06), (0.16, 0.42, 0.86), (0.14, 0.55, 0.26), (0.78, 0.50, 0.08), (0.40, 0.44, 0.48))
 HATS = ((0.84, 0.12, 0.16), (0.10, 0.50, 0.72), (0.50, 0.24, 0.62))  # cap, beanie, fedora
-# Styles lighten near-black lines, so frames are a deep violet that stays above that, also in the shade.
 FRAME, WHITE, PUPIL, LENS = (0.42, 0.36, 0.52), (0.98, 0.98, 0.97), (0.06, 0.05, 0.07), (0.12, 0.11, 0.20)
 
 _PIXEL = 2 / SIZE
 _LINE = 0.85 * _PIXEL  # half the width of an outline
-_FAR = 9.0  # a distance that paints nothing
 
 Window = tuple[slice, slice]
 # Where parts can be, over all people and all jitter: rows and columns of pixels.
@@ -50,7 +39,7 @@ _CHEST: Window = (slice(40, 64), slice(0, 64))
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What a person does and wears; each (n,) int64, indices as in the world's vocabulary, 0 the plain one."""
+    """What a person does and wears; each (n,) int64 index as in the world's vocabulary."""
 
     expression: Tensor  # neutral, smiling, surprised, frowning
     glasses: Tensor  # without, glasses, sunglasses
@@ -72,14 +61,6 @@ def _palette(colours: tuple[tuple[float, float, float], ...], index: Tensor) -> 
     return torch.tensor(colours)[index]
 
 
-def _oval(
-    x: Tensor, y: Tensor, cx: float | Tensor, cy: float | Tensor, rx: float | Tensor, ry: float | Tensor
-) -> Tensor:
-    """About the distance to an ellipse: right along its shorter axis, and one square root cheap."""
-    px, py = (x - cx) / rx, (y - cy) / ry
-    return (torch.sqrt(px * px + py * py + 1e-12) - 1) * torch.minimum(torch.as_tensor(rx), torch.as_tensor(ry))
-
-
 def _over(layer: Tensor, colour: Tensor | float, cover: Tensor, window: Window, *, inplace: bool) -> Tensor:
     """The layer (n, c, h, w) with a colour laid over a window of it."""
     rows, columns = window
@@ -98,7 +79,13 @@ class _Canvas:
         self.albedo, self.alpha, self.ink = albedo, alpha, ink
 
     def paint(
-        self, distance: Tensor, colour: Tensor, *, line: float = _LINE, window: Window = _FULL, solid: bool = False
+        self,
+        distance: Tensor,
+        colour: Tensor,
+        *,
+        line: float = _LINE,
+        window: Window = _FULL,
+        solid: bool = False,
     ) -> None:
         """Fill a shape (n, h, w) with a colour (n, 3) and outline it; `solid` shapes are ink all over."""
         inplace = not (torch.is_grad_enabled() and (distance.requires_grad or colour.requires_grad))
@@ -117,7 +104,10 @@ class _Person:
     def __init__(self, vectors: Tensor, look: Look, bold: Tensor, generator: Generator) -> None:
         n = len(vectors)
         self.vectors, self.look = vectors, look
-        across, down = uniform(n, -0.04, 0.04, generator=generator), uniform(n, -0.01, 0.07, generator=generator)
+        across, down = (
+            uniform(n, -0.04, 0.04, generator=generator),
+            uniform(n, -0.01, 0.07, generator=generator),
+        )
         x, y = grid()
         self.x, self.y = place(
             x, y, centre=torch.stack([across, down], 1), scale=uniform(n, 1.04, 1.14, generator=generator),
@@ -126,7 +116,7 @@ class _Person:
         self.bold = 1 + bold[:, None, None]
         self.turn = (look.pose - 1).to(torch.float32)[:, None, None]  # -1 left, 0 front, 1 right
         self.rx, self.ry = self.gene("face_width", 0.37, 0.52), self.gene("face_height", 0.46, 0.56)
-        self.skin = _skin(vectors[:, GENES.index("skin")])
+        self.skin = skin_colour(vectors[:, GENES.index("skin")])
         self.hair = _palette(HAIR, kind(vectors, "hair_colour"))
         self.clothes = _palette(CLOTHES, kind(vectors, "clothes"))
         # The face slides over the head as it turns, and is foreshortened.
@@ -153,86 +143,18 @@ class _Person:
         return (f - 1) * 0.45
 
 
-def _skin(tone: Tensor) -> Tensor:
-    """A point on the ramp of skin colours: (n,) in [0, 1] -> (n, 3)."""
-    ramp = torch.tensor(SKIN)
-    place_on = tone.clamp(0, 1) * (len(SKIN) - 1)
-    low = place_on.floor().clamp(max=len(SKIN) - 2)
-    return torch.lerp(ramp[low.long()], ramp[low.long() + 1], (place_on - low)[:, None])
-
-
-def _hair(person: _Person) -> tuple[Tensor, Tensor]:
-    """Distances of the hair behind the head and of the hair over the forehead, (n, h, w) each."""
-    back, front = torch.full_like(person.x, _FAR), torch.full_like(person.x, _FAR)
-    style = kind(person.vectors, "hair_style")
-    for index in range(8):
-        rows = (style == index).nonzero().squeeze(1)
-        if not len(rows):
-            continue
-        x, y = person.x[rows] - 0.03 * person.turn[rows], person.y[rows]
-        rx, ry = person.rx[rows], person.ry[rows]
-        behind, over = _hair_style(index, x, y, rx, ry, person.turn[rows])
-        front[rows] = over
-        if behind is not None:
-            back[rows] = behind
-    return back, front
-
-
-def _cap(x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, thick: float) -> Tensor:
-    """The hair's outside on the skull: an ellipse around the head."""
-    f = torch.sqrt((x / (rx + thick)) ** 2 + (y / (ry + thick)) ** 2 + 1e-12)
-    return (f - 1) * 0.5
-
-
-def _hair_style(index: int, x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, turn: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Hair behind the head (or None) and over the forehead, for people who share one of the 8 styles."""
-    q = ((x - 0.10 * turn) / rx) ** 2
-    if index == 0:  # short, with sideburns
-        return None, torch.maximum(_cap(x, y, rx, ry, 0.05), y + 0.60 * ry - 0.62 * ry * q * q)
-    if index == 1:  # a quiff swept to one side
-        sweep = _oval(x, y, 0.14, -ry - 0.06, 0.38, 0.20)
-        line = y + 0.50 * ry - 0.42 * x - 0.10 * q
-        return None, torch.minimum(torch.maximum(_cap(x, y, rx, ry, 0.06), line), sweep)
-    if index == 2:  # afro
-        afro = disc(x, y, 0.0, -0.20, rx + 0.31)
-        return afro, torch.maximum(_cap(x, y, rx, ry, 0.08), y + 0.56 * ry - 0.45 * ry * q)
-    if index == 3:  # long, parted in the middle
-        half = rx + 0.13 + 0.06 * y.clamp(min=0)
-        fall = torch.maximum(x.abs() - half, y - 0.92)
-        fall = torch.where(y < 0, _oval(x, y, 0.0, 0.0, rx + 0.13, ry + 0.12), fall)
-        return fall, torch.maximum(_cap(x, y, rx, ry, 0.08), y + 0.86 * ry - 1.05 * ry * (q + 1e-6).sqrt())
-    if index == 4:  # bob with a straight fringe
-        half = rx + 0.15 - 0.03 * (y * 8).cos()
-        bob = torch.maximum(x.abs() - half, y - 0.36)
-        bob = torch.where(y < 0, _oval(x, y, 0.0, 0.0, rx + 0.12, ry + 0.10), bob)
-        side = torch.maximum(rx * 0.88 - x.abs(), y - 0.30)
-        return bob, torch.maximum(_cap(x, y, rx, ry, 0.08), torch.minimum(y + 0.36 * ry, side))
-    if index == 5:  # drawn back, a bun on top
-        bun = disc(x, y, 0.0, -ry - 0.17, 0.20)
-        return bun, torch.maximum(_cap(x, y, rx, ry, 0.04), y + 0.70 * ry - 0.55 * ry * q)
-    if index == 6:  # bunches at both sides
-        bunch = ellipse(x.abs(), y, rx + 0.17, 0.16, 0.16, 0.32)
-        return bunch, torch.maximum(_cap(x, y, rx, ry, 0.06), y + 0.78 * ry - 0.75 * ry * (q + 1e-6).sqrt())
-    angle = torch.atan2(x, -y)  # spikes all round the top
-    spike = ((angle * (7 / torch.pi)) % 1 - 0.5).abs() * 2
-    f = torch.sqrt(x * x + y * y + 1e-12)
-    reach = rx + (ry - rx) * torch.cos(angle).clamp(min=0) + 0.03 + 0.24 * spike
-    crest = torch.maximum((f - reach) * 0.7, y - 0.02)
-    return crest, torch.maximum(_cap(x, y, rx, ry, 0.04), y + 0.50 * ry - 0.10 * spike)
-
-
 def _paint_body(canvas: _Canvas, person: _Person, back_hair: Tensor) -> None:
     collar = kind(person.vectors, "collar")[:, None, None]  # round, pointed, high, striped
     canvas.paint(back_hair, person.hair)
     rows, columns = _CHEST
     x, y = person.x[:, rows, columns], person.y[:, rows, columns]
-    shoulders = _oval(x, y, 0.0, 1.07, 0.82, 0.55)
+    shoulders = oval(x, y, 0.0, 1.07, 0.82, 0.55)
     canvas.paint(shoulders, person.clothes, window=_CHEST)
     stripes = (collar == 3) & ((y * 5) % 1 < 0.5)
     pale = torch.where(person.clothes.mean(1, keepdim=True) > 0.8, 0.25, 0.97).expand(-1, 3)
-    canvas.paint(torch.where(stripes, shoulders, _FAR), pale, line=0, window=_CHEST)
+    canvas.paint(torch.where(stripes, shoulders, FAR), pale, line=0, window=_CHEST)
     # Long hair hangs over the shoulders.
-    over = torch.where(x.abs() > 0.26, back_hair[:, rows, columns], _FAR)
+    over = torch.where(x.abs() > 0.26, back_hair[:, rows, columns], FAR)
     canvas.paint(over, person.hair, window=_CHEST)
     rows, columns = _NECK
     x, y = person.x[:, rows, columns], person.y[:, rows, columns]
@@ -249,26 +171,28 @@ def _paint_head(canvas: _Canvas, person: _Person) -> None:
     side = torch.where(person.turn == 0, x.abs(), -person.turn * x)
     size = person.gene("ears", 0.7, 1.35)
     near = person.rx - 0.12 * person.turn.abs() + 0.02
-    ear = _oval(side, person.y[:, rows, columns], near, 0.02, 0.10 * size, 0.13 * size)
+    ear = oval(side, person.y[:, rows, columns], near, 0.02, 0.10 * size, 0.13 * size)
     behind = person.turn == 0
-    canvas.paint(torch.where(behind, ear, _FAR), person.skin * 0.93, window=_EARS)
+    canvas.paint(torch.where(behind, ear, FAR), person.skin * 0.93, window=_EARS)
     rows, columns = _HEAD
-    canvas.paint(person.head(person.x[:, rows, columns], person.y[:, rows, columns]), person.skin, window=_HEAD)
-    canvas.paint(torch.where(behind, _FAR, ear), person.skin * 0.93, window=_EARS)
+    canvas.paint(
+        person.head(person.x[:, rows, columns], person.y[:, rows, columns]), person.skin, window=_HEAD
+    )
+    canvas.paint(torch.where(behind, FAR, ear), person.skin * 0.93, window=_EARS)
 
 
 def _paint_beard(canvas: _Canvas, person: _Person) -> None:
     worn = (kind(person.vectors, "beard") - BEARDED_FROM)[:, None, None]  # moustache, goatee, full
     mouth = person.mouth_y
     fx, ax, fy = person.face(_MOUTH)
-    moustache = _oval(ax, fy, 0.10, mouth - 0.105, 0.13, 0.055)
-    goatee = _oval(fx, fy, 0.0, person.ry - 0.03, 0.15, 0.17)
+    moustache = oval(ax, fy, 0.10, mouth - 0.105, 0.13, 0.055)
+    goatee = oval(fx, fy, 0.0, person.ry - 0.03, 0.15, 0.17)
     jawline = mouth - 0.10 - 0.9 * (ax - 0.17).clamp(min=0)
     rows, columns = _MOUTH
     chin = person.head(person.x[:, rows, columns], fy, 0.05)
     full = torch.maximum(chin, jawline - fy)
     distance = torch.where(worn == 0, moustache, torch.where(worn == 1, goatee, full))
-    canvas.paint(torch.where(worn < 0, _FAR, distance), person.hair * 0.94, window=_MOUTH)
+    canvas.paint(torch.where(worn < 0, FAR, distance), person.hair * 0.94, window=_MOUTH)
 
 
 def _paint_marks(canvas: _Canvas, person: _Person) -> None:
@@ -276,13 +200,13 @@ def _paint_marks(canvas: _Canvas, person: _Person) -> None:
     fx, ax, fy = person.face(_CHEEKS)
     cheek = person.eye_x * 1.18
     dots = 0.42 - torch.cos((ax - cheek) * 46) * torch.cos((fy - 0.15) * 46)
-    freckles = torch.maximum(dots * 0.05, _oval(ax, fy, cheek, 0.15, 0.15, 0.085))
+    freckles = torch.maximum(dots * 0.05, oval(ax, fy, cheek, 0.15, 0.15, 0.085))
     mole = disc(fx, fy, 0.24, 0.19, 0.042)
-    blush = _oval(ax, fy, cheek + 0.02, 0.17, 0.105, 0.075)
+    blush = oval(ax, fy, cheek + 0.02, 0.17, 0.105, 0.075)
     distance = torch.where(marks == 3, freckles, torch.where(marks == 4, mole, blush))
     rosy = person.skin * torch.tensor([1.0, 0.62, 0.62]) + torch.tensor([0.12, 0.0, 0.04])
     colour = torch.where(marks[:, :, 0] == 5, rosy.clamp(max=1), person.skin * 0.50)
-    canvas.paint(torch.where(marks < 3, _FAR, distance), colour, line=0, window=_CHEEKS)
+    canvas.paint(torch.where(marks < 3, FAR, distance), colour, line=0, window=_CHEEKS)
 
 
 def _paint_mouth(canvas: _Canvas, person: _Person) -> None:
@@ -300,7 +224,9 @@ def _paint_mouth(canvas: _Canvas, person: _Person) -> None:
     middle = person.mouth_y + 0.04 + bend * (q - 0.5)
     upper, lower = middle - rise * (1 - q) - lip, middle + drop * (1 - q) + lip
     distance = torch.maximum(torch.maximum(upper - fy, fy - lower), ax - half)
-    inside = torch.tensor([[0.74, 0.22, 0.26], [0.98, 0.98, 0.97], [0.38, 0.06, 0.10], [0.74, 0.22, 0.26]])[mood]
+    inside = torch.tensor([[0.74, 0.22, 0.26], [0.98, 0.98, 0.97], [0.46, 0.08, 0.13], [0.74, 0.22, 0.26]])[
+        mood
+    ]
     canvas.paint(distance, inside, line=0.6 * _PIXEL, window=_MOUTH)
 
 
@@ -310,17 +236,19 @@ def _paint_eyes(canvas: _Canvas, person: _Person) -> None:
     mood = person.look.expression[:, None, None]
     width = person.gene("eye_size", 0.085, 0.128) * (0.5 + 0.5 * person.bold)
     opening = torch.tensor([0.80, 0.74, 1.22, 0.70])[mood]
-    canvas.paint(_oval(ax, fy, eye_x, eye_y, width, width * opening), _row(WHITE, person), window=_EYES)
+    canvas.paint(oval(ax, fy, eye_x, eye_y, width, width * opening), _row(WHITE, person), window=_EYES)
     gaze = 0.035 * person.turn * fx.sign()
     iris = disc(ax, fy, eye_x + gaze, eye_y, width * 0.58)
     canvas.paint(iris, _palette(IRIS, kind(person.vectors, "eye_colour")), line=0, window=_EYES)
     canvas.paint(disc(ax, fy, eye_x + gaze, eye_y, width * 0.27), _row(PUPIL, person), line=0, window=_EYES)
     thick = person.gene("brow_thickness", 0.018, 0.052)
     lift = torch.tensor([0.0, 0.02, 0.10, -0.03])[mood] * person.bold
-    slant = person.gene("brow_slant", -0.05, 0.05) + torch.tensor([0.0, -0.02, -0.03, 0.11])[mood] * person.bold
+    slant = (
+        person.gene("brow_slant", -0.05, 0.05) + torch.tensor([0.0, -0.02, -0.03, 0.11])[mood] * person.bold
+    )
     brow_y = eye_y - 0.155 - lift
     brow = capsule(ax, fy, eye_x - 0.12, brow_y + slant, eye_x + 0.12, brow_y - slant * 0.6, thick)
-    canvas.paint(brow, person.hair * 0.80, window=_EYES, solid=True)
+    canvas.paint(brow, person.hair * 0.88 + 0.02, window=_EYES, solid=True)
 
 
 def _paint_nose(canvas: _Canvas, person: _Person) -> None:
@@ -331,21 +259,21 @@ def _paint_nose(canvas: _Canvas, person: _Person) -> None:
     nose = (torch.sqrt(f + 1e-12) - 1) * 0.08
     canvas.paint(nose, person.skin * 0.80, line=0, window=_NOSE)
     under = torch.maximum(nose.abs() - 0.022, 0.13 + length * 0.35 - fy)
-    canvas.paint(under, person.skin * 0.48, window=_NOSE, solid=True)
+    canvas.paint(under, person.skin * 0.50 + 0.05, window=_NOSE, solid=True)
 
 
 def _paint_glasses(canvas: _Canvas, person: _Person) -> None:
     worn = person.look.glasses[:, None, None]
     fx, ax, fy = person.face(_EYES)
     eye_x = person.eye_x
-    lens = _oval(ax, fy, eye_x, person.eye_y, 0.165, 0.145)
+    lens = oval(ax, fy, eye_x, person.eye_y, 0.165, 0.145)
     bar = torch.maximum((fy - person.eye_y + 0.02).abs() - 0.022, 0.13 - (ax - eye_x).abs())
     bar = torch.maximum(bar, ax - person.rx)
     frame = torch.minimum(lens.abs() - 0.028, bar)
-    canvas.paint(torch.where(worn == 2, lens, _FAR), _row(LENS, person), line=0, window=_EYES)
-    canvas.paint(torch.where(worn == 0, _FAR, frame), _row(FRAME, person), window=_EYES, solid=True)
+    canvas.paint(torch.where(worn == 2, lens, FAR), _row(LENS, person), line=0, window=_EYES)
+    canvas.paint(torch.where(worn == 0, FAR, frame), _row(FRAME, person), window=_EYES, solid=True)
     shine = capsule(fx - eye_x * fx.sign(), fy, -0.05, 0.0, 0.03, -0.08, 0.02)
-    canvas.paint(torch.where(worn == 2, shine, _FAR), _row(WHITE, person) * 0.8, line=0, window=_EYES)
+    canvas.paint(torch.where(worn == 2, shine, FAR), _row(WHITE, person) * 0.8, line=0, window=_EYES)
 
 
 def _paint_hat(canvas: _Canvas, person: _Person) -> None:
@@ -356,7 +284,7 @@ def _paint_hat(canvas: _Canvas, person: _Person) -> None:
     rx, ry = person.rx[rows], person.ry[rows]
     x, y = person.x[rows][:, _HAT[0]], person.y[rows][:, _HAT[0]]
     rim = -0.52 * ry
-    dome = torch.maximum(_cap(x, y, rx, ry, 0.09), y - rim)
+    dome = torch.maximum(cap(x, y, rx, ry, 0.09), y - rim)
     brim = ellipse(x, y, 0.30 * turn, rim, rx + 0.06, 0.085)
     band = torch.maximum((y - rim).abs() - 0.085, x.abs() - rx * 0.97)
     knob = disc(x, y, 0.0, -ry - 0.13, 0.12)
@@ -398,7 +326,8 @@ def compose(vectors: Tensor, look: Look, *, bold: Tensor, generator: Generator) 
         torch.zeros(n, 1, SIZE, SIZE),
         torch.zeros(n, 1, SIZE, SIZE),
     )
-    back, front = _hair(person)
+    style = kind(vectors, "hair_style")
+    back, front = hair(style, person.x, person.y, person.rx, person.ry, person.turn)
     _paint_body(canvas, person, back)
     _paint_head(canvas, person)
     _paint_marks(canvas, person)
@@ -412,4 +341,7 @@ def compose(vectors: Tensor, look: Look, *, bold: Tensor, generator: Generator) 
     # The side away from the light lies in shade, with a clear edge, so that it reads in every style.
     towards = (look.light * 2 - 1).to(torch.float32)[:, None, None]
     shade = ((0.06 - person.x * towards) / 0.10 + 0.5).clamp(0, 1).unsqueeze(1)
-    return Layers(albedo=canvas.albedo * (1 - 0.42 * shade), alpha=canvas.alpha, ink=canvas.ink)
+    cool = torch.tensor([0.05, 0.06, 0.09])[:, None, None]
+    return Layers(
+        albedo=canvas.albedo * (1 - 0.46 * shade) + cool * shade, alpha=canvas.alpha, ink=canvas.ink
+    )

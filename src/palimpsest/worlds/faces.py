@@ -27,7 +27,8 @@ _MOST_WORDS = 20
 _BOLD = {"pixel": 0.45, "mosaic": 0.3, "stitch": 0.3}  # coarse styles need larger features
 _NAMED = 0.7  # the share of samples that have a name
 
-# How a prompt says each word; {} stands where the words of one list are joined.
+_DROPPED = ("light", "pose", "hat", "glasses", "expression", "background")  # from captions that are too long
+# How a prompt says what is worn.
 _WEARING = {
     "glasses": "glasses",
     "sunglasses": "sunglasses",
@@ -70,7 +71,7 @@ class Faces:
         return len(GENES)
 
     def identity_vectors(self, indices: Tensor) -> Tensor:
-        """The people behind names: (n,) int64 indices into `vocabulary["identity"]` -> (n, d) float32 in [0, 1].
+        """The people behind names: (n,) int64 into `vocabulary["identity"]` -> (n, d) float32 in [0, 1].
 
         Raises:
             ValueError: an index is outside the names (an unnamed person has no fixed vector).
@@ -101,7 +102,9 @@ class Faces:
         labels["identity"] = labels["identity"].masked_fill(unnamed, -1)
         return labels
 
-    def _draw_words(self, key: str, n: int, generator: Generator, without: frozenset[str], held_out: bool) -> Tensor:
+    def _draw_words(
+        self, key: str, n: int, generator: Generator, without: frozenset[str], held_out: bool
+    ) -> Tensor:
         words = self.vocabulary[key]
         weights = torch.ones(len(words))
         if key in ("glasses", "hat"):
@@ -111,7 +114,9 @@ class Faces:
             if word in excluded:
                 weights[index] = 0
         if weights.sum() == 0:
-            raise ValueError(f"`without` excludes every word of {key!r}: keep at least one of {', '.join(words)}")
+            raise ValueError(
+                f"`without` excludes every word of {key!r}: keep at least one of {', '.join(words)}"
+            )
         if not n:
             return torch.zeros(0, dtype=torch.int64)
         return torch.multinomial(weights, n, replacement=True, generator=generator)
@@ -148,7 +153,9 @@ class Faces:
             fresh = random_vectors(n, generator=generator)
             vectors = torch.where((identity >= 0)[:, None], named_vectors()[identity.clamp_min(0)], fresh)
         if vectors.shape != (n, len(GENES)):
-            raise ValueError(f"vectors must be ({n}, {len(GENES)}) for {n} labelled people, got {tuple(vectors.shape)}")
+            raise ValueError(
+                f"vectors must be ({n}, {len(GENES)}) for {n} labelled people, got {tuple(vectors.shape)}"
+            )
         if captions is None:
             captions = self.caption(labels, generator=generator)
         if len(captions) != n:
@@ -158,7 +165,9 @@ class Faces:
         images, masks = [torch.zeros(0, 3, 64, 64)], [torch.zeros(0, 1, 64, 64)]
         for start in range(0, n, _CHUNK):
             part = slice(start, start + _CHUNK)
-            look = Look(**{key: labels[key][part] for key in ("expression", "glasses", "hat", "pose", "light")})
+            look = Look(
+                **{key: labels[key][part] for key in ("expression", "glasses", "hat", "pose", "light")}
+            )
             layers = compose(vectors[part], look, bold=bold[part], generator=generator)
             images.append(
                 render(
@@ -168,7 +177,11 @@ class Faces:
             )  # fmt: skip
             masks.append(layers.alpha)
         return Pictures(
-            images=torch.cat(images), masks=torch.cat(masks), labels=labels, captions=captions, identity=vectors
+            images=torch.cat(images),
+            masks=torch.cat(masks),
+            labels=labels,
+            captions=captions,
+            identity=vectors,
         )
 
     def _complete(self, labels: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
@@ -178,19 +191,24 @@ class Faces:
             raise ValueError(f"labels have keys {sorted(labels)}; use some of {', '.join(self.vocabulary)}")
         lengths = {key: len(value) for key, value in labels.items()}
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"labels differ in length: {lengths}; give one index per picture under every key")
+            raise ValueError(
+                f"labels differ in length: {lengths}; give one index per picture under every key"
+            )
         n = next(iter(lengths.values()))
         full = self.sample(n, generator=generator)
         if "identity" not in labels:
             full["identity"] = torch.full((n,), -1, dtype=torch.int64)
         for key, value in labels.items():
-            if n and int(value.max()) >= len(self.vocabulary[key]):
-                raise ValueError(f"label {key}={int(value.max())} is outside 0..{len(self.vocabulary[key]) - 1}")
-            full[key] = value.long() if key == "identity" else torch.where(value >= 0, value.long(), full[key])
+            last = len(self.vocabulary[key]) - 1
+            if n and not -1 <= int(value.min()) <= int(value.max()) <= last:
+                raise ValueError(f"label {key} has {value.unique().tolist()}; use 0..{last}, or -1 for none")
+            full[key] = (
+                value.long() if key == "identity" else torch.where(value >= 0, value.long(), full[key])
+            )
         return full
 
     def caption(self, labels: dict[str, Tensor], *, generator: Generator) -> list[str]:
-        """Say what labels hold, in varied words, leaving out some of it at random: n strings of <= 20 words."""
+        """Say what labels hold, in varied words, leaving out some at random: n strings of <= 20 words."""
         n = len(next(iter(labels.values())))
         keep = {"identity": 0.95, "style": 0.75, "background": 0.7}
         chance = torch.rand(n, len(self.vocabulary), generator=generator)
@@ -202,7 +220,7 @@ class Faces:
                 index = int(labels[key][row]) if key in labels else -1
                 if index >= 0 and float(chance[row, column]) < keep.get(key, 0.45):
                     words[key] = self.vocabulary[key][index]
-            order = [key for key in ("light", "pose", "hat", "glasses", "expression", "background") if key in words]
+            order = [key for key in _DROPPED if key in words]
             text = _sentence(words, form[row])
             while len(text.split()) > _MOST_WORDS:
                 words.pop(order.pop(form[row] % len(order)))
@@ -220,7 +238,9 @@ class Faces:
             if key not in self.vocabulary:
                 raise ValueError(f"Faces has no {key!r}; use some of {', '.join(self.vocabulary)}")
             if word not in self.vocabulary[key]:
-                raise ValueError(f"{word!r} is no {key} of Faces; use one of {', '.join(self.vocabulary[key])}")
+                raise ValueError(
+                    f"{word!r} is no {key} of Faces; use one of {', '.join(self.vocabulary[key])}"
+                )
         return _sentence(words, 0)
 
     def read(self, prompt: str) -> dict[str, str]:
@@ -286,4 +306,6 @@ FACES = Faces()
 
 _WORDS = {word: (key, word) for key, words in FACES.vocabulary.items() for word in words}
 # Longer words first, so that "without glasses" is not read as "glasses".
-_PATTERN = re.compile(r"\b(?:" + "|".join(re.escape(w) for w in sorted(_WORDS, key=len, reverse=True)) + r")\b")
+_PATTERN = re.compile(
+    r"\b(?:" + "|".join(re.escape(w) for w in sorted(_WORDS, key=len, reverse=True)) + r")\b"
+)
