@@ -1,0 +1,135 @@
+"""Every interval covers the truth as often as it says, every test raises false alarms as rarely as it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from palimpsest.ops import statistics
+
+
+@pytest.mark.parametrize("n", [20, 60, 200])
+@pytest.mark.parametrize("p", [0.03, 0.5, 0.97])
+def test_wilson_covers_the_truth(n: int, p: float) -> None:
+    # Exact, not simulated: the probabilities of all outcomes whose interval holds p. Averaged over rates near p,
+    # since the coverage of any interval of a count jumps from rate to rate.
+    ends = [statistics.wilson(k, n) for k in range(n + 1)]
+    nearby = np.clip(np.linspace(p - 0.02, p + 0.02, 21), 1e-3, 1 - 1e-3)
+    coverage = [
+        sum(stats.binom.pmf(k, n, q) for k, e in enumerate(ends) if e.low - 1e-12 <= q <= e.high + 1e-12)
+        for q in nearby
+    ]
+    assert 0.93 <= np.mean(coverage) <= 0.975
+
+
+@pytest.mark.parametrize("n", [20, 60, 200])
+@pytest.mark.parametrize(("lost", "gained"), [(0.1, 0.0), (0.45, 0.45), (0.3, 0.1), (0.9, 0.0)])
+def test_paired_rate_differences_cover_the_truth(n: int, lost: float, gained: float) -> None:
+    rng = np.random.default_rng(n)
+    truth, hits, repeats = gained - lost, 0, 1500
+    for _ in range(repeats):
+        kinds = rng.multinomial(n, [lost, gained, 1 - lost - gained])
+        change = np.repeat([-1.0, 1.0, 0.0], kinds)
+        found = statistics.paired(np.zeros(n), change)
+        hits += found.low <= truth <= found.high
+    # Where all changes go one way counts are coarse: the interval may then be too wide, never too narrow.
+    assert 0.93 <= hits / repeats <= (0.97 if n > 20 and gained else 1.0)
+
+
+def test_bootstrap_of_skewed_differences_covers_the_truth() -> None:
+    rng = np.random.default_rng(3)
+    hits, repeats = 0, 300
+    for r in range(repeats):
+        found = statistics.mean(rng.gamma(2.0, size=60), seed=r)
+        hits += found.low <= 2.0 <= found.high
+    assert 0.91 <= hits / repeats <= 0.98
+
+
+def test_nothing_changed_keeps_a_width() -> None:
+    same = np.ones(60, dtype=bool)
+    found = statistics.paired(same, same)
+    assert found.value == 0
+    assert -0.1 < found.low < 0 < found.high < 0.1
+
+
+def test_constant_numbers_have_no_width_and_one_number_has_no_limit() -> None:
+    assert statistics.mean([0.25] * 9) == (0.25, 0.25, 0.25)
+    assert statistics.mean([0.25]).high == float("inf")
+    assert np.isnan(statistics.paired([], []).value)
+
+
+def test_the_interval_of_a_whole_turn_stays_inside_the_range() -> None:
+    found = statistics.paired(np.ones(20), np.zeros(20))
+    assert found.value == -1
+    assert found.low == -1
+    assert found.high < -0.7
+
+
+def test_mcnemar_is_the_binomial_of_the_pairs_that_differ() -> None:
+    before = np.array([1] * 10 + [0] * 2 + [1] * 50, dtype=bool)
+    after = np.array([0] * 10 + [1] * 2 + [1] * 50, dtype=bool)
+    assert statistics.mcnemar(before, after) == pytest.approx(2 * stats.binom.cdf(2, 12, 0.5))
+    assert statistics.mcnemar(before, before) == 1.0
+
+
+def test_false_alarms_of_the_tests_are_rare() -> None:
+    rng = np.random.default_rng(0)
+    alarms = np.zeros(2)
+    for r in range(300):
+        b, a = rng.random((2, 60)) < 0.6
+        alarms += statistics.mcnemar(b, a) < 0.05, statistics.sign_flip(rng.normal(size=9), seed=r) < 0.05
+    assert (alarms / 300 <= 0.08).all()
+    assert alarms[1] / 300 >= 0.02  # an exact test is not conservative on continuous numbers
+
+
+def test_sign_flip_sees_a_shift() -> None:
+    rng = np.random.default_rng(1)
+    assert statistics.sign_flip(rng.normal(1.0, 1.0, size=40)) < 0.001
+    assert statistics.sign_flip(np.zeros(10)) == 1.0
+
+
+def test_holm_against_the_definition() -> None:
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([]) == []
+    assert statistics.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+
+
+def test_benjamini_hochberg_is_never_stricter_than_holm() -> None:
+    ps = [0.001, 0.01, 0.02, 0.2, 0.9]
+    assert all(b <= h for b, h in zip(statistics.benjamini_hochberg(ps), statistics.holm(ps), strict=True))
+    assert statistics.benjamini_hochberg([]) == []
+
+
+@pytest.mark.parametrize("p", [0.02, 0.5, 0.95])
+def test_the_floor_holds_two_seed_sets_of_one_model(p: float) -> None:
+    rng = np.random.default_rng(7)
+    n, inside = 60, 0
+    for _ in range(1000):
+        a, b, new = rng.binomial(n, p, size=3)
+        inside += abs(new - a) / n <= statistics.rate_floor(int(a + b), 2 * n, n)
+    assert inside / 1000 >= 0.93
+
+
+def test_the_planned_number_of_pictures_gives_the_planned_power() -> None:
+    n = statistics.pictures_needed(0.10, disagree=0.14)
+    rng = np.random.default_rng(2)
+    seen = 0
+    for _ in range(400):
+        lost, gained, _ = rng.multinomial(n, [0.12, 0.02, 0.86])
+        after = [False] * lost + [True] * (n - lost)
+        before = [True] * (n - gained) + [False] * gained
+        seen += statistics.mcnemar(before, after) < 0.05
+    assert 0.86 <= seen / 400 <= 0.95
+    assert statistics.power(n, 0.10, disagree=0.14) >= 0.9 > statistics.power(n - 4, 0.10, disagree=0.14)
+
+
+def test_more_tests_and_smaller_changes_need_more_pictures() -> None:
+    assert statistics.pictures_needed(0.1) == 91  # at least 6 one-way flips of 91
+    assert stats.binom.sf(5, 91, 0.1) >= 0.9 > stats.binom.sf(5, 90, 0.1)
+    assert statistics.pictures_needed(0.1, tests=10) > 91
+    assert statistics.pictures_needed(0.02) > 400
+    assert statistics.detectable(91) == pytest.approx(0.10, abs=0.003)
+    assert statistics.detectable(2) == 1.0
+    with pytest.raises(ValueError, match="other than 0"):
+        statistics.pictures_needed(0.0)
