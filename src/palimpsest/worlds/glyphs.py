@@ -165,7 +165,9 @@ class Glyphs:
             )
             colour = self._shaded(COLOURS, labels["colour2"][rows], 0.035, generator)[:, :, None, None]
             albedo = albedo.contiguous()
-            albedo[rows] = torch.where(self._second_side(labels["relation"][rows]), colour, albedo[rows])
+            albedo[rows] = torch.lerp(
+                albedo[rows], colour.expand(-1, -1, SIZE, SIZE), self._second_side(labels["relation"][rows])
+            )
             ink[rows] = torch.maximum(ink[rows], second)
         alpha = masks.amax(1, keepdim=True)
         images = render(
@@ -333,10 +335,10 @@ class Glyphs:
         return (torch.tensor(list(palette.values()))[index] + off).clamp(0, 1)
 
     def _second_side(self, relation: Tensor) -> Tensor:
-        """(n, 1, h, w) bool: the half of the frame in which the second subject stands."""
+        """(n, 1, h, w): 1 in the second subject's half of the frame, 0 in the first's, a short ramp between."""
         x, y = grid()
-        right, below = (x > 0).expand(len(relation), -1, -1), (y > 0).expand(len(relation), -1, -1)
-        return torch.where((relation == 0)[:, None, None], right, below)[:, None]
+        toward = torch.where((relation == 0)[:, None, None], x, y)
+        return (0.5 + toward / 0.16).clamp(0, 1)[:, None]
 
 
 def _given(index: Tensor, words: int) -> Tensor:
