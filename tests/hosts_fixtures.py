@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,26 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 WIDTH = 16  # of every text encoder
 PROMPTS = ["a red star", "two houses, one blue", "moon"]
@@ -79,11 +97,30 @@ def unet(**more: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**settings, **more})
 
 
-def sd_folder(folder: Path, prediction: str = "epsilon", scheduler: type = DDIMScheduler, **unet_more: Any) -> Path:
-    """A random Stable Diffusion pipeline; its pictures change much with the prompt, so that a test can fail."""
-    torch.manual_seed(0)
-    tokenizer = clip_tokenizer(folder.with_name(folder.name + "_tokenizer"))
-    StableDiffusionPipeline(
+def t5_tokenizer(folder: Path) -> T5TokenizerFast:
+    """Every letter is a token."""
+    folder.mkdir(parents=True)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((c, -4.0) for c in "▁abcdefghijklmnopqrstuvwxyz,.")]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": 0}
+    settings |= {"model_max_length": 512, "tokenizer_class": "T5Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return T5TokenizerFast.from_pretrained(folder)
+
+
+def t5_encoder(vocabulary: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(vocab_size=vocabulary, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.0)
+    )
+
+
+def sd_pipeline(folder: Path, prediction: str = "epsilon", **unet_more: Any) -> StableDiffusionPipeline:
+    tokenizer = clip_tokenizer(folder / "tokens")
+    return StableDiffusionPipeline(
         vae=autoencoder(),
         text_encoder=CLIPTextModel(clip_config(tokenizer)),
         tokenizer=tokenizer,
@@ -92,5 +129,110 @@ def sd_folder(folder: Path, prediction: str = "epsilon", scheduler: type = DDIMS
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
+    )
+
+
+def sdxl_pipeline(folder: Path) -> StableDiffusionXLPipeline:
+    tokenizer = clip_tokenizer(folder / "tokens")
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(),
+        text_encoder=CLIPTextModel(clip_config(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, projection_dim=24)),
+        tokenizer=tokenizer,
+        tokenizer_2=clip_tokenizer(folder / "tokens_2"),
+        unet=unet(
+            cross_attention_dim=2 * WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=24 + 6 * 8,
+            transformer_layers_per_block=(1, 2),
+        ),
+        scheduler=EulerDiscreteScheduler(
+            **{k: v for k, v in VP.items() if k != "clip_sample"}, timestep_spacing="leading", steps_offset=1
+        ),
+    )
+
+
+def sd3_pipeline(folder: Path, t5: bool = True) -> StableDiffusion3Pipeline:
+    tokenizer = clip_tokenizer(folder / "tokens")
+    third = t5_tokenizer(folder / "tokens_3") if t5 else None
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=8,
+            out_channels=8,
+            num_layers=3,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=48,
+            pos_embed_max_size=16,
+            dual_attention_layers=(0,),
+        ),
+        vae=autoencoder(8, shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModelWithProjection(clip_config(tokenizer, projection_dim=24)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, projection_dim=24)),
+        text_encoder_3=t5_encoder(len(third)) if third is not None else None,
+        tokenizer=tokenizer,
+        tokenizer_2=clip_tokenizer(folder / "tokens_2"),
+        tokenizer_3=third,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def flux_pipeline(folder: Path, distilled: bool = True) -> FluxPipeline:
+    tokenizer, second = clip_tokenizer(folder / "tokens"), t5_tokenizer(folder / "tokens_2")
+    pipeline = FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=WIDTH,
+            axes_dims_rope=(2, 2, 4),
+            guidance_embeds=distilled,
+        ),
+        vae=autoencoder(4, shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=CLIPTextModel(clip_config(tokenizer)),
+        text_encoder_2=t5_encoder(len(second)),
+        tokenizer=tokenizer,
+        tokenizer_2=second,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=distilled, shift=3.0 if distilled else 1.0),
+    )
+    return pipeline
+
+
+BUILDERS: dict[str, Callable[[Path], Any]] = {
+    "sd": sd_pipeline,
+    "sd_v": lambda folder: sd_pipeline(folder, "v_prediction"),
+    "sdxl": sdxl_pipeline,
+    "sd3": sd3_pipeline,
+    "sd3_without_t5": lambda folder: sd3_pipeline(folder, t5=False),
+    "flux": flux_pipeline,
+    "flux_undistilled": lambda folder: flux_pipeline(folder, distilled=False),
+}
+
+
+def build(family: str, folder: Path) -> Path:
+    """A random pipeline of this family as a diffusers folder. Its weights depend on the family's name alone."""
+    torch.manual_seed(zlib.crc32(family.encode()))
+    pipeline = BUILDERS[family](folder / "parts")
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            _liven(module)
+    pipeline.save_pretrained(folder / family)
+    return folder / family
+
+
+def _liven(module: torch.nn.Module) -> None:
+    """Larger weights: prompts must change the pictures visibly, or tests of equality could not fail."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                fan = parameter[0].numel()
+                parameter.normal_(std=1.0 if "embed" in name and parameter.ndim == 2 else fan**-0.5)

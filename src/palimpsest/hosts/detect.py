@@ -30,8 +30,33 @@ class Family(NamedTuple):
     tokenizers: tuple[str, ...]
 
 
-SD = Family("StableDiffusionPipeline", "sd", "SDHost", ("unet", "text_encoder", "vae"), ("tokenizer",))
-FAMILIES = {"StableDiffusion": SD}
+FAMILIES = {
+    "StableDiffusion": Family(
+        "StableDiffusionPipeline", "sd", "SDHost", ("unet", "text_encoder", "vae"), ("tokenizer",)
+    ),
+    "StableDiffusionXL": Family(
+        "StableDiffusionXLPipeline",
+        "sdxl",
+        "SDXLHost",
+        ("unet", "text_encoder", "text_encoder_2", "vae"),
+        ("tokenizer", "tokenizer_2"),
+    ),
+    "StableDiffusion3": Family(
+        "StableDiffusion3Pipeline",
+        "sd3",
+        "SD3Host",
+        ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae"),
+        ("tokenizer", "tokenizer_2", "tokenizer_3"),
+    ),
+    "Flux": Family(
+        "FluxPipeline",
+        "flux",
+        "FluxHost",
+        ("transformer", "text_encoder", "text_encoder_2", "vae"),
+        ("tokenizer", "tokenizer_2"),
+    ),
+}
+OPTIONAL = ("text_encoder_3", "tokenizer_3")  # SD3 runs without its T5 encoder
 VARIANTS = ("", "Img2Img", "Inpaint")  # pipelines of the same models for other tasks
 
 
@@ -142,9 +167,6 @@ def _host(family: Family, pipeline: Any, name: str, folder: Path | None, device:
     pipeline.set_progress_bar_config(disable=True)
     cls = getattr(import_module(f"palimpsest.hosts.{family.module}"), family.host)
     return cls(pipeline.to(device), name=name, folder=folder)
-
-
-OPTIONAL = ("text_encoder_3", "tokenizer_3")
 
 
 def _precision(dtype: torch.dtype) -> dict[str, torch.dtype]:

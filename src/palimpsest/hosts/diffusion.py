@@ -12,18 +12,19 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from palimpsest.core.errors import BadRequest, Unsupported
-from palimpsest.core.fingerprint import fingerprint, quick_state
 from palimpsest.core.host import Cond, Guide
 from palimpsest.hosts.parametrisation import PREDICTIONS, to_x0
 from palimpsest.hosts.roles import parts_of
 from palimpsest.hosts.walk import Walk
+from palimpsest.hosts.weights import Weights
 
 
 class DiffusionHost(ABC):
     """A diffusers pipeline as a Denoiser. Families say how prompts are read and how the network is called.
 
     `root` has the pipeline's modules as children under the pipeline's names, so tensors read
-    `unet.down_blocks.0...`. All are in eval mode and need no gradient.
+    `unet.down_blocks.0...`. All are in eval mode and need no gradient. Text encoders read
+    `text_encoder.encoder.layers...` whatever version of transformers names them, so that patches travel.
 
     Args:
         pipeline: a loaded diffusers pipeline; the host shares its modules.
@@ -36,7 +37,7 @@ class DiffusionHost(ABC):
 
     network: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    multiple: ClassVar[int] = 8  # image sizes must be multiples of it
+    token_side: ClassVar[int] = 1  # image sides are multiples of this many latents
     packing: ClassVar[int] = 1  # side of the latent squares that the network reads as one token
     default_steps: int = 50
     default_guidance: float = 7.5
@@ -48,7 +49,7 @@ class DiffusionHost(ABC):
         for child in (self.network, *self.encoders, "vae"):
             module = getattr(pipeline, child, None)
             if module is not None:
-                self.root.add_module(child, module)
+                self.root.add_module(child, _unwrapped(module))
         self.root.eval().requires_grad_(False)
         self.prediction = self._prediction()
         if self.prediction not in PREDICTIONS:
@@ -60,8 +61,7 @@ class DiffusionHost(ABC):
             )
         if pipeline.vae.config.get("force_upcast", False) and self.dtype == torch.float16:
             pipeline.vae.float()  # this autoencoder overflows in half precision; the pipeline upcasts it as well
-        self._seen: dict[str, tuple[int, int, int]] | None = None
-        self._fingerprint = ""
+        self._weights = Weights(self.root)
 
     # -- what families say -------------------------------------------------------------------------------
 
@@ -125,16 +125,22 @@ class DiffusionHost(ABC):
         size = self.denoiser.config.sample_size
         return (size if isinstance(size, int) else max(size)) * self.pipeline.vae_scale_factor
 
+    @property
+    def multiple(self) -> int:
+        """Image sides are multiples of this many pixels."""
+        return self.pipeline.vae_scale_factor * self.token_side
+
     def parts(self, role: str) -> dict[str, nn.Module]:
         """Modules by role; see `palimpsest.hosts.roles`."""
+        if role == "token_embedding":
+            readers = [getattr(self.pipeline, name, None) for name in self.encoders]
+            tables = {id(reader.get_input_embeddings()) for reader in readers if reader is not None}
+            return {name: module for name, module in self.root.named_modules() if id(module) in tables}
         return parts_of(self.root, role, network=self.network, encoders=self.encoders)
 
     def fingerprint(self) -> str:
         """sha256 of all tensors; hashed again only when their quick state has changed."""
-        state = quick_state(self.root)
-        if state != self._seen:
-            self._fingerprint, self._seen = fingerprint(self.root), state
-        return self._fingerprint
+        return self._weights.fingerprint()
 
     # -- the model as functions --------------------------------------------------------------------------
 
@@ -200,8 +206,7 @@ class DiffusionHost(ABC):
         Without `guide`, the hook of an applied patch, else classifier-free guidance, decides; the predictions that
         the latter makes are on the step (`x0_cond`, `x0_null`). Cost: one batched forward for each step.
         """
-        if len(prompts) != len(seeds):
-            raise BadRequest(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each prompt.")
+        prompts, seeds = _paired(prompts, seeds)
         steps = self.default_steps if steps is None else steps
         guidance = self.default_guidance if guidance is None else guidance
         size = self._checked(steps, self.default_size if size is None else size)
@@ -214,7 +219,7 @@ class DiffusionHost(ABC):
         with torch.no_grad():
             x = randn_tensor(shape, generator=generators, device=self.device, dtype=self.dtype)
             x = x * getattr(scheduler, "init_noise_sigma", 1.0)
-            cond, null = self._conditions(_some(prompts), negative, guidance)
+            cond, null = self._conditions(prompts, negative, guidance)
         return Walk(
             self,
             scheduler,
@@ -248,9 +253,7 @@ class DiffusionHost(ABC):
         """
         if batch < 1:
             raise BadRequest(f"batch is {batch}; it must be at least 1.")
-        images, prompts, seeds = [], _some(prompts), list(seeds)
-        if len(prompts) != len(seeds):
-            raise BadRequest(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each prompt.")
+        images, prompts, seeds = [], *_paired(prompts, seeds)
         runs = -(-len(prompts) // batch)
         for run in range(runs):
             rows = slice(run * batch, (run + 1) * batch)
@@ -277,9 +280,22 @@ class DiffusionHost(ABC):
         return size
 
 
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """A CLIP text encoder without the shell that only older versions of transformers put around it."""
+    inner = getattr(module, "text_model", None)
+    return inner if isinstance(inner, nn.Module) and not hasattr(module, "text_projection") else module
+
+
 def _some(prompts: Sequence[str]) -> list[str]:
     if isinstance(prompts, str):
         raise BadRequest(f"Prompts must be a list of strings; got the single string {prompts!r}.")
     if not prompts:
         raise BadRequest("There is no prompt; give at least one (the empty string is a prompt, too).")
     return list(prompts)
+
+
+def _paired(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[list[str], list[int]]:
+    rows = _some(prompts), list(seeds)
+    if len(rows[0]) != len(rows[1]):
+        raise BadRequest(f"{len(rows[0])} prompts but {len(rows[1])} seeds; give one seed for each prompt.")
+    return rows

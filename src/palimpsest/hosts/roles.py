@@ -35,9 +35,6 @@ def parts_of(root: nn.Module, role: str, *, network: str, encoders: Sequence[str
         return _children(root, encoders)
     if role == "autoencoder":
         return _children(root, ["vae"])
-    if role == "token_embedding":
-        tables = {id(e.get_input_embeddings()) for e in _children(root, encoders).values()}  # type: ignore[operator]
-        return {name: m for name, m in root.named_modules() if id(m) in tables}
     attention = {
         f"{network}.{name}": m
         for name, m in root.get_submodule(network).named_modules()

@@ -53,7 +53,7 @@ class SDHost(DiffusionHost):
         return torch.randint(len(self._ratio), (n,), generator=generator).to(self.device)
 
     def _prediction(self) -> str:
-        return self.pipeline.scheduler.config.prediction_type
+        return self.pipeline.scheduler.config.get("prediction_type", "epsilon")
 
     def _read(self, prompts: Sequence[str], *, cut: bool) -> Cond:
         text = read_clip(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts, cut=cut)

@@ -14,17 +14,17 @@ BATCH = 64  # prompts that go through a text encoder at once
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What one text encoder makes of n prompts.
+    """What one CLIP text encoder makes of n prompts.
 
     Args:
         states: (n, L, d).
         lengths: (n,) int64; tokens up to the end token, which counts.
-        pooled: (n, p), None where the encoder has none.
+        pooled: (n, p) the end token's state, projected where the encoder does so.
     """
 
     states: Tensor
     lengths: Tensor
-    pooled: Tensor | None = None
+    pooled: Tensor
 
 
 def read_clip(tokenizer: Any, encoder: Any, prompts: Sequence[str], *, cut: bool, layer: int | None = None) -> Text:
@@ -54,8 +54,8 @@ def read_clip(tokenizer: Any, encoder: Any, prompts: Sequence[str], *, cut: bool
     return Text(states=torch.cat(states), lengths=lengths, pooled=torch.cat(pooled))
 
 
-def read_t5(tokenizer: Any, encoder: Any, prompts: Sequence[str], *, cut: bool, longest: int) -> Text:
-    """States of a T5 encoder, which pipelines run without a mask.
+def read_t5(tokenizer: Any, encoder: Any, prompts: Sequence[str], *, cut: bool, longest: int) -> tuple[Tensor, Tensor]:
+    """States (n, L, d) and lengths (n,) of a T5 encoder, which pipelines run without a mask.
 
     It is not causal: padding is part of what each state has seen. So it always runs at `longest` tokens, and `cut`
     only drops states behind the longest prompt's end token.
@@ -64,7 +64,7 @@ def read_t5(tokenizer: Any, encoder: Any, prompts: Sequence[str], *, cut: bool, 
     lengths = mask.sum(1)
     states = [encoder(ids[i : i + BATCH].to(encoder.device))[0] for i in range(0, len(ids), BATCH)]
     end = int(lengths.max()) if cut else longest
-    return Text(states=torch.cat(states)[:, :end], lengths=lengths)
+    return torch.cat(states)[:, :end], lengths
 
 
 def _tokenize(tokenizer: Any, prompts: Sequence[str], longest: int) -> tuple[Tensor, Tensor]:
