@@ -1,0 +1,139 @@
+"""UCE and RECE on a small random pipeline, against their papers' formulas written out naively."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hosts_fixtures import sd3_pipeline, sd_pipeline
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.errors import BadRequest, Unsupported
+from palimpsest.erase.rece import RECE
+from palimpsest.erase.uce import UCE
+from palimpsest.hosts.sd import SDHost
+from palimpsest.testing import check_method
+
+STAR, MOON, HOUSE = Concept(name="star"), Concept(name="moon"), Concept(name="house")
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> SDHost:
+    torch.manual_seed(0)
+    return SDHost(sd_pipeline(tmp_path_factory.mktemp("sd")), name="small sd")
+
+
+def weights(host: Any) -> dict[str, Tensor]:
+    layers = {**host.parts("cross_key"), **host.parts("cross_value")}
+    return {f"{name}.weight": layer.weight.detach().double() for name, layer in layers.items()}
+
+
+def states(host: Any, text: str, first: str) -> Tensor:
+    """Full states from the last token of the text ("tail"), or that one alone ("last")."""
+    cond = host.encode([text])
+    i = int(cond.lengths[0]) - 2
+    return (cond.states[0, i : i + 1] if first == "last" else cond.states[0, i:]).double()
+
+
+def solve(w: Tensor, e: Tensor, v: Tensor, k: Tensor, keep_weight: float, ridge: float) -> Tensor:
+    left = ridge * w + (w @ v.T) @ e + keep_weight * (w @ k.T) @ k
+    return left @ torch.linalg.inv(e.T @ e + keep_weight * k.T @ k + ridge * torch.eye(w.shape[1]))
+
+
+def changes(patch: Any, host: Any) -> dict[str, Tensor]:
+    return {n: patch.deltas[n].dense(w.shape).double() for n, w in weights(host).items()}
+
+
+def test_uce_is_the_papers_solve(host: SDHost) -> None:
+    request = Request(target=(STAR, MOON), keep=(HOUSE,), toward=(Concept(name="ring"),))
+    patch = check_method(UCE(keep_weight=0.4, ridge=0.3), host, request)
+    e = torch.cat([states(host, t, "last") for t in ("star", "moon")])
+    v, k = states(host, "ring", "last").repeat(2, 1), states(host, "house", "last")
+    assert set(patch.deltas) == set(weights(host))
+    for name, w in weights(host).items():
+        expected = solve(w, e, v, k, 0.4, 0.3) - w
+        assert (changes(patch, host)[name] - expected).norm() <= 1e-5 * expected.norm()  # states differ by batching
+
+
+def test_uce_sends_the_concept_where_the_replacement_is(host: SDHost) -> None:
+    patch = UCE(ridge=1e-4)(host, Request(target=(STAR,)))
+    e, v = states(host, "star", "last"), states(host, "", "last")
+    before = {n: (e - v) @ w.T for n, w in weights(host).items()}
+    with patch.applied(host):
+        for name, w in weights(host).items():
+            old = w - changes(patch, host)[name]
+            assert (e @ w.T - v @ old.T).norm() < 1e-3 * before[name].norm()
+
+
+def test_uce_reads_the_concept_in_its_own_prompts(host: SDHost) -> None:
+    inside = Concept(name="star", prompts=("a red star on blue",))
+    alone = UCE()(host, Request(target=(Concept(name="star", prompts=("a red star",)),), toward=(MOON,)))
+    patch = UCE()(host, Request(target=(inside,), toward=(MOON,)))
+    for name, change in changes(alone, host).items():
+        assert torch.allclose(change, changes(patch, host)[name], atol=1e-6)
+
+
+def test_expanding_adds_sentences(host: SDHost) -> None:
+    request = Request(target=(STAR,))
+    plain, wide = UCE()(host, request), UCE(expand=True)(host, request)
+    assert all(d.rank() == 1 for d in plain.deltas.values())
+    assert all((d.rank() or 99) > 1 for d in wide.deltas.values())
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_rece_is_the_papers_loop(host: SDHost, rounds: int) -> None:
+    patch = RECE(rounds=rounds, mimic_ridge=1e-2)(host, Request(target=(STAR,), keep=(HOUSE,)))
+    c, v = states(host, "star", "tail"), states(host, "", "tail")
+    k = torch.cat([v, states(host, "house", "tail")])
+    v = v[: len(c)]
+    c = c[: len(v)]
+    old = weights(host)
+    new = {n: solve(w, c, v, k, 0.1, 0.1) for n, w in old.items()}
+    for _ in range(rounds):
+        a = torch.as_tensor(sum(w.T @ w for w in new.values())) + 1e-2 * torch.eye(c.shape[1])
+        b = torch.as_tensor(sum(new[n].T @ old[n] for n in old))
+        revived = c @ (torch.linalg.inv(a) @ b).T
+        new = {n: solve(w, revived, v, k, 0.1, 0.1) for n, w in new.items()}
+    for name, w in old.items():
+        expected = new[name] - w
+        assert (changes(patch, host)[name] - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_rece_leaves_less_to_revive_than_uce(host: SDHost) -> None:
+    request = Request(target=(STAR,))
+    c, left = states(host, "star", "last"), []
+    for rounds in (0, 2):
+        patch = RECE(rounds=rounds, tokens="last", mimic_ridge=0.1)(host, request)
+        new = {n: w + changes(patch, host)[n] for n, w in weights(host).items()}
+        a = torch.as_tensor(sum(w.T @ w for w in new.values())) + 0.1 * torch.eye(c.shape[1])
+        b = torch.as_tensor(sum(new[n].T @ w for n, w in weights(host).items()))
+        revived = c @ (torch.linalg.inv(a) @ b).T
+        gap = torch.cat([(revived @ new[n].T - c @ w.T).flatten() for n, w in weights(host).items()])
+        left.append(float(gap.norm()))
+    assert left[1] > 1.1 * left[0]  # the best revived state is further from the concept
+
+
+def test_rece_obeys_the_laws(host: SDHost) -> None:
+    check_method(RECE(rounds=2, tokens="all", expand=True), host, Request(target=(STAR, MOON), keep=(HOUSE,)))
+
+
+def test_models_without_such_layers_are_refused(tmp_path: Path) -> None:
+    from palimpsest.hosts.sd3 import SD3Host
+
+    torch.manual_seed(0)
+    joint = SD3Host(sd3_pipeline(tmp_path, t5=False), name="small sd3")
+    for method in (UCE(), RECE()):
+        with pytest.raises(Unsupported, match="read text states directly"):
+            method(joint, Request(target=(STAR,)))
+
+
+def test_parameters_are_checked() -> None:
+    with pytest.raises(BadRequest, match="last, tail, all"):
+        UCE(tokens="first")  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match="rounds"):
+        RECE(rounds=-1)
+    with pytest.raises(BadRequest, match="at least 0"):
+        UCE(keep_weight=-1)
