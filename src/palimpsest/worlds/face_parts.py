@@ -213,8 +213,16 @@ def _paint_mouth(canvas: _Canvas, person: _Person) -> None:
     """Between an upper and a lower parabola over q = (x / half width)^2, which four shapes share."""
     n = len(person.vectors)
     mood = person.look.expression
-    #        neutral, smiling, surprised, frowning: bend of both edges, rise and drop in the middle, width
-    shape = torch.tensor([[0, 0, 0, 1], [-0.12, 0, 0.13, 1.4], [0, 0.12, 0.12, 0.62], [0.13, 0.0, 0.0, 1.05]])
+    # Bend of both edges, rise of the upper and drop of the lower in the middle, width. Smiling and frowning
+    # are crescents of opposite bend and shade; neutral is a short bar.
+    shape = torch.tensor(
+        [
+            [0.0, 0.0, 0.0, 0.85],  # neutral
+            [-0.12, 0.0, 0.14, 1.25],  # smiling
+            [0.0, 0.13, 0.13, 0.65],  # surprised
+            [0.14, 0.06, 0.0, 1.2],  # frowning
+        ]
+    )
     bend, rise, drop, wide = shape[mood].view(n, 4, 1, 1).unbind(1)
     _, ax, fy = person.face(_MOUTH)
     half = person.gene("mouth_width", 0.14, 0.21) * wide * (0.6 + 0.4 * person.bold)
@@ -224,10 +232,12 @@ def _paint_mouth(canvas: _Canvas, person: _Person) -> None:
     middle = person.mouth_y + 0.04 + bend * (q - 0.5)
     upper, lower = middle - rise * (1 - q) - lip, middle + drop * (1 - q) + lip
     distance = torch.maximum(torch.maximum(upper - fy, fy - lower), ax - half)
-    inside = torch.tensor([[0.74, 0.22, 0.26], [0.98, 0.98, 0.97], [0.46, 0.08, 0.13], [0.74, 0.22, 0.26]])[
+    lips = torch.tensor([[0.90, 0.30, 0.34], [0.80, 0.18, 0.24], [0.55, 0.10, 0.16], [0.55, 0.10, 0.16]])[
         mood
     ]
-    canvas.paint(distance, inside, line=0.6 * _PIXEL, window=_MOUTH)
+    smiling = (mood == 1)[:, None, None]
+    canvas.paint(distance - 0.022 * smiling, lips, window=_MOUTH, solid=True)
+    canvas.paint(torch.where(smiling, distance, FAR), _row(WHITE, person), line=0, window=_MOUTH)
 
 
 def _paint_eyes(canvas: _Canvas, person: _Person) -> None:
@@ -269,7 +279,7 @@ def _paint_glasses(canvas: _Canvas, person: _Person) -> None:
     lens = oval(ax, fy, eye_x, person.eye_y, 0.165, 0.145)
     bar = torch.maximum((fy - person.eye_y + 0.02).abs() - 0.022, 0.13 - (ax - eye_x).abs())
     bar = torch.maximum(bar, ax - person.rx)
-    frame = torch.minimum(lens.abs() - 0.028, bar)
+    frame = torch.minimum(lens.abs() - 0.033, bar)
     canvas.paint(torch.where(worn == 2, lens, FAR), _row(LENS, person), line=0, window=_EYES)
     canvas.paint(torch.where(worn == 0, FAR, frame), _row(FRAME, person), window=_EYES, solid=True)
     shine = capsule(fx - eye_x * fx.sign(), fy, -0.05, 0.0, 0.03, -0.08, 0.02)

@@ -24,7 +24,8 @@ from palimpsest.worlds.picture import Pictures
 
 _CHUNK = 32  # people drawn at once: their layers then stay in a core's cache
 _MOST_WORDS = 20
-_BOLD = {"pixel": 0.45, "mosaic": 0.3, "stitch": 0.3}  # coarse styles need larger features
+# Styles with coarse marks need larger features, as they do on paper.
+_BOLD = {"pixel": 0.45, "mosaic": 0.3, "stitch": 0.3, "sketch": 0.3, "halftone": 0.2, "neon": 0.2}
 _NAMED = 0.7  # the share of samples that have a name
 
 _DROPPED = ("light", "pose", "hat", "glasses", "expression", "background")  # from captions that are too long
