@@ -1,0 +1,151 @@
+"""Judges: who reads a picture back. One protocol for the worlds' oracles, classifiers, CLIP and NudeNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.concept import Concept
+from palimpsest.core.errors import BadRequest, Unsupported
+from palimpsest.core.fingerprint import fingerprint
+from palimpsest.core.host import Classifier
+from palimpsest.core.reading import Evaluator
+from palimpsest.worlds.concepts import World, world_of
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Reads pictures.
+
+    `evaluator.classes` names the classes. `source` is what `judge` takes to load the same judge again, "" where only
+    its owner can.
+    """
+
+    evaluator: Evaluator
+    source: str
+
+    def read(self, images: Tensor) -> Tensor:
+        """(n, classes) probabilities of images (n, 3, H, W) in [0, 1]."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, d) of images (n, 3, H, W) in [0, 1]; (n, 0) where the judge has none."""
+        ...
+
+
+def decide(evaluator: Evaluator, probabilities: Tensor) -> Tensor:
+    """(n, classes) bool: which classes count as present. Without a threshold the largest class alone does."""
+    if evaluator.threshold is not None:
+        return probabilities >= evaluator.threshold
+    return torch.nn.functional.one_hot(probabilities.argmax(1), probabilities.shape[1]).bool()
+
+
+def classes_of(evaluator: Evaluator, concept: Concept) -> list[int]:
+    """Which classes mean a concept: those of its labels (names or indices), else that of its name; [] if none."""
+    labels = {str(label).casefold() for label in concept.labels if not isinstance(label, int)}
+    indices = [label for label in concept.labels if isinstance(label, int) and label < len(evaluator.classes)]
+    found = indices + [i for i, c in enumerate(evaluator.classes) if c.casefold() in labels]
+    name = concept.name.casefold()
+    return found or [i for i, c in enumerate(evaluator.classes) if name in (c.casefold(), c.casefold().rpartition(":")[2])]
+
+
+class OracleJudge:
+    """The oracle of a drawn world. Classes are "key:word"; a word of a two-subject scene counts on either side."""
+
+    def __init__(self, oracle: Any, world: World, *, version: str = "1") -> None:
+        self.oracle = oracle
+        self.source = f"tiny/{world.name}"
+        self.keys = [k for k in oracle.vocabulary if not k.endswith("2")]
+        self.evaluator = Evaluator(
+            name=f"{world.name} oracle",
+            version=version,
+            sha256=fingerprint(oracle),
+            threshold=0.5,
+            classes=tuple(f"{k}:{w}" for k in self.keys for w in oracle.vocabulary[k]),
+            licence="Apache-2.0",
+        )
+
+    def read(self, images: Tensor) -> Tensor:
+        heads = self.oracle.read(images)
+        both = [torch.maximum(heads[k], heads[f"{k}2"]) if f"{k}2" in heads else heads[k] for k in self.keys]
+        return torch.cat(both, 1).float()
+
+    def features(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.oracle.features(images).float()
+
+
+class ClassifierJudge:
+    """Any image classifier that has a host: its labels are the classes, the largest one wins."""
+
+    def __init__(self, host: Classifier, *, source: str = "", threshold: float | None = None) -> None:
+        self.host, self.source = host, source
+        self.evaluator = Evaluator(
+            name=host.name,
+            version=host.fingerprint()[:12],
+            sha256=host.fingerprint(),
+            threshold=threshold,
+            classes=tuple(host.labels),
+            licence="see the model's own card",
+        )
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> Tensor:
+        return self.host.logits(images).float().softmax(1)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        return self.host.embed(images).float()
+
+
+def judges_for(host: Any) -> list[Judge]:
+    """The judges that a model brings along: the oracle of the drawn world it was trained on, if any."""
+    world = world_of(getattr(host, "folder", None))
+    return [] if world is None else [_oracle(world)]
+
+
+def judge(source: str, concepts: Sequence[Concept] = ()) -> Judge:
+    """Loads a judge from local files.
+
+    Args:
+        source: "tiny/glyphs" or "tiny/faces" for the shipped oracles, "nudenet", or a folder of a transformers image
+            classifier or CLIP model.
+        concepts: what a CLIP model has to tell apart.
+
+    Raises:
+        BadRequest: nothing of the kind there.
+        Unsupported: an extra package is missing, or the folder holds another kind of model.
+    """
+    from palimpsest.probes import evaluators_text
+    from palimpsest.worlds.concepts import WORLDS
+
+    if source.startswith("tiny/"):
+        if source[5:] not in WORLDS:
+            raise BadRequest(f"There is no oracle {source!r}; there are {', '.join('tiny/' + w for w in WORLDS)}.")
+        return _oracle(WORLDS[source[5:]])
+    if source == "nudenet":
+        return evaluators_text.NudeNetJudge()
+    folder = Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        raise BadRequest(
+            f"There is no judge at {source!r}: give nudenet, tiny/glyphs, tiny/faces, or the folder of a transformers "
+            "image classifier or CLIP model (with config.json and safetensors weights)."
+        )
+    if evaluators_text.is_clip(folder):
+        return evaluators_text.ClipJudge(folder, concepts)
+    from palimpsest.hosts.detect import load
+
+    host = load(folder)
+    if not isinstance(host, Classifier):
+        raise Unsupported(f"{source} is not an image classifier; judges are classifiers or CLIP models.")
+    return ClassifierJudge(host, source=source)
+
+
+def _oracle(world: World) -> OracleJudge:
+    from palimpsest import tiny
+
+    return OracleJudge(tiny.oracle(world.name), world)

@@ -1,0 +1,61 @@
+"""Where a change leaks to: what is seen, before and after, in the pictures that ask for each concept."""
+
+from __future__ import annotations
+
+from palimpsest.core.concept import Concept
+from palimpsest.core.reading import Reading
+from palimpsest.probes.evaluators import classes_of
+from palimpsest.probes.evidence import Evidence
+
+
+class Leakage:
+    """The leakage matrix: a row for each concept asked for, a column for each concept that a judge can see.
+
+    An entry is the change, in points, of the rate at which the column's concept is seen in the row's pictures. The
+    value of a row is its largest change off the diagonal, with its sign. A description without a test: presence tests
+    the diagonal.
+    """
+
+    name = "leakage"
+    from_receipt = True
+
+    def run(self, evidence: Evidence) -> list[Reading]:
+        """One reading for each group of pictures and judge; `detail` holds the row."""
+        found = []
+        for judge, evaluator in evidence.evaluators.items():
+            columns = _columns(evidence, judge)
+            if not columns:
+                continue
+            for g, group in enumerate(evidence.plan.groups):
+                rows = evidence.plan.rows(group=g)
+                rates = {
+                    which: [
+                        round(100 * float(evidence.present(judge, which, classes)[rows].float().mean()), 3)
+                        for classes in columns.values()
+                    ]
+                    for which in ("before", "after")
+                }
+                change = [round(a - b, 3) for b, a in zip(rates["before"], rates["after"], strict=True)]
+                off = [c for name, c in zip(columns, change, strict=True) if name != group.name]
+                found.append(
+                    Reading(
+                        name="leakage",
+                        concept=group.name,
+                        role=group.role,
+                        value=max(off, key=abs, default=0.0),
+                        n=len(rows),
+                        unit="points",
+                        evaluator=evaluator,
+                        detail={"columns": list(columns), **rates, "change": change},
+                    )
+                )
+        return found
+
+
+def _columns(evidence: Evidence, judge: str) -> dict[str, list[int]]:
+    """Concept -> classes, of every concept of the plan and every replacement that the judge knows."""
+    plan = evidence.plan
+    concepts: list[Concept] = [g.concept for g in plan.groups if g.concept is not None]
+    concepts[len(plan.request.target) : len(plan.request.target)] = plan.request.toward
+    found = {c.name: classes_of(evidence.evaluators[judge], c) for c in concepts}
+    return {name: classes for name, classes in found.items() if classes}

@@ -1,0 +1,283 @@
+"""The plan of an audit: which pictures are drawn, for which concept, with which seed. Nothing is drawn here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import torch
+
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.host import Denoiser
+from palimpsest.ops import statistics
+from palimpsest.ops.prompts import asking
+from palimpsest.worlds import concepts as world_words
+from palimpsest.worlds.concepts import World
+
+Role = Literal["target", "neighbour", "unrelated", "empty"]
+ROLES: tuple[Role, ...] = ("target", "neighbour", "unrelated", "empty")
+# What models of everyday pictures know and few edits are about; for models without a world of their own.
+EVERYDAY = ("dog", "car", "house", "tree", "bowl of fruit", "mountain lake", "bicycle", "street at night")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The pictures that ask for one concept.
+
+    Args:
+        role: target, neighbour (close to a target), unrelated, or empty (the empty prompt).
+        concept: what is asked for; None for the empty prompt.
+        prompts: sentences that ask for it.
+        seeds: pictures a prompt.
+        reason: why this concept is here, in words for the reader.
+    """
+
+    role: Role
+    concept: Concept | None
+    prompts: tuple[str, ...]
+    seeds: int
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        return "" if self.concept is None else self.concept.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One picture to draw: group is an index into the plan's groups."""
+
+    group: int
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All pictures of one audit. Every picture has a seed of its own, so that pictures are independent.
+
+    Args:
+        request: what the edit was asked to do.
+        groups: who is asked for.
+        first_seed: pictures count their seeds up from here.
+        steps, guidance, size, negative: how they are sampled; None is the model's own default.
+    """
+
+    request: Request
+    groups: tuple[Group, ...]
+    first_seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    size: int | None = None
+    negative: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.shots:
+            raise BadRequest("The plan has no picture to draw; give at least one prompt and one seed.")
+
+    @cached_property
+    def shots(self) -> tuple[Shot, ...]:
+        """Drawn by both the untouched and the edited model."""
+        rows = [(g, p) for g, group in enumerate(self.groups) for p in group.prompts for _ in range(group.seeds)]
+        return tuple(Shot(group=g, prompt=p, seed=self.first_seed + i) for i, (g, p) in enumerate(rows))
+
+    @cached_property
+    def twins(self) -> tuple[int, ...]:
+        """Rows of `shots` that the untouched model draws once more under another seed: the first of each prompt."""
+        firsts, row = [], 0
+        for group in self.groups:
+            # The empty prompt is one prompt with many seeds; half of them tell its noise.
+            firsts += [row + i for i in range(0, len(group.prompts) * group.seeds, 2 if not group.name else group.seeds)]
+            row += len(group.prompts) * group.seeds
+        return tuple(firsts)
+
+    @cached_property
+    def twin_shots(self) -> tuple[Shot, ...]:
+        first = self.first_seed + len(self.shots)
+        return tuple(replace(self.shots[row], seed=first + i) for i, row in enumerate(self.twins))
+
+    def rows(self, *, role: str | None = None, group: int | None = None) -> torch.Tensor:
+        """(k,) int64 rows of `shots` of a role or of a group."""
+        chosen = [
+            i
+            for i, s in enumerate(self.shots)
+            if (group is None or s.group == group) and (role is None or self.groups[s.group].role == role)
+        ]
+        return torch.tensor(chosen, dtype=torch.long)
+
+    def twin_rows(self, *, role: str | None = None, group: int | None = None) -> torch.Tensor:
+        """(k,) int64 rows of `twins` whose picture belongs to a role or to a group."""
+        chosen = set(self.rows(role=role, group=group).tolist())
+        return torch.tensor([i for i, row in enumerate(self.twins) if row in chosen], dtype=torch.long)
+
+    def pictures(self, sets: int = 2) -> int:
+        """How many pictures are drawn in all."""
+        return sets * len(self.shots) + len(self.twins)
+
+    def describe(self) -> str:
+        """What will be drawn, and what it can show, in plain words."""
+        lines = [f"{self.pictures()} pictures: {len(self.shots)} before and after, {len(self.twins)} for the noise floor"]
+        tests = sum(g.concept is not None for g in self.groups)
+        for group in self.groups:
+            n = len(group.prompts) * group.seeds
+            sees = f"shows a change of {100 * statistics.detectable(n, tests=tests):.0f} points" if group.name else ""
+            lines.append(f"  {group.role:10} {group.name or '(no prompt)':20} {n:4} pictures  {sees}".rstrip())
+        return "\n".join(lines)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it; `from_plain` is the inverse."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any]) -> Plan:
+        groups = tuple(
+            Group(
+                role=g["role"],
+                concept=None if g["concept"] is None else _concept(g["concept"]),
+                prompts=tuple(g["prompts"]),
+                seeds=g["seeds"],
+                reason=g["reason"],
+            )
+            for g in plain["groups"]
+        )
+        how = {k: plain[k] for k in ("first_seed", "steps", "guidance", "size", "negative")}
+        return Plan(request=Request.from_plain(plain["request"]), groups=groups, **how)
+
+
+def plan(
+    host: Denoiser,
+    request: Request,
+    *,
+    world: World | None = None,
+    prompts_per_concept: int = 20,
+    seeds: int = 3,
+    neighbours: int = 4,
+    unrelated: int = 6,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: int | None = None,
+    first_seed: int = 0,
+) -> Plan:
+    """Chooses concepts and prompts for an audit of a request.
+
+    Targets get all prompts, neighbours two fifths of them, unrelated concepts a fifth, and the empty prompt as many
+    pictures as one neighbour has. Neighbours are those of the model's own text embeddings, whether the request
+    keeps them or not (a method that was told to keep its test set proves little); kept concepts are added.
+
+    Args:
+        host: its text encoder finds the neighbours; nothing is drawn.
+        world: the drawn world that the model knows, else templates ask for each concept.
+        prompts_per_concept: for each target.
+        seeds: pictures a prompt.
+        neighbours, unrelated: how many concepts.
+        steps, guidance, size: of sampling; None is the model's own default.
+
+    Raises:
+        BadRequest: nothing to draw, or a world does not have enough contexts.
+    """
+    if prompts_per_concept < 1 or seeds < 1:
+        raise BadRequest(f"{prompts_per_concept} prompts and {seeds} seeds draw nothing; give at least 1 of each.")
+    near = _neighbours(host, request, world, neighbours)
+    far = _unrelated(request, world, unrelated, {c.name.casefold() for c, _ in near})
+    avoid = frozenset(c.name for c in request.target)
+    found: list[tuple[Role, Concept, str, int]] = [
+        *(("target", c, "asked for", prompts_per_concept) for c in request.target),
+        *(("neighbour", c, why, max(2, prompts_per_concept * 2 // 5)) for c, why in near),
+        *(("unrelated", c, why, max(2, prompts_per_concept // 5)) for c, why in far),
+    ]
+    groups = [
+        Group(role=role, concept=c, prompts=_prompts(world, c, n, avoid, i), seeds=seeds, reason=why)
+        for i, (role, c, why, n) in enumerate(found)
+    ]
+    empty = max(4, prompts_per_concept * 2 // 5 * seeds // 2)
+    groups.append(Group(role="empty", concept=None, prompts=("",), seeds=empty, reason="what the model draws unasked"))
+    own = (getattr(host, "default_steps", None), getattr(host, "default_guidance", None))
+    return Plan(
+        request=request,
+        groups=tuple(groups),
+        first_seed=first_seed,
+        steps=steps if steps is not None else own[0],
+        guidance=guidance if guidance is not None else own[1],
+        size=size,
+    )
+
+
+def _neighbours(host: Denoiser, request: Request, world: World | None, k: int) -> list[tuple[Concept, str]]:
+    """Concepts near the targets, nearest first, each with its reason; then those that the request keeps."""
+    taken = {c.name.casefold() for c in request.target}
+    kept = {c.name.casefold() for c in request.keep}
+    ranked: dict[str, tuple[Concept, str, float]] = {}
+    for target in request.target:
+        candidates = _candidates(request, world, target)
+        for c, cosine in _nearest(host, target, [c for c in candidates if c.name.casefold() not in taken], k):
+            also = ", kept by the request" if c.name.casefold() in kept else ""
+            why = f"close to {target.name} in the model's text embeddings (cosine {cosine:.2f}{also})"
+            if c.name not in ranked or ranked[c.name][2] < cosine:
+                ranked[c.name] = (c, why, cosine)
+    chosen = sorted(ranked.values(), key=lambda entry: -entry[2])[:k]
+    found = [(c, why) for c, why, _ in chosen]
+    names = {c.name.casefold() for c, _ in found}
+    return found + [(c, "kept by the request") for c in request.keep if c.name.casefold() not in names][:k]
+
+
+def _nearest(host: Denoiser, target: Concept, candidates: list[Concept], k: int) -> list[tuple[Concept, float]]:
+    """The k candidates whose last word's text state has the largest cosine with the target's."""
+    if not candidates:
+        return []
+    cond = host.tokens([asking(c)[0] for c in (target, *candidates)])
+    states = cond.states[torch.arange(len(cond)), cond.lengths - 2].float()
+    cosines = torch.nn.functional.cosine_similarity(states[:1], states[1:])
+    order = cosines.argsort(descending=True, stable=True)[:k].tolist()
+    return [(candidates[i], float(cosines[i])) for i in order]
+
+
+def _candidates(request: Request, world: World | None, target: Concept) -> list[Concept]:
+    if world is None:
+        return list(request.keep)
+    if world_words.key_of(world, target.name) is None:
+        return []
+    return [world_words.concept(world, w) for w in world_words.siblings(world, target.name)]
+
+
+def _unrelated(request: Request, world: World | None, k: int, near: set[str]) -> list[tuple[Concept, str]]:
+    """Concepts of other kinds than the targets: under each other label key of a world in turn."""
+    taken = near | {c.name.casefold() for c in (*request.target, *request.keep)}
+    if world is None:
+        words = [w for w in EVERYDAY if w.casefold() not in taken][:k]
+        return [(Concept(name=w), "an everyday thing") for w in words]
+    keys = {world_words.key_of(world, c.name) for c in request.target}
+    others = [key for key in world.vocabulary if key not in keys and not key.endswith("2") and key != "relation"]
+    columns = [
+        [w for w in world.vocabulary[key] if w not in world.held_out.get(key, ()) and w.casefold() not in taken]
+        for key in others
+    ]
+    found: list[tuple[Concept, str]] = []
+    for rank in range(max(map(len, columns), default=0)):
+        for key, words in zip(others, columns, strict=True):
+            if rank < len(words) and len(found) < k:
+                found.append((world_words.concept(world, words[rank]), f"a {key}"))
+    return found
+
+
+def _prompts(world: World | None, concept: Concept, n: int, avoid: frozenset[str], salt: int) -> tuple[str, ...]:
+    if world is not None and world_words.key_of(world, concept.name) is not None:
+        generator = torch.Generator().manual_seed(1009 * n + salt)
+        return tuple(world_words.prompts(world, concept.name, n, generator=generator, avoid=avoid))
+    return tuple(dict.fromkeys(asking(concept)))[:n]
+
+
+def _concept(plain: Mapping[str, Any]) -> Concept:
+    def tuples(key: str) -> tuple[Any, ...]:
+        return tuple(cast("Sequence[Any]", plain[key]))
+
+    return Concept(
+        name=plain["name"],
+        kind=plain["kind"],
+        prompts=tuples("prompts"),
+        labels=tuples("labels"),
+        images=tuples("images"),
+    )

@@ -1,0 +1,101 @@
+"""Whether what was asked for is there: the rate of pictures in which a judge sees the concept of their prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.reading import Reading
+from palimpsest.ops import statistics
+from palimpsest.probes.evidence import Evidence
+
+
+class Presence:
+    """Presence of each concept in the pictures that ask for it, in percent, before and after.
+
+    Interval: Wilson's for the rate, Bonett and Price's for the paired change (`detail["change"]`). Floor: how far two
+    seed sets of the untouched model lie apart. p: McNemar's exact test of the same-seed pairs, corrected by Holm over
+    all concepts of a judge.
+    """
+
+    name = "presence"
+    from_receipt = True
+
+    def run(self, evidence: Evidence) -> list[Reading]:
+        """One reading for each concept and judge, then one for all neighbours and one for all unrelated concepts."""
+        found = []
+        for judge in evidence.evaluators:
+            asked = [(g, classes) for g, j, classes in evidence.asked() if j == judge]
+            readings = [_of(evidence, judge, [entry]) for entry in asked]
+            for role in ("neighbour", "unrelated"):
+                several = [(g, c) for g, c in asked if evidence.plan.groups[g].role == role]
+                if len(several) > 1:
+                    readings.append(_of(evidence, judge, several))
+            ps = statistics.holm([r.p if r.p is not None else 1.0 for r in readings])
+            found += [replace(r, p=float(f"{p:.4g}")) for r, p in zip(readings, ps, strict=True)]
+        return found
+
+
+def _of(evidence: Evidence, judge: str, asked: Sequence[tuple[int, list[int]]]) -> Reading:
+    """The reading of one concept, or of several of one role together."""
+    plan = evidence.plan
+    before, after, other = [
+        torch.cat([_hits(evidence, judge, which, g, classes) for g, classes in asked])
+        for which in ("before", "after", "other")
+    ]
+    n = len(before)
+    rate = statistics.wilson(int(after.sum()), n)
+    change = statistics.paired(before.numpy(), after.numpy())
+    floor = statistics.rate_floor(int(before.sum() + other.sum()), n + len(other), n)
+    group = plan.groups[asked[0][0]]
+    detail: dict[str, object] = {"change": {k: _percent(v) for k, v in change._asdict().items()}}
+    if len(asked) > 1:
+        detail["concepts"] = [plan.groups[g].name for g, _ in asked]
+    else:
+        detail["instead"] = _instead(evidence, judge, asked[0][0], asked[0][1])
+    return Reading(
+        name="presence",
+        concept=group.name if len(asked) == 1 else "",
+        role=group.role,
+        value=_percent(rate.value),
+        low=_percent(rate.low),
+        high=_percent(rate.high),
+        n=n,
+        unit="%",
+        higher_is_better=group.role != "target",
+        before=_percent(float(before.float().mean())),
+        floor=_percent(floor),
+        p=statistics.mcnemar(before.numpy(), after.numpy()),
+        evaluator=evidence.evaluators[judge],
+        detail=detail,
+    )
+
+
+def _hits(evidence: Evidence, judge: str, which: str, group: int, classes: Sequence[int]) -> Tensor:
+    rows = evidence.plan.twin_rows(group=group) if which == "other" else evidence.plan.rows(group=group)
+    return evidence.present(judge, which, classes)[rows]
+
+
+def _instead(evidence: Evidence, judge: str, group: int, classes: Sequence[int]) -> list[list[object]]:
+    """What is seen more often than before in the pictures that ask for the concept: up to 3 (class, points)."""
+    rows = evidence.plan.rows(group=group)
+    names = evidence.evaluators[judge].classes
+    kind = names[classes[0]].rpartition(":")[0]
+    gain = [
+        (
+            float(evidence.present(judge, "after", [i])[rows].float().mean())
+            - float(evidence.present(judge, "before", [i])[rows].float().mean()),
+            c,
+        )
+        for i, c in enumerate(names)
+        if i not in classes and c.rpartition(":")[0] == kind
+    ]
+    top = sorted(gain, key=lambda entry: (-entry[0], entry[1]))[:3]
+    return [[c.rpartition(":")[2], _percent(points)] for points, c in top if points >= 0.05]
+
+
+def _percent(x: float) -> float:
+    return round(100 * x, 3)
