@@ -14,6 +14,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Denoiser
 from palimpsest.ops import statistics
+from palimpsest.ops.neighbours import nearest
 from palimpsest.ops.prompts import asking
 from palimpsest.worlds import concepts as world_words
 from palimpsest.worlds.concepts import World
@@ -88,11 +89,13 @@ class Plan:
     @cached_property
     def twins(self) -> tuple[int, ...]:
         """Rows of `shots` that the untouched model draws once more under another seed: the first of each prompt."""
-        firsts, row = [], 0
+        firsts: list[int] = []
+        row = 0
         for group in self.groups:
             # The empty prompt is one prompt with many seeds; half of them tell its noise.
-            firsts += [row + i for i in range(0, len(group.prompts) * group.seeds, 2 if not group.name else group.seeds)]
-            row += len(group.prompts) * group.seeds
+            n, every = len(group.prompts) * group.seeds, group.seeds if group.name else 2
+            firsts += range(row, row + n, every)
+            row += n
         return tuple(firsts)
 
     @cached_property
@@ -120,7 +123,8 @@ class Plan:
 
     def describe(self) -> str:
         """What will be drawn, and what it can show, in plain words."""
-        lines = [f"{self.pictures()} pictures: {len(self.shots)} before and after, {len(self.twins)} for the noise floor"]
+        n, floor = len(self.shots), len(self.twins)
+        lines = [f"{self.pictures()} pictures: {n} before, {n} after, {floor} for the noise floor"]
         tests = sum(g.concept is not None for g in self.groups)
         for group in self.groups:
             n = len(group.prompts) * group.seeds
@@ -213,7 +217,7 @@ def _neighbours(host: Denoiser, request: Request, world: World | None, k: int) -
     ranked: dict[str, tuple[Concept, str, float]] = {}
     for target in request.target:
         candidates = _candidates(request, world, target)
-        for c, cosine in _nearest(host, target, [c for c in candidates if c.name.casefold() not in taken], k):
+        for c, cosine in nearest(host, target, [c for c in candidates if c.name.casefold() not in taken], k):
             also = ", kept by the request" if c.name.casefold() in kept else ""
             why = f"close to {target.name} in the model's text embeddings (cosine {cosine:.2f}{also})"
             if c.name not in ranked or ranked[c.name][2] < cosine:
@@ -222,17 +226,6 @@ def _neighbours(host: Denoiser, request: Request, world: World | None, k: int) -
     found = [(c, why) for c, why, _ in chosen]
     names = {c.name.casefold() for c, _ in found}
     return found + [(c, "kept by the request") for c in request.keep if c.name.casefold() not in names][:k]
-
-
-def _nearest(host: Denoiser, target: Concept, candidates: list[Concept], k: int) -> list[tuple[Concept, float]]:
-    """The k candidates whose last word's text state has the largest cosine with the target's."""
-    if not candidates:
-        return []
-    cond = host.tokens([asking(c)[0] for c in (target, *candidates)])
-    states = cond.states[torch.arange(len(cond)), cond.lengths - 2].float()
-    cosines = torch.nn.functional.cosine_similarity(states[:1], states[1:])
-    order = cosines.argsort(descending=True, stable=True)[:k].tolist()
-    return [(candidates[i], float(cosines[i])) for i in order]
 
 
 def _candidates(request: Request, world: World | None, target: Concept) -> list[Concept]:

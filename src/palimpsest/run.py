@@ -1,0 +1,266 @@
+"""The verbs as a user calls them, from a notebook or from the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from palimpsest.core import catalog
+from palimpsest.core.concept import Concept, Kind, Request
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.host import Denoiser
+from palimpsest.core.method import ModelEdit, versions
+from palimpsest.core.patch import Patch
+from palimpsest.core.trace import Progress, Trace
+from palimpsest.hosts.detect import load
+from palimpsest.ops.neighbours import nearest
+from palimpsest.probes import plan as planning
+from palimpsest.probes.evaluators import judge, judges_for
+from palimpsest.receipt.make import PATCH_FILE, Receipt
+from palimpsest.receipt.make import audit as measure
+from palimpsest.worlds import concepts as words
+
+DEFAULT_ERASER = "rece"
+NEIGHBOURS = 8  # kept by default; more than an audit looks at, so that it also looks at what was not kept
+
+__all__ = ["Erased", "Look", "audit", "concepts", "doctor", "erase", "load", "request", "sample"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How much an audit looks at.
+
+    Args:
+        prompts: for each target; neighbours get two fifths, unrelated concepts a fifth.
+        seeds: pictures a prompt.
+        steps, guidance: of sampling; None is the model's own default.
+        judges: folders of classifiers or CLIP models, or "nudenet"; a drawn world's oracle is always there.
+    """
+
+    prompts: int = 20
+    seeds: int = 3
+    steps: int | None = None
+    guidance: float | None = None
+    judges: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erased:
+    """What `erase` returns."""
+
+    patch: Patch
+    receipt: Receipt
+    patch_path: Path | None
+
+
+def concepts(host: Any, names: str | Sequence[str | Concept], kind: Kind = "object") -> tuple[Concept, ...]:
+    """Names, with commas between or as a list, as concepts; a drawn world's model knows their kind and prompts.
+
+    Raises:
+        BadRequest: a name that the model's world does not have.
+    """
+    listed = [n.strip() for n in names.split(",") if n.strip()] if isinstance(names, str) else list(names)
+    world = words.world_of(getattr(host, "folder", None))
+    return tuple(
+        n if isinstance(n, Concept) else words.concept(world, n) if world is not None else Concept(name=n, kind=kind)
+        for n in listed
+    )
+
+
+def request(
+    host: Any,
+    target: str | Sequence[str | Concept],
+    *,
+    keep: str | Sequence[str | Concept] = (),
+    toward: str | Sequence[str | Concept] = (),
+    kind: Kind = "object",
+) -> Request:
+    """A request about a model; where nothing is kept by name, the model's nearest neighbours of the target are.
+
+    Neighbours are ranked by the cosine of the model's own text states. Models of drawn worlds choose among the
+    world's words of the same kind; for other models there is no such list, and nothing is kept unless named.
+    """
+    asked = Request(
+        target=concepts(host, target, kind),
+        keep=concepts(host, keep, kind),
+        toward=concepts(host, toward, kind),
+    )
+    world = words.world_of(getattr(host, "folder", None))
+    if asked.keep or world is None or not isinstance(host, Denoiser):
+        return asked
+    taken = {c.name for c in (*asked.target, *asked.toward)}
+    found: dict[str, Concept] = {}
+    for goal in asked.target:
+        siblings = [words.concept(world, w) for w in words.siblings(world, goal.name) if w not in taken]
+        found |= {near.name: near for near, _ in nearest(host, goal, siblings, NEIGHBOURS)}
+    return asked.keeping(found.values())
+
+
+def erase(
+    host: Any,
+    target: str | Sequence[str | Concept] | Request,
+    *,
+    method: ModelEdit | str = DEFAULT_ERASER,
+    out: str | Path | None = None,
+    seed: int = 0,
+    look: Look | None = None,
+    oracle: Any = None,
+    resume: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Erased:
+    """Erases concepts from a text-to-image model and measures what changed.
+
+    Args:
+        host: from `load`; it is unchanged afterwards.
+        target: names, concepts, or a whole request.
+        method: a system, or its name.
+        out: folder for patch.safetensors, receipt.json and receipt.html; None writes nothing.
+        oracle: a model that never saw the target, to compare with.
+        resume: go on from a checkpoint in `out`.
+
+    Example:
+        >>> host = load("tiny/sd")                                   # doctest: +SKIP
+        >>> done = erase(host, "star", method="esd", out="no-star")  # doctest: +SKIP
+        >>> print(done.receipt.summary())                            # doctest: +SKIP
+    """
+    asked = target if isinstance(target, Request) else request(host, target)
+    system = catalog.load(catalog.find(method, "erase").id)() if isinstance(method, str) else method
+    plan = _plan(host, asked, look)  # before the work, so that an impossible plan costs nothing
+    work = Trace(folder=Path(out) if out is not None else None, resume=resume, progress=progress)
+    patch = system(host, asked, seed=seed, trace=work)
+    receipt = measure(
+        host,
+        patch,
+        asked,
+        plan=plan,
+        judges=_judges(host, asked, look),
+        oracle=oracle,
+        out=out,
+        command=command,
+        trace=Trace(progress=progress),
+    )
+    return Erased(patch=patch, receipt=receipt, patch_path=None if out is None else Path(out) / PATCH_FILE)
+
+
+def audit(
+    before: Any,
+    after: Any,
+    target: str | Sequence[str | Concept] | Request,
+    *,
+    out: str | Path | None = None,
+    look: Look | None = None,
+    oracle: Any = None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Receipt:
+    """Measures what changed between two models, whoever edited them.
+
+    Args:
+        before: the untouched model.
+        after: a Patch, the path of one, or the edited model or its path.
+        target: what the edit was about.
+    """
+    asked = target if isinstance(target, Request) else request(before, target)
+    edited = _edited(before, after) if isinstance(after, (str, Path)) else after
+    return measure(
+        before,
+        edited,
+        asked,
+        plan=_plan(before, asked, look),
+        judges=_judges(before, asked, look),
+        oracle=oracle,
+        out=out,
+        command=command,
+        trace=Trace(progress=progress),
+    )
+
+
+def sample(
+    host: Any,
+    prompt: str,
+    *,
+    out: str | Path,
+    patch: Patch | str | Path | None = None,
+    scale: float = 1.0,
+    force: bool = False,
+    negative: str = "",
+    seed: int = 0,
+    n: int = 1,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> Path:
+    """Draws n pictures of a prompt side by side into a PNG, with or without a patch."""
+    from contextlib import nullcontext
+
+    from PIL import Image
+
+    from palimpsest.core.files import write_beside
+
+    if n < 1:
+        raise BadRequest(f"n is {n}; draw at least 1 picture.")
+    held = Patch.load(patch) if isinstance(patch, (str, Path)) else patch
+    with held.scaled(scale).applied(host, force=force) if held is not None else nullcontext():
+        images = host.sample(
+            [prompt] * n, list(range(seed, seed + n)), negative=negative, steps=steps, guidance=guidance
+        )
+    strip = torch.cat(list(images), dim=2).permute(1, 2, 0)
+    picture = Image.fromarray((strip * 255).round().to(torch.uint8).numpy())
+    return write_beside(Path(out), lambda tmp: picture.save(tmp, format="PNG"))
+
+
+def doctor() -> dict[str, str]:
+    """Versions, devices and what is installed; plain text by name."""
+    found = {**versions(), "threads": str(torch.get_num_threads()), "cuda": "no", "mps": "no"}
+    if torch.cuda.is_available():
+        found["cuda"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    if torch.backends.mps.is_available():
+        found["mps"] = "yes"
+    for extra in ("torchmetrics", "sklearn", "nudenet", "ray", "gradio", "playwright"):
+        found[extra] = "installed" if importlib.util.find_spec(extra) else "not installed (optional)"
+    found["systems"] = str(len(catalog.entries()))
+    from palimpsest import tiny
+
+    found["tiny models"] = ", ".join(f"tiny/{name}" for name in tiny.names()) or "none"
+    return found
+
+
+def _edited(before: Any, path: str | Path) -> Any:
+    """A patch file or another model."""
+    if str(path).endswith(".safetensors") and _is_patch(Path(path)):
+        return Patch.load(path)
+    return load(path)
+
+
+def _is_patch(path: Path) -> bool:
+    """Whether a safetensors file's header says that it is a patch; false for checkpoints and missing files."""
+    try:
+        with open(path, "rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            return re.search(rb'"palimpsest"\s*:', f.read(min(size, 1 << 26))) is not None
+    except OSError:
+        return path.name == PATCH_FILE
+
+
+def _plan(host: Any, asked: Request, look: Look | None) -> planning.Plan:
+    look = look or Look()
+    return planning.plan(
+        host,
+        asked,
+        world=words.world_of(getattr(host, "folder", None)),
+        prompts_per_concept=look.prompts,
+        seeds=look.seeds,
+        steps=look.steps,
+        guidance=look.guidance,
+    )
+
+
+def _judges(host: Any, asked: Request, look: Look | None) -> list[Any]:
+    told = (*asked.target, *asked.keep)
+    return [*judges_for(host), *(judge(source, told) for source in (look or Look()).judges)]
