@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -216,12 +220,21 @@ BUILDERS: dict[str, Callable[[Path], Any]] = {
     "flux": flux_pipeline,
     "flux_undistilled": lambda folder: flux_pipeline(folder, distilled=False),
 }
+CLASSES: dict[str, Any] = {
+    "sd": StableDiffusionPipeline,
+    "sd_v": StableDiffusionPipeline,
+    "sdxl": StableDiffusionXLPipeline,
+    "sd3": StableDiffusion3Pipeline,
+    "sd3_without_t5": StableDiffusion3Pipeline,
+    "flux": FluxPipeline,
+    "flux_undistilled": FluxPipeline,
+}
 
 
 def build(family: str, folder: Path) -> Path:
     """A random pipeline of this family as a diffusers folder. Its weights depend on the family's name alone."""
     torch.manual_seed(zlib.crc32(family.encode()))
-    pipeline = BUILDERS[family](folder / "parts")
+    pipeline = BUILDERS[family](folder / f"{family}_parts")
     for module in pipeline.components.values():
         if isinstance(module, torch.nn.Module):
             _liven(module)
@@ -234,5 +247,24 @@ def _liven(module: torch.nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1:
-                fan = parameter[0].numel()
-                parameter.normal_(std=1.0 if "embed" in name and parameter.ndim == 2 else fan**-0.5)
+                table = name.endswith(("token_embedding.weight", "shared.weight"))
+                scale = 0.3 if "norm" in name or "proj_out" in name else 1.0  # large modulations make chaos
+                parameter.normal_(std=1.0 if table else scale * parameter[0].numel() ** -0.5)
+
+
+@cache
+def folder_of(family: str) -> Path:
+    """The same, built once in each process and removed at its end."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return build(family, folder)
+
+
+def pipeline_of(family: str, scheduler: type | None = None, **scheduler_more: Any) -> Any:
+    """A fresh copy as plain diffusers loads it, with another scheduler where one is named."""
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if family == "sd3_without_t5" else {}
+    pipeline = CLASSES[family].from_pretrained(folder_of(family), low_cpu_mem_usage=False, **absent)
+    if scheduler is not None:
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **scheduler_more)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
