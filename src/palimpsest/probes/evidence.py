@@ -92,6 +92,7 @@ def collect(
     judges: Sequence[Judge] = (),
     *,
     oracle: Any = None,
+    drawn: Mapping[str, Tensor] | None = None,
     trace: Trace | None = None,
 ) -> Evidence:
     """Draws the pictures of a plan from the untouched and the edited model and lets every judge read each once.
@@ -100,19 +101,23 @@ def collect(
         host: the untouched model; anything with `sample`. It is unchanged afterwards.
         edited: a Patch for it, or another model with `sample`.
         oracle: a model that never saw the target, drawn with the same prompts and seeds.
+        drawn: pictures of an earlier audit of the same host, oracle and plan; all but "after" are taken from it.
         trace: takes seconds, forwards and progress.
 
     Cost: `plan.pictures()` pictures (one more set with an oracle), each read once by each judge.
     """
     trace = trace or Trace()
     start = time.perf_counter()
-    shown = {"before": _draw(host, plan, plan.shots, trace, "untouched model")}
+    shown = {k: v for k, v in (drawn or {}).items() if k != "after"}
+    if "before" not in shown:
+        shown["before"] = _draw(host, plan, plan.shots, trace, "untouched model")
     with ExitStack() as stack:
         if isinstance(edited, Patch):
             stack.enter_context(edited.applied(host))
         shown["after"] = _draw(host if isinstance(edited, Patch) else edited, plan, plan.shots, trace, "edited model")
-    shown["other"] = _draw(host, plan, plan.twin_shots, trace, "noise floor")
-    if oracle is not None:
+    if "other" not in shown:
+        shown["other"] = _draw(host, plan, plan.twin_shots, trace, "noise floor")
+    if oracle is not None and "oracle" not in shown:
         shown["oracle"] = _draw(oracle, plan, plan.shots, trace, "model that never saw it")
     seen = {j.evaluator.name: {k: _look(j, v, trace) for k, v in shown.items()} for j in judges}
     patch = edited if isinstance(edited, Patch) else _diff(host, edited)
