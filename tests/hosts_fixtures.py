@@ -27,6 +27,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -37,7 +38,14 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from palimpsest.core.host import Guide, Step
+from palimpsest.hosts.detect import load
+from palimpsest.hosts.diffusion import DiffusionHost
+
 WIDTH = 16  # of every text encoder
+TOLERANCE = 1e-4  # of pixels
+SIZE = 16
+STEPS = 3
 PROMPTS = ["a red star", "two houses, one blue", "moon"]
 SEEDS = [3, 11, 2]
 VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -268,3 +276,45 @@ def pipeline_of(family: str, scheduler: type | None = None, **scheduler_more: An
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **scheduler_more)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def fresh_host(family: str) -> DiffusionHost:
+    """A host of its own, for tests that change it."""
+    host = load(folder_of(family))
+    assert isinstance(host, DiffusionHost)
+    return host
+
+
+@cache
+def host_of(family: str) -> DiffusionHost:
+    """One host for all tests that leave it as it is."""
+    return fresh_host(family)
+
+
+def largest(a: Tensor, b: Tensor) -> float:
+    """The largest difference of two tensors."""
+    return float((a - b).detach().abs().max())
+
+
+def by_diffusers(pipeline: Any, **settings: Any) -> Tensor:
+    rows = [
+        pipeline(
+            prompt,
+            generator=torch.Generator().manual_seed(seed),
+            **{"num_inference_steps": STEPS, "height": SIZE, "width": SIZE, "output_type": "pt", **settings},
+        ).images[0]
+        for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def as_usual() -> Guide:
+    """Classifier-free guidance, written on x0."""
+
+    def guide(step: Step) -> Tensor:
+        if not isinstance(step.host, DiffusionHost) or not step.host.guided(step.guidance):
+            return step.x0(step.cond)[0]
+        cond, null = step.x0(step.cond, step.null)
+        return null + step.guidance * (cond - null)
+
+    return guide

@@ -7,54 +7,28 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-    UniPCMultistepScheduler,
-)
-from torch import Tensor
 
-from hosts_fixtures import CLASSES, PROMPTS, SEEDS, folder_of, pipeline_of
+from hosts_fixtures import (
+    CLASSES,
+    PROMPTS,
+    SEEDS,
+    SIZE,
+    STEPS,
+    TOLERANCE,
+    as_usual,
+    by_diffusers,
+    fresh_host,
+    host_of,
+    largest,
+    pipeline_of,
+)
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.host import Guide, Step
-from palimpsest.hosts.detect import load
-from palimpsest.hosts.diffusion import DiffusionHost
+from palimpsest.core.host import Guide
 from palimpsest.hosts.flux import FluxHost
 from palimpsest.hosts.sd import SDHost
 
 # diffusers' Euler-type schedulers hand tensors to numpy in a way that new numpy versions complain about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-TOLERANCE = 1e-4
-SIZE = 16
-STEPS = 3
-
-
-def host_of(family: str) -> DiffusionHost:
-    host = load(folder_of(family))
-    assert isinstance(host, DiffusionHost)
-    return host
-
-
-def by_diffusers(pipeline: Any, **settings: Any) -> Tensor:
-    rows = [
-        pipeline(
-            prompt,
-            generator=torch.Generator().manual_seed(seed),
-            **{"num_inference_steps": STEPS, "height": SIZE, "width": SIZE, "output_type": "pt", **settings},
-        ).images[0]
-        for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
-    ]
-    return torch.stack(rows)
-
-
-def largest(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max())
 
 
 @pytest.mark.parametrize("family", CLASSES)
@@ -101,47 +75,6 @@ def test_distilled_flux_reads_the_guidance_as_an_input() -> None:
     assert largest(images, host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE)) > 0
 
 
-SCHEDULERS: list[tuple[type, dict[str, Any]]] = [
-    (DDIMScheduler, {}),
-    (DDIMScheduler, {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}),
-    (DDPMScheduler, {}),
-    (PNDMScheduler, {"skip_prk_steps": True}),
-    (EulerDiscreteScheduler, {"timestep_spacing": "linspace"}),
-    (EulerAncestralDiscreteScheduler, {}),
-    (LMSDiscreteScheduler, {}),
-    (HeunDiscreteScheduler, {}),
-    (DPMSolverMultistepScheduler, {}),
-    (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-    (UniPCMultistepScheduler, {}),
-]
-
-
-@pytest.mark.parametrize(("scheduler", "settings"), SCHEDULERS)
-@pytest.mark.parametrize("family", ["sd", "sd_v"])
-def test_every_scheduler_is_stepped_as_the_pipeline_does(
-    family: str, scheduler: type, settings: dict[str, Any]
-) -> None:
-    if family == "sd" and settings.get("rescale_betas_zero_snr"):
-        pytest.skip("noise prediction is undefined where no signal is left")
-    pipeline = pipeline_of(family, scheduler, **settings)
-    host = SDHost(pipeline, name=family)
-    images = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE)
-    assert largest(images, by_diffusers(pipeline)) <= TOLERANCE
-    assert images.std() > 0.05
-
-
-def as_usual() -> Guide:
-    """Classifier-free guidance, written on x0."""
-
-    def guide(step: Step) -> Tensor:
-        if not isinstance(step.host, DiffusionHost) or not step.host.guided(step.guidance):
-            return step.x0(step.cond)[0]
-        cond, null = step.x0(step.cond, step.null)
-        return null + step.guidance * (cond - null)
-
-    return guide
-
-
 @pytest.mark.parametrize("family", CLASSES)
 def test_guidance_on_x0_is_guidance_on_the_models_own_output(family: str) -> None:
     host = host_of(family)
@@ -150,16 +83,8 @@ def test_guidance_on_x0_is_guidance_on_the_models_own_output(family: str) -> Non
     assert largest(native, guided) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("scheduler", "settings"), SCHEDULERS)
-def test_a_guide_works_under_every_scheduler(scheduler: type, settings: dict[str, Any]) -> None:
-    host = SDHost(pipeline_of("sd_v", scheduler, **settings), name="sd_v")
-    native = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, guidance=2.0)
-    guided = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, guidance=2.0, guide=as_usual)
-    assert largest(native, guided) <= 10 * TOLERANCE
-
-
 def test_a_guide_decides_what_is_drawn_and_is_made_fresh_for_each_batch() -> None:
-    host, made = host_of("sd"), []
+    host, made = fresh_host("sd"), []
 
     def make() -> Guide:
         made.append(1)
@@ -239,7 +164,7 @@ def test_walk_shows_the_run_as_it_goes(family: str) -> None:
 
 
 def test_sampling_leaves_tensors_that_can_be_trained_on() -> None:
-    host = host_of("sd")
+    host = fresh_host("sd")
     step = next(iter(host.walk(PROMPTS, SEEDS, steps=STEPS)))
     weight = next(iter(host.parts("cross_value").values())).get_parameter("weight")
     weight.requires_grad_(True)

@@ -126,8 +126,10 @@ def _pipeline(folder: Path, name: str, device: torch.device, dtype: torch.dtype)
     chosen, variants = {}, set()
     for part in family.models:
         if (index.get(part) or [None])[0] is None and part in OPTIONAL:
-            chosen[part] = None  # e.g. SD3 without its T5 encoder
+            chosen[part] = None
             continue
+        if part in index and index[part][0] is None:
+            raise Unsupported(f"{folder} comes without its {part}: it is a refiner or a part of a model.")
         if not (folder / part / "config.json").is_file():
             raise Damaged(f"{folder} lacks {part}/config.json; the download is incomplete: fetch the model again.")
         variants.add(_weights(folder, part))
