@@ -30,8 +30,8 @@ def filled(concept: Concept) -> tuple[str, ...]:
 
 
 def asking(concept: Concept) -> tuple[str, ...]:
-    """The concept's own prompts; templates filled with its name where it has none."""
-    return concept.prompts or filled(concept)
+    """The concept's own prompts; where it has none, its name, alone and in the templates."""
+    return concept.prompts or (concept.name, *filled(concept))
 
 
 def up_to(prompt: str, name: str) -> str:

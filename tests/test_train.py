@@ -1,0 +1,314 @@
+"""The loop: student and teacher in one model, stateless randomness, checkpoints, resuming, divergence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from palimpsest.core.card import Card
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.delta import LowRank
+from palimpsest.core.errors import BadRequest, Damaged, Diverged, PalimpsestError
+from palimpsest.core.fingerprint import fingerprint, quick_state
+from palimpsest.core.trace import Trace
+from palimpsest.train import checkpoint, loop
+from palimpsest.train.finetune import FineTune
+from palimpsest.train.loop import TrainStep
+from palimpsest.train.randomness import generator
+from palimpsest.train.trained import Trained
+
+CARD = Card(name="Fit", title="T", year=2024, paper="p", family="f", needs="Encoder", claim="c")
+REQUEST = Request(target=(Concept(name="star"),))
+W = "net.0.weight"
+
+
+class Eye:
+    """A host that embeds; its tensors want gradients, as freshly built modules do."""
+
+    name = "eye"
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        torch.manual_seed(0)
+        self.root = nn.ModuleDict({"net": nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))}).to(dtype).eval()
+
+    def parts(self, role: str) -> dict[str, nn.Module]:
+        return {"net": self.root["net"]} if role == "backbone" else {}
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.root)
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.root["net"](images.to(self.root["net"][0].weight.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(FineTune):
+    """Moves the student away from the teacher; stops or breaks on request."""
+
+    card = CARD
+    steps: int = 6
+    lr: float = 0.05
+    batch: int = 4
+    names: tuple[str, ...] = (W, "net.2.bias")
+    stop: ClassVar[int] = -1
+    error: ClassVar[type[BaseException]] = KeyboardInterrupt
+    factor: ClassVar[float] = 1.0
+
+    def trains(self, host: Any) -> Sequence[str]:
+        return self.names
+
+    def loss(self, step: TrainStep) -> Tensor:
+        x = torch.randn(step.batch, 6, generator=step.generator())
+        with step.teacher():
+            goal = step.host.embed(x)
+        if step.index == self.stop:
+            raise self.error()
+        step.log("size", float(x.norm()))
+        return (step.host.embed(x).float() * self.factor + goal.float()).square().mean()
+
+
+def same(a: Any, b: Any) -> bool:
+    return set(a.deltas) == set(b.deltas) and all(
+        torch.equal(t, b.deltas[n].tensors()[k]) for n, d in a.deltas.items() for k, t in d.tensors().items()
+    )
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "EVERY", 2)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_loop_is_plain_adam_on_the_loss(rank: int) -> None:
+    patch = Fit(rank=rank, names=(W,))(Eye(), REQUEST, seed=3)
+    host = Eye()
+    old = host.root["net"][0].weight.detach().clone()
+    if rank:
+        up, down = torch.zeros(4, 2, requires_grad=True), torch.randn(2, 6, generator=generator(3, "down", W))
+        down = (down / 6**0.5).requires_grad_(True)
+        leaves = [up, down]
+    else:
+        leaves = [old.clone().requires_grad_(True)]
+    adam = torch.optim.Adam(leaves, lr=0.05)
+    for k in range(6):
+        x = torch.randn(4, 6, generator=generator(3, "step", k))
+        weight = old + leaves[0] @ leaves[1] if rank else leaves[0]
+        first, last = host.root["net"][0], host.root["net"][2]
+        out = torch.tanh(x @ weight.T + first.bias.detach()) @ last.weight.detach().T + last.bias.detach()
+        adam.zero_grad()
+        (out + host.embed(x).detach()).square().mean().backward()
+        adam.step()
+    expected = leaves[0] @ leaves[1] if rank else leaves[0] - old
+    assert torch.allclose(patch.deltas[W].dense(old.shape), expected, atol=1e-5)
+    assert isinstance(patch.deltas[W], LowRank) == bool(rank)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_stopped_and_resumed_equals_unbroken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, rank: int
+) -> None:
+    whole = Trace()
+    unbroken = Fit(rank=rank)(Eye(), REQUEST, seed=1, trace=whole)
+    host = Eye()
+    before = quick_state(host.root)
+    monkeypatch.setattr(Fit, "stop", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Fit(rank=rank)(host, REQUEST, seed=1, trace=Trace(folder=tmp_path))
+    assert quick_state(host.root) == before
+    monkeypatch.setattr(Fit, "stop", -1)
+    again = Trace(folder=tmp_path, resume=True)
+    assert same(Fit(rank=rank)(host, REQUEST, seed=1, trace=again), unbroken)
+    assert again.log == whole.log
+    assert again.forwards == {"backbone": 2 * 4 * (6 - stop)}  # none of the done steps is done again
+
+
+def test_a_crash_resumes_from_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken = Fit()(Eye(), REQUEST, seed=1)
+    monkeypatch.setattr(Fit, "stop", 5)
+    monkeypatch.setattr(Fit, "error", RuntimeError)
+    with pytest.raises(RuntimeError):
+        Fit()(Eye(), REQUEST, seed=1, trace=Trace(folder=tmp_path))
+    monkeypatch.setattr(Fit, "stop", -1)
+    again = Trace(folder=tmp_path, resume=True)
+    assert same(Fit()(Eye(), REQUEST, seed=1, trace=again), unbroken)
+    assert again.forwards == {"backbone": 2 * 4 * 2}  # the checkpoint was written after step 4
+
+
+def test_a_killed_process_resumes(tmp_path: Path) -> None:
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import test_train as t\n"
+        "t.loop.EVERY = 2\n"
+        "def die(*a): os.kill(os.getpid(), 9)\n"
+        "t.Fit.stop, t.Fit.error = 5, die\n"
+        f"t.Fit()(t.Eye(), t.REQUEST, seed=1, trace=t.Trace(folder=t.Path({str(tmp_path)!r})))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    again = Fit()(Eye(), REQUEST, seed=1, trace=Trace(folder=tmp_path, resume=True))
+    assert same(again, Fit()(Eye(), REQUEST, seed=1))
+
+
+def test_a_finished_run_resumes_to_its_result(tmp_path: Path) -> None:
+    first = Fit()(Eye(), REQUEST, trace=Trace(folder=tmp_path))
+    again = Trace(folder=tmp_path, resume=True)
+    assert same(Fit()(Eye(), REQUEST, trace=again), first)
+    assert again.forwards == {}
+
+
+def test_without_resume_a_run_starts_anew(tmp_path: Path) -> None:
+    Fit()(Eye(), REQUEST, trace=Trace(folder=tmp_path))
+    trace = Trace(folder=tmp_path)
+    Fit()(Eye(), REQUEST, trace=trace)
+    assert len([1 for _, name, _ in trace.log if name == "loss"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "seed", "word"),
+    [
+        (Fit(lr=0.1), REQUEST, 0, "parameters"),
+        (Fit(), Request(target=(Concept(name="moon"),)), 0, "request"),
+        (Fit(), REQUEST, 1, "seed"),
+    ],
+)
+def test_checkpoints_of_other_runs_are_refused(
+    tmp_path: Path, method: Fit, request_: Request, seed: int, word: str
+) -> None:
+    Fit()(Eye(), REQUEST, trace=Trace(folder=tmp_path))
+    with pytest.raises(BadRequest, match=f"another run: its {word}"):
+        method(Eye(), request_, seed=seed, trace=Trace(folder=tmp_path, resume=True))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    Fit()(Eye(), REQUEST, trace=Trace(folder=tmp_path))
+    other = Eye()
+    with torch.no_grad():
+        other.root["net"][0].bias.add_(1)
+    with pytest.raises(BadRequest, match="its base"):
+        Fit()(other, REQUEST, trace=Trace(folder=tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("damage", ["cut", "pickle", "empty"])
+def test_damaged_checkpoints_are_refused(tmp_path: Path, damage: str) -> None:
+    Fit()(Eye(), REQUEST, trace=Trace(folder=tmp_path))
+    path = tmp_path / checkpoint.NAME
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[: len(whole) // 2], "pickle": b"\x80\x04" + whole, "empty": b""}[damage])
+    with pytest.raises(Damaged):
+        Fit()(Eye(), REQUEST, trace=Trace(folder=tmp_path, resume=True))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        if Path(args[1]).parent.joinpath(checkpoint.NAME).exists():
+            raise OSError(28, "No space left on device")
+        real(*args, **kwargs)
+
+    real = checkpoint.save_file
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    host = Eye()
+    before = quick_state(host.root)
+    with pytest.raises(PalimpsestError, match="Free some space"):
+        Fit()(host, REQUEST, trace=Trace(folder=tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.NAME]
+    assert quick_state(host.root) == before
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    assert same(Fit()(host, REQUEST, trace=Trace(folder=tmp_path, resume=True)), Fit()(Eye(), REQUEST))
+
+
+def test_divergence_is_an_error_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Eye()
+    before = quick_state(host.root)
+    monkeypatch.setattr(Fit, "factor", float("nan"))
+    with pytest.raises(Diverged, match=r"loss became nan at step 1 of 6.*lower lr"):
+        Fit()(host, REQUEST)
+    assert quick_state(host.root) == before
+
+
+def test_student_and_teacher_share_what_is_not_trained() -> None:
+    host = Eye()
+    trained = Trained(host.root, [W])
+    first, last = host.root["net"][0], host.root["net"][2]
+    mine, theirs, shared = trained.leaves[W], first.weight, last.weight
+    with trained.student():
+        assert first.weight.data_ptr() == mine.data_ptr()
+        assert last.weight is shared
+        with trained.teacher():
+            assert first.weight is theirs
+            assert not torch.is_grad_enabled()
+        assert first.weight.data_ptr() == mine.data_ptr()
+        with pytest.raises(RuntimeError), trained.teacher():
+            raise RuntimeError
+        assert first.weight.data_ptr() == mine.data_ptr()
+    assert first.weight is theirs
+    assert list(dict(host.root.named_parameters())) == list(dict(Eye().root.named_parameters()))
+
+
+def test_the_host_gets_its_gradient_flags_back_and_no_gradients() -> None:
+    host = Eye()
+    host.root["net"][0].bias.requires_grad_(False)
+    flags = {n: p.requires_grad for n, p in host.root.named_parameters()}
+    Fit()(host, REQUEST)
+    assert {n: p.requires_grad for n, p in host.root.named_parameters()} == flags
+    assert all(p.grad is None for p in host.root.parameters())
+
+
+def test_shared_tensors_are_trained_once_and_change_everywhere() -> None:
+    host = Eye()
+    host.root["copy"] = nn.Linear(6, 4)
+    host.root["copy"].weight = host.root["net"][0].weight
+    trained = Trained(host.root, [W, "copy.weight"])
+    assert list(trained.leaves) == [W]
+    with trained.student():
+        assert host.root["copy"].weight is host.root["net"][0].weight
+        assert host.root["copy"].weight.data_ptr() == trained.leaves[W].data_ptr()
+
+
+def test_half_precision_models_are_trained_in_float32() -> None:
+    host = Eye(torch.bfloat16)
+    patch = Fit(lr=1e-4)(host, REQUEST)
+    assert patch.deltas[W].tensors()["value"].dtype == torch.float32
+    assert patch.deltas[W].tensors()["value"].abs().max() < 1e-3  # steps that bfloat16 itself could not hold
+    assert host.root["net"][0].weight.dtype == torch.bfloat16
+
+
+def test_clipping_limits_all_gradients_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            grads = [p.grad for group in self.param_groups for p in group["params"]]
+            norms.append(float(torch.cat([g.flatten() for g in grads]).norm()))
+            return super().step(closure)
+
+    monkeypatch.setattr(Fit, "clip", 1e-3)
+    monkeypatch.setattr(Fit, "optimiser", lambda self, leaves: Watched(list(leaves), lr=self.lr))
+    Fit()(Eye(), REQUEST)
+    assert norms == pytest.approx([1e-3] * 6, rel=1e-2)
+
+
+def test_draws_depend_on_their_purpose_only() -> None:
+    def draw(*what: object) -> Tensor:
+        return torch.randn(4, generator=generator(0, *what))
+
+    assert torch.equal(draw("step", 3), draw("step", 3))
+    assert not torch.equal(draw("step", 3), draw("step", 4))
+    assert not torch.equal(draw("step", 31), draw("step", 3, 1))
+
+
+def test_bad_parameters_are_refused() -> None:
+    for bad, word in (({"steps": 0}, "steps"), ({"batch": 0}, "batch"), ({"lr": -1.0}, "lr"), ({"rank": -1}, "rank")):
+        with pytest.raises(BadRequest, match=word):
+            Fit(**bad)  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match="no parameter 'none'"):
+        Fit(names=("none",))(Eye(), REQUEST)
+    with pytest.raises(BadRequest, match="found no parameter"):
+        Fit(names=("net.2.bias",), rank=2)(Eye(), REQUEST)
