@@ -78,7 +78,7 @@ def load(model: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "fl
     place, precision = _device(device), _dtype(dtype)
     name = os.fspath(model)
     if name.startswith("tiny/"):
-        return _folder(Path(import_module("palimpsest.tiny").path(name[len("tiny/") :])), name, place, precision)
+        return _folder(_shipped(name), name, place, precision)
     path = Path(name).expanduser()
     if path.is_file():
         return _file(path, place, precision)
@@ -244,6 +244,14 @@ def _file(path: Path, device: torch.device, dtype: torch.dtype) -> Host:
             "folder."
         ) from e
     return _host(family, pipeline, path.stem, None, device)
+
+
+def _shipped(name: str) -> Path:
+    """The folder of a tiny model that comes with the package."""
+    try:
+        return Path(import_module("palimpsest.tiny").path(name[len("tiny/") :]))
+    except ValueError as e:
+        raise Unsupported(f"There is no model {name!r}: {e}.") from e
 
 
 def _cached(name: str) -> Path:
