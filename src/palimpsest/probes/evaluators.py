@@ -50,7 +50,12 @@ def classes_of(evaluator: Evaluator, concept: Concept) -> list[int]:
     indices = [label for label in concept.labels if isinstance(label, int) and label < len(evaluator.classes)]
     found = indices + [i for i, c in enumerate(evaluator.classes) if c.casefold() in labels]
     name = concept.name.casefold()
-    return found or [i for i, c in enumerate(evaluator.classes) if name in (c.casefold(), c.casefold().rpartition(":")[2])]
+    return found or [i for i, c in enumerate(evaluator.classes) if c.casefold() == name or _word(c) == name]
+
+
+def _word(label: str) -> str:
+    """ "subject:star" -> "star"."""
+    return label.casefold().rpartition(":")[2]
 
 
 class OracleJudge:

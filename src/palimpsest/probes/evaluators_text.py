@@ -50,7 +50,8 @@ class ClipJudge:
             raise Unsupported(f"{folder} cannot be loaded as a CLIP model: {e}") from e
         self.model.requires_grad_(False)
         self.source = str(folder)
-        self.size = int(self.model.config.vision_config.image_size)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.size = int(config["vision_config"].get("image_size", 224))
         self.shift, self.scale = _normalisation(folder)
         with torch.no_grad():
             self.texts = torch.stack([self._text(tokenizer, asking(c)) for c in concepts])  # (classes, d)
@@ -92,7 +93,7 @@ class NudeNetJudge:
         except ImportError as e:
             raise Unsupported('The NudeNet judge is an extra: pip install "palimpsest[nudenet]"') from e
         self.detector = nudenet.NudeDetector()
-        weights = sorted(Path(nudenet.__file__).parent.glob("*.onnx"))
+        weights = sorted(Path(nudenet.__file__ or "").parent.glob("*.onnx"))
         classes = tuple(nudenet.nudenet.__dict__["__labels"])
         self.evaluator = Evaluator(
             name="NudeNet",

@@ -127,7 +127,7 @@ def collect(
         seen=seen,
         evaluators={j.evaluator.name: j.evaluator for j in judges},
         patch=patch,
-        base=_base(host, patch),
+        base=norms(host, patch),
         cost={
             "seconds": round(time.perf_counter() - start, 3),
             "pictures": sum(len(v) for v in shown.values()),
@@ -174,7 +174,8 @@ def _diff(host: Any, edited: Any) -> Patch | None:
         return None
 
 
-def _base(host: Any, patch: Patch | None) -> dict[str, tuple[tuple[int, ...], float]]:
+def norms(host: Any, patch: Patch | None) -> dict[str, tuple[tuple[int, ...], float]]:
+    """(shape, Frobenius norm) of each tensor of a host that a patch changes."""
     if patch is None or not hasattr(host, "root"):
         return {}
     tensors = tensors_of(host.root)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from palimpsest.core.concept import Concept
 from palimpsest.core.reading import Reading
 from palimpsest.probes.evaluators import classes_of
@@ -12,7 +14,8 @@ class Leakage:
     """The leakage matrix: a row for each concept asked for, a column for each concept that a judge can see.
 
     An entry is the change, in points, of the rate at which the column's concept is seen in the row's pictures. The
-    value of a row is its largest change off the diagonal, with its sign. A description without a test: presence tests
+    value of a row is its largest change off the diagonal, with its sign. Classes outside the plan get a column where
+    they moved by 10 points or more. A description without a test: presence tests
     the diagonal.
     """
 
@@ -58,4 +61,19 @@ def _columns(evidence: Evidence, judge: str) -> dict[str, list[int]]:
     concepts: list[Concept] = [g.concept for g in plan.groups if g.concept is not None]
     concepts[len(plan.request.target) : len(plan.request.target)] = plan.request.toward
     found = {c.name: classes_of(evidence.evaluators[judge], c) for c in concepts}
-    return {name: classes for name, classes in found.items() if classes}
+    known = {i for classes in found.values() for i in classes}
+    return {**{name: classes for name, classes in found.items() if classes}, **_gained(evidence, judge, known)}
+
+
+def _gained(evidence: Evidence, judge: str, known: set[int]) -> dict[str, list[int]]:
+    """Further classes, at most 4, that some group's pictures show at least 10 points more or less often."""
+    sets = evidence.seen[judge]
+    moved = torch.stack(
+        [
+            (sets["after"].present[rows].float().mean(0) - sets["before"].present[rows].float().mean(0)).abs()
+            for rows in (evidence.plan.rows(group=g) for g in range(len(evidence.plan.groups)))
+        ]
+    ).amax(0)  # (classes,)
+    names = evidence.evaluators[judge].classes
+    order = sorted((i for i in range(len(names)) if i not in known and moved[i] >= 0.1), key=lambda i: -float(moved[i]))
+    return {names[i].rpartition(":")[2]: [i] for i in order[:4]}

@@ -125,8 +125,8 @@ class Plan:
         """What will be drawn, and what it can show, in plain words."""
         n, floor = len(self.shots), len(self.twins)
         lines = [f"{self.pictures()} pictures: {n} before, {n} after, {floor} for the noise floor"]
-        tests = sum(g.concept is not None for g in self.groups)
         for group in self.groups:
+            tests = sum(g.role == group.role for g in self.groups)
             n = len(group.prompts) * group.seeds
             sees = f"shows a change of {100 * statistics.detectable(n, tests=tests):.0f} points" if group.name else ""
             lines.append(f"  {group.role:10} {group.name or '(no prompt)':20} {n:4} pictures  {sees}".rstrip())

@@ -18,7 +18,7 @@ class Presence:
 
     Interval: Wilson's for the rate, Bonett and Price's for the paired change (`detail["change"]`). Floor: how far two
     seed sets of the untouched model lie apart. p: McNemar's exact test of the same-seed pairs, corrected by Holm over
-    all concepts of a judge.
+    the concepts of a role (targets, neighbours and unrelated concepts answer different questions).
     """
 
     name = "presence"
@@ -34,9 +34,19 @@ class Presence:
                 several = [(g, c) for g, c in asked if evidence.plan.groups[g].role == role]
                 if len(several) > 1:
                     readings.append(_of(evidence, judge, several))
-            ps = statistics.holm([r.p if r.p is not None else 1.0 for r in readings])
-            found += [replace(r, p=float(f"{p:.4g}")) for r, p in zip(readings, ps, strict=True)]
+            found += _corrected(readings)
         return found
+
+
+def _corrected(readings: Sequence[Reading]) -> list[Reading]:
+    """The same readings, p corrected within (role, single concepts or taken together)."""
+    found = list(readings)
+    for family in {(r.role, bool(r.concept)) for r in readings}:
+        rows = [i for i, r in enumerate(found) if (r.role, bool(r.concept)) == family]
+        ps = statistics.holm([found[i].p or 0.0 for i in rows])
+        for i, p in zip(rows, ps, strict=True):
+            found[i] = replace(found[i], p=float(f"{p:.4g}"))
+    return found
 
 
 def _of(evidence: Evidence, judge: str, asked: Sequence[tuple[int, list[int]]]) -> Reading:

@@ -11,9 +11,9 @@ from palimpsest.core.concept import Request
 from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Reading
 from palimpsest.core.trace import Trace
+from palimpsest.probes import plan as planning
 from palimpsest.probes.evaluators import Judge, judges_for
 from palimpsest.probes.evidence import Evidence, collect
-from palimpsest.probes import plan as planning
 from palimpsest.probes.plan import Plan
 from palimpsest.probes.suite import readings as read
 from palimpsest.receipt.build import build

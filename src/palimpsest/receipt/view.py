@@ -24,6 +24,17 @@ _TABLES = (
         "The gold standard of forgetting: the same recipe, trained without the target.",
     ),
 )
+_COLUMNS = {
+    "who": "of",
+    "verdict": "verdict",
+    "before": "before",
+    "after": "after",
+    "interval": "95 % interval",
+    "floor": "noise floor",
+    "p": "p",
+    "n": "pictures",
+    "judge": "by",
+}
 _KNOWN = {"presence", "leakage", "changed tensors", "relative weight change", *(n for t in _TABLES for n in t[1])}
 
 
@@ -85,7 +96,7 @@ def _figures(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             "name": r["concept"] or names[r["role"]],
-            "before": number(r["before"], "%"),
+            "before": number(r["before"], "points"),
             "after": number(r["value"], "%"),
             "interval": f"{r['low']:.0f}–{r['high']:.0f}",
             "n": str(r["n"]),
@@ -123,19 +134,16 @@ def _presence(r: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(
-    readings: Sequence[Mapping[str, Any]], title: str, names: Sequence[str], note: str
-) -> dict[str, Any]:
+def _table(readings: Sequence[Mapping[str, Any]], title: str, names: Sequence[str], note: str) -> dict[str, Any]:
     rows = [
         {
             "what": r["name"],
-            "who": " ".join(filter(None, [r["concept"], r["role"] if not r["concept"] else ""])),
+            "who": r["concept"] or r["role"],
             "judge": r["evaluator"] or "",
             "n": r["n"],
-            "before": number(r["before"], r["unit"]),
-            "after": number(r["value"], r["unit"]),
-            "unit": r["unit"] if r["unit"] != "%" else "",
-            "interval": "–" if r["low"] is None else f"{number(r['low'])} to {number(r['high'])}",
+            "before": number(r["before"], r["unit"]) if r["before"] or r["unit"] == "%" else "–",
+            "after": number(r["value"], r["unit"]) + (f" {r['unit']}" if r["unit"] not in ("", "%") else ""),
+            "interval": _range(r),
             "floor": number(r["floor"], r["unit"]),
             "p": _p(r["p"]),
             "verdict": r["verdict"],
@@ -144,7 +152,19 @@ def _table(
         for r in readings
         if r["name"] in names
     ]
-    return {"title": title, "note": note, "rows": rows}
+    columns = [
+        {"key": key, "label": label, "text": key in ("verdict", "who", "judge")}
+        for key, label in _COLUMNS.items()
+        if any(row[key] not in ("", "–") for row in rows)
+    ]
+    return {"title": title, "note": note, "rows": rows, "columns": columns}
+
+
+def _range(r: Mapping[str, Any]) -> str:
+    if r["low"] is None:
+        return "–"
+    unit = "points" if r["unit"] == "%" else r["unit"]
+    return f"{number(r['low'], unit)} to {number(r['high'], unit)}"
 
 
 def _roles(data: Mapping[str, Any], sources: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -212,7 +232,9 @@ def _matrices(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for r in readings:
         if r["name"] != "leakage":
             continue
-        table = found.setdefault(r["evaluator"], {"judge": r["evaluator"], "columns": r["detail"]["columns"], "rows": []})
+        table = found.setdefault(
+            r["evaluator"], {"judge": r["evaluator"], "columns": r["detail"]["columns"], "rows": []}
+        )
         cells = []
         for column, before, after, change in zip(
             r["detail"]["columns"], r["detail"]["before"], r["detail"]["after"], r["detail"]["change"], strict=True

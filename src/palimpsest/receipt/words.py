@@ -78,22 +78,24 @@ def _others(found: list[Reading], what: str) -> list[dict[str, str]]:
     for r in by["changed"]:
         change = r.detail["change"]
         down = change["value"] < 0
+        moved = f"{'lost' if down else 'gained'} {abs(change['value']):.0f} points"
         text = (
-            f"{_quoted(r.concept)} {'lost' if down else 'gained'} {abs(change['value']):.0f} points "
-            f"({percent(*sorted((abs(change['low']), abs(change['high']))))}): shown in {r.value:.0f} % of the pictures "
-            f"that ask for it, before {r.before or 0:.0f} %."
+            f"{_quoted(r.concept)} {moved} ({change['low']:+.0f} to {change['high']:+.0f}): shown in {r.value:.0f} % "
+            f"of the pictures that ask for it, before {r.before or 0:.0f} %."
         )
         said.append(_say("bad" if down else "unsure", f"{what}: {text}"))
     if by["unchanged"]:
         names = _names([r.concept for r in by["unchanged"]])
         said.append(_say("good", f"{what}: {names} changed by less than two seeds of the untouched model do."))
     if by["cannot tell"]:
-        names = _names([r.concept for r in by["cannot tell"]])
-        said.append(_say("unsure", f"{what}: for {names} these pictures are too few to tell."))
+        names = _names([f"{r.concept} ({r.before or 0:.0f} to {r.value:.0f} %)" for r in by["cannot tell"]])
+        said.append(_say("unsure", f"{what}: these pictures are too few to tell for {names}."))
     for r in found:
         if not r.concept and verdict(r) == "changed":
             said.append(
-                _say("bad", f"{what}, taken together: {r.value:.0f} % show what was asked for, before {r.before:.0f} %.")
+                _say(
+                    "bad", f"{what}, taken together: {r.value:.0f} % show what was asked for, before {r.before:.0f} %."
+                )
             )
     return said
 
@@ -125,8 +127,8 @@ def _weights(readings: Sequence[Reading]) -> list[dict[str, str]]:
         rule = _names(list(r.detail.get("hooks", []))) or "the edit"
         return [_say("plain", f"No weight is changed: {rule} acts while the model samples.")]
     tensors = "1 tensor" if r.n == 1 else f"{r.n} tensors"
-    size = r.detail["bytes"] / 1000
-    kept = f"{size:.0f} KB" if size < 1000 else f"{size / 1000:.1f} MB"
+    size = r.detail["bytes"]
+    kept = f"{size} bytes" if size < 1000 else f"{size / 1e3:.0f} KB" if size < 1e6 else f"{size / 1e6:.1f} MB"
     norm = f"by {r.value:.2g} % of their norm" if r.value else "from zero"
     return [_say("plain", f"The patch changes {tensors} {norm} and takes {kept}.")]
 
