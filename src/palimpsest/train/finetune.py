@@ -97,4 +97,6 @@ class FineTune(ModelEdit, ABC):
                 for k in range(start, self.steps)
             )
             loop.go(steps, trace)
+        optimiser.zero_grad(set_to_none=True)
+        optimiser.state.clear()  # gradients and moments make room for the deltas
         return Patch(base="", deltas=trained.deltas())

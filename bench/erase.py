@@ -1,0 +1,199 @@
+"""What erasing costs on a whole pipeline: seconds and denoiser rows for each step, memory, and the floor.
+
+    OMP_NUM_THREADS=1 python bench/erase.py [--model FOLDER] [--steps 8] [--json FILE]
+
+Without a folder a U-Net of Stable Diffusion 1's layout at a quarter of its width is built with random weights; cost
+does not depend on what weights hold. The floor of a training step is the forwards and the one backward that its
+formula needs, timed alone in the same run. Memory is what the run adds to the loaded model; the bound is 0.3 of the
+model plus four times the trained part (leaf, gradient, two moments), so that the total stays within 1.3 models plus
+the trained part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import ctypes.util
+import gc
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.method import ModelEdit
+from palimpsest.core.trace import Trace
+from palimpsest.erase.esd import ESD
+from palimpsest.erase.rece import RECE
+from palimpsest.erase.uce import UCE
+
+REQUEST = Request(target=(Concept(name="star"),), keep=(Concept(name="moon"), Concept(name="house")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line; seconds and rows are for each training step, or for the whole run of a closed form."""
+
+    work: str
+    seconds: float
+    floor: float | None
+    rows: float
+    formula: float | None
+    mib: float | None
+    bound: float | None
+
+
+def quarter_width() -> Any:
+    """Stable Diffusion 1's layout with random weights, as a host."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from palimpsest.hosts.sd import SDHost
+
+    torch.manual_seed(0)
+    folder = Path(tempfile.mkdtemp())
+    letters = [*map(chr, range(33, 127)), *(chr(b) + "</w>" for b in range(33, 127))]
+    words = [*letters, "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    text = CLIPTextConfig(
+        vocab_size=len(words), hidden_size=768, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=12,
+        bos_token_id=len(words) - 2, eos_token_id=len(words) - 1, pad_token_id=len(words) - 1,
+    )  # fmt: skip
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(latent_channels=4, block_out_channels=(32,), norm_num_groups=8),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=16, block_out_channels=(80, 160, 320, 320), attention_head_dim=8, cross_attention_dim=768,
+            norm_num_groups=16,
+        ),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    return SDHost(pipeline, name="quarter-width SD 1")
+
+
+def seconds(work: Callable[[], object], repeats: int = 5) -> float:
+    """Best of some."""
+    work()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def give_back() -> None:
+    """Returns freed memory to the system, so that the next peak counts all that the work takes (glibc only)."""
+    gc.collect()
+    libc = ctypes.util.find_library("c")
+    if libc is not None and hasattr(ctypes.CDLL(libc), "malloc_trim"):
+        ctypes.CDLL(libc).malloc_trim(0)
+
+
+def parts(host: Any, method: ESD) -> tuple[float, float]:
+    """Seconds of one forward row and of one forward and backward row, as a training step runs them."""
+    cond = host.encode(["star"])
+    x = torch.randn(1, host.channels, *(host.default_size // host.pipeline.vae_scale_factor,) * 2)
+    t = torch.tensor([500])
+    named = dict(host.root.named_parameters())
+    trained = [named[n] for n in method.trains(host)]
+
+    def forward() -> None:
+        with torch.no_grad():
+            host.denoise(x, t, cond)
+
+    def backward() -> None:
+        torch.autograd.grad(host.denoise(x, t, cond).square().mean(), trained)
+
+    one = seconds(forward)
+    for p in trained:
+        p.requires_grad_(True)
+    both = seconds(backward)
+    for p in trained:
+        p.requires_grad_(False)
+    return one, both
+
+
+def run(host: Any, method: ModelEdit) -> tuple[float, Trace]:
+    give_back()
+    trace = Trace()
+    start = time.perf_counter()
+    method(host, REQUEST, trace=trace)
+    return time.perf_counter() - start, trace
+
+
+def measure(host: Any, steps: int) -> list[Row]:
+    rows = []
+    size = sum(p.numel() * p.element_size() for p in host.parts("denoiser")["unet"].parameters()) / 2**20
+    for closed in (UCE(), RECE()):
+        run(host, closed)
+        wall, trace = run(host, closed)
+        mib = None if trace.peak_bytes is None else trace.peak_bytes / 2**20
+        rows.append(Row(work=closed.card.name, seconds=wall, floor=None, rows=0, formula=0, mib=mib, bound=None))
+    for train in ("xattn", "noxattn"):
+        method = ESD(steps=steps, walk_steps=steps, train=train)  # type: ignore[arg-type]
+        one, both = parts(host, method)
+        named = dict(host.root.named_parameters())
+        part = sum(named[n].numel() for n in method.trains(host)) * 4 / 2**20
+        for walks, forwards in (("kept", 2.0), ("fresh", steps + 1.0), ("student", steps + 3.0)):
+            tried = ESD(steps=steps, walk_steps=steps, train=train, walks=walks)  # type: ignore[arg-type]
+            wall, trace = run(host, tried)
+            rows.append(
+                Row(
+                    work=f"ESD {train}, {walks} walks of {steps}",
+                    seconds=wall / steps,
+                    floor=forwards * one + both,
+                    rows=trace.forwards["denoiser"] / steps,
+                    formula=forwards + 1,
+                    mib=None if trace.peak_bytes is None else trace.peak_bytes / 2**20,
+                    bound=0.3 * size + 4 * part,
+                )
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a diffusers folder of the Stable Diffusion 1 or 2 family")
+    parser.add_argument("--steps", type=int, default=8, help="of training, and of each walk")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.model:
+        from palimpsest.hosts.detect import load
+
+        host: Any = load(args.model)
+    else:
+        host = quarter_width()
+    rows = measure(host, args.steps)
+    size = sum(p.numel() * p.element_size() for p in host.parts("denoiser")["unet"].parameters()) / 2**20
+    table = Table(title=f"Erasing on {host.name} (U-Net {size:.0f} MiB), batch 1, {args.threads} thread(s)")
+    for heading in ("work", "s (a step)", "floor s", "rows (a step)", "formula", "MiB added", "bound MiB"):
+        table.add_column(heading, justify="left" if heading == "work" else "right")
+    for r in rows:
+        cells = [r.seconds, r.floor, r.rows, r.formula, r.mib, r.bound]
+        forms = ["{:.3f}", "{:.3f}", "{:.2f}", "{:.2f}", "{:.0f}", "{:.0f}"]
+        table.add_row(r.work, *("" if c is None else f.format(c) for f, c in zip(forms, cells, strict=True)))
+    Console(width=120).print(table)
+    if args.json is not None:
+        args.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
