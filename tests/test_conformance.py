@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from hosts_fixtures import host_of
 
+from hosts_fixtures import host_of
 from palimpsest.core import catalog
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import PalimpsestError, Unsupported
@@ -50,12 +50,12 @@ def test_hosts(family: str) -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_systems(system: str, family: str) -> None:
     host = host_of(family)
-    try:
-        patch = check_method(quick(system), host, REQUEST)
-    except Unsupported as e:
-        assert host.name in str(e), "a refusal names the host"
-        assert family in ("sd3", "flux"), f"{system} must run on the U-Net families: {e}"
+    if family in ("sd3", "flux") and catalog.find(system).card.family == "closed form":
+        # Joint attention transforms the text before any layer reads it; closed forms say so.
+        with pytest.raises(Unsupported, match=host.name):
+            quick(system)(host, REQUEST)
         return
+    patch = check_method(quick(system), host, REQUEST)
     with torch.no_grad():
         before = host.sample(["a star"], [0], steps=2)
         with patch.applied(host):
