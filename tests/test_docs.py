@@ -1,0 +1,46 @@
+"""Every code block of the README and the docs runs, in order, in one folder for each document."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from palimpsest import tiny
+from palimpsest.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if "```python" in p.read_text()]
+QUICK = ["--prompts", "2", "--seeds", "1", "--sample-steps", "3"]
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, code) of every fenced block that is a command or Python."""
+    return re.findall(r"^```(bash|python)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.skipif("sd" not in tiny.names(), reason="the tiny models are not installed")
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = blocks(page)
+    assert found
+    for language, code in found:
+        if language == "python":
+            exec(compile(code, str(page), "exec"), {"__name__": "example"})
+            continue
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                assert words[0] == "palimpsest", f"{page.name}: {line}"
+                look = QUICK if words[1] in ("erase", "audit") else []
+                assert main([*words[1:], *look]) == 0, f"{page.name}: {line}"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
