@@ -90,6 +90,12 @@ def test_half_precision_files(tmp_path: Path) -> None:
     host.pipeline.save_pretrained(folder, variant="fp16")
     assert (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
     assert load(folder, dtype="float16").fingerprint() == host.fingerprint()
+    unet = folder / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    shutil.copy(unet, unet.with_name("diffusion_pytorch_model.safetensors"))  # both variants, of one part only
+    assert load(folder, dtype="float16").fingerprint() == host.fingerprint()
+    unet.unlink()
+    with pytest.raises(Damaged, match="no variant of its weights that is complete"):
+        load(folder)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
@@ -192,6 +198,15 @@ def test_a_refiner_is_no_text_to_image_model(tmp_path: Path) -> None:
     edit_index(folder, lambda index: index.update(text_encoder=[None, None], tokenizer=[None, None]))
     with pytest.raises(Unsupported, match="without its text_encoder"):
         load(folder)
+
+
+def test_code_that_a_model_brings_along_is_never_run(tmp_path: Path) -> None:
+    folder, mark = copy_of("sd", tmp_path), tmp_path / "mark"
+    (folder / "unet" / "mine.py").write_text(f"open({str(mark)!r}, 'w')\nclass Net: pass\n")
+    edit_index(folder, lambda index: index.update(unet=["mine", "Net"]))
+    with pytest.raises(Damaged, match=r"comes with its own code \('mine'\), which is never run"):
+        load(folder)
+    assert not mark.exists()
 
 
 def test_broken_index(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -56,6 +56,8 @@ FAMILIES = {
         ("tokenizer", "tokenizer_2"),
     ),
 }
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+PRESENT = {"scheduler": "scheduler_config.json"}
 OPTIONAL = ("text_encoder_3", "tokenizer_3")  # SD3 runs without its T5 encoder
 VARIANTS = ("", "Img2Img", "Inpaint")  # pipelines of the same models for other tasks
 
@@ -123,37 +125,36 @@ def _folder(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -
 def _pipeline(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Host:
     index = _json(folder / "model_index.json")
     family = _family(str(index.get("_class_name")), folder)
-    chosen, variants = {}, set()
-    for part in family.models:
-        if (index.get(part) or [None])[0] is None and part in OPTIONAL:
-            chosen[part] = None
-            continue
-        if part in index and index[part][0] is None:
-            raise Unsupported(f"{folder} comes without its {part}: it is a refiner or a part of a model.")
-        if not (folder / part / "config.json").is_file():
-            raise Damaged(f"{folder} lacks {part}/config.json; the download is incomplete: fetch the model again.")
-        variants.add(_weights(folder, part))
-    for part in family.tokenizers:
-        if (index.get(part) or [None])[0] is None and part in OPTIONAL:
-            chosen[part] = None
-        elif not (folder / part).is_dir():
-            raise Damaged(f"{folder} lacks the folder {part}; the download is incomplete: fetch the model again.")
-    if not (folder / "scheduler" / "scheduler_config.json").is_file():
-        raise Damaged(f"{folder} lacks scheduler/scheduler_config.json; fetch the model again.")
-    if len(variants) > 1:
-        raise Damaged(f"{folder} mixes weight variants ({', '.join(map(repr, sorted(variants)))}); keep one of them.")
-    for part in ("safety_checker", "feature_extractor", "image_encoder"):
-        if part in index:
-            chosen[part] = None
+    chosen: dict[str, Any] = {name: None for name in UNUSED if name in index}
     if "requires_safety_checker" in index:
         chosen["requires_safety_checker"] = False
+    variants = []
+    for part in (*family.models, *family.tokenizers, "scheduler"):
+        library = _library(index, part)
+        if library is None and part in OPTIONAL:
+            chosen[part] = None
+        elif library is None:
+            raise Unsupported(f"{folder} comes without its {part}: it is a refiner or a part of a model.")
+        elif library not in ("diffusers", "transformers"):
+            # A library of any other name would be a Python file that the model brings along.
+            raise Damaged(f"The {part} of {folder} comes with its own code ({library!r}), which is never run.")
+        else:
+            file = PRESENT.get(part, "config.json" if part in family.models else "")
+            if not (folder / part / file).exists():
+                lost = f"{part}/{file}".rstrip("/")
+                raise Damaged(f"{folder} lacks {lost}; the download is incomplete: fetch the model again.")
+            if part in family.models:
+                variants.append(_weights(folder, part))
+    common = sorted(set.intersection(*variants))
+    if not common:
+        raise Damaged(f"{folder} has no variant of its weights that is complete; fetch the model again.")
     import diffusers
 
     try:
         with _quiet():
             pipeline = getattr(diffusers, family.pipeline).from_pretrained(
                 folder,
-                variant=variants.pop() or None,
+                variant=common[0] or None,
                 use_safetensors=True,
                 local_files_only=True,
                 low_cpu_mem_usage=diffusers.utils.is_accelerate_available(),
@@ -161,8 +162,17 @@ def _pipeline(folder: Path, name: str, device: torch.device, dtype: torch.dtype)
                 **chosen,
             )
     except Exception as e:  # whatever diffusers, transformers or safetensors meet in a broken file
-        raise Damaged(f"{folder} cannot be loaded as a {family.pipeline}: {_first_line(e)}. Fetch it again.") from e
+        raise Damaged(
+            f"{folder} cannot be loaded as a {family.pipeline}: {_first_line(e)}. It is damaged (fetch it again), or "
+            "was saved by newer versions of diffusers or transformers than those installed here (upgrade them)."
+        ) from e
     return _host(family, pipeline, name, folder, device)
+
+
+def _library(index: Mapping[str, Any], part: str) -> str | None:
+    """The library that a component's class comes from, as model_index.json says; None for absent components."""
+    named = index.get(part)
+    return str(named[0]) if isinstance(named, list) and named and named[0] is not None else None
 
 
 def _host(family: Family, pipeline: Any, name: str, folder: Path | None, device: torch.device) -> Host:
@@ -186,14 +196,13 @@ def _family(class_name: str, folder: Path) -> Family:
     raise Unsupported(f"{folder} is a {class_name}, which has no host; supported are {known}.")
 
 
-def _weights(folder: Path, part: str) -> str:
-    """The variant ("", "fp16", ...) of a component's weights; refuses folders whose weights are pickles."""
+def _weights(folder: Path, part: str) -> set[str]:
+    """The variants ("", "fp16", ...) of a component's weights; refuses folders whose weights are only pickles."""
     names = [p.name for p in (folder / part).iterdir()]
     safe = [n for n in names if n.endswith(".safetensors")]
     if safe:
         # "model.safetensors" or "model-00001-of-00002.safetensors" against "model.fp16.safetensors" and its shards
-        variants = {n.split(".")[1].split("-0")[0] if n.count(".") == 2 else "" for n in safe}
-        return "" if "" in variants else sorted(variants)[0]
+        return {n.split(".")[1].split("-0")[0] if n.count(".") == 2 else "" for n in safe}
     where = folder if part == "." else folder / part
     pickles = [n for n in names if n.endswith(PICKLES)]
     if pickles:

@@ -51,7 +51,7 @@ class FluxHost(FlowHost):
         places = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3)
         out = self.denoiser(
             hidden_states=pack(x.to(self.dtype)),
-            timestep=t.expand(n).to(self.dtype) / self._train_times,
+            timestep=t.expand(n).to(x.device, self.dtype) / self._train_times,
             guidance=cond.extra["guidance"] if self.distilled else None,
             pooled_projections=cond.pooled.to(self.dtype),
             encoder_hidden_states=cond.states.to(self.dtype),

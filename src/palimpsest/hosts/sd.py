@@ -36,11 +36,11 @@ class SDHost(DiffusionHost):
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         x, states = x.to(self.dtype), cond.states.to(self.dtype)
-        return self.denoiser(x, t, encoder_hidden_states=states, return_dict=False)[0]
+        return self.denoiser(x, t.to(x.device), encoder_hidden_states=states, return_dict=False)[0]
 
     def noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Between whole times, sigma / alpha is interpolated, as Euler-type schedulers do."""
-        at = t.double().cpu().clamp(0, len(self._ratio) - 1)
+        at = t.cpu().double().clamp(0, len(self._ratio) - 1)
         low, high = self._ratio[at.floor().long()], self._ratio[at.ceil().long()]
         part = at - at.floor()
         ratio = torch.where(part > 0, torch.lerp(low, high, part), low)

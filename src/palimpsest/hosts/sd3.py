@@ -39,7 +39,7 @@ class SD3Host(FlowHost):
         assert cond.pooled is not None, "SD3 needs the pooled states that its encode gives"
         return self.denoiser(
             hidden_states=x.to(self.dtype),
-            timestep=t,
+            timestep=t.to(x.device),
             encoder_hidden_states=cond.states.to(self.dtype),
             pooled_projections=cond.pooled.to(self.dtype),
             return_dict=False,

@@ -28,7 +28,7 @@ class SDXLHost(SDHost):
         size = torch.tensor([height, width, 0, 0, height, width], dtype=self.dtype, device=x.device)
         return self.denoiser(
             x.to(self.dtype),
-            t,
+            t.to(x.device),
             encoder_hidden_states=cond.states.to(self.dtype),
             added_cond_kwargs={"text_embeds": cond.pooled.to(self.dtype), "time_ids": size.expand(len(x), 6)},
             return_dict=False,
