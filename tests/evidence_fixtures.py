@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from palimpsest.core.concept import Request
-from palimpsest.core.delta import LowRank
+from palimpsest.core.delta import Dense, LowRank
 from palimpsest.core.fingerprint import fingerprint
 from palimpsest.core.host import Cond
 from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Evaluator
+from palimpsest.probes.evidence import Evidence, collect
 from palimpsest.probes.plan import Plan, plan
 from palimpsest.worlds.concepts import concept
 from palimpsest.worlds.glyphs import GLYPHS
@@ -133,9 +136,24 @@ def request(*words: str, keep: Sequence[str] = ()) -> Request:
 
 
 def small_plan(host: Scribe, prompts: int = 6, seeds: int = 2, **choices: Any) -> Plan:
-    return plan(host, request("star", keep=["moon"]), world=GLYPHS, prompts_per_concept=prompts, seeds=seeds, **choices)
+    few = {"neighbours": 2, "unrelated": 3, **choices}
+    return plan(host, request("star", keep=["moon"]), world=GLYPHS, prompts_per_concept=prompts, seeds=seeds, **few)
 
 
 def _direction(word: str) -> Tensor:
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
     return torch.randn(16, generator=torch.Generator().manual_seed(seed))
+
+
+@lru_cache(maxsize=1)
+def erased() -> Evidence:
+    """Star erased, half of the moons turned to rings: collected once for all tests of a file."""
+    host = Scribe()
+    return collect(host, damaging(host), small_plan(host), [Reader()])
+
+
+def damaging(host: Scribe) -> Patch:
+    """Stars become circles and half of the moons rings."""
+    change = torch.zeros(8, 8)
+    change[0, 0], change[1, 1] = 1.0, 0.5
+    return replace(patch(host), deltas={"unet.weight": Dense(value=change)})

@@ -77,7 +77,7 @@ def number(x: float | None, unit: str = "") -> str:
     if unit in ("%", "points"):
         text = f"{x:.0f}" if abs(x) >= 9.95 or x == round(x) else f"{x:.1f}"
     else:
-        text = f"{x:.3g}" if 1e-3 <= abs(x) < 1e4 or x == 0 else f"{x:.1e}"
+        text = f"{x:.3g}" if 1e-3 <= abs(x) < 1e4 or x == 0 else f"{x:.4f}" if 1e-4 <= abs(x) < 1 else f"{x:.1e}"
     return text.replace("-", "−") + (f"\u2009{unit}" if unit == "%" else "")
 
 
@@ -108,8 +108,9 @@ def _figures(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 def _mood(r: Mapping[str, Any]) -> str:
     """How a row looks: a target's change is wanted, any other's is not."""
-    if r["role"] == "target" and r["verdict"] == "changed" and r["value"] < (r["before"] or 0):
-        return "wanted"
+    if r["role"] == "target" and r["verdict"] == "changed" and r["name"] != "collapse":
+        worse = r["name"] == "presence" and r["value"] > r["before"]
+        return "changed" if worse else "wanted"
     return _MOODS[r["verdict"]]
 
 

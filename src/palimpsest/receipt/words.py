@@ -86,7 +86,13 @@ def _others(found: list[Reading], what: str) -> list[dict[str, str]]:
         said.append(_say("bad" if down else "unsure", f"{what}: {text}"))
     if by["unchanged"]:
         names = _names([r.concept for r in by["unchanged"]])
-        said.append(_say("good", f"{what}: {names} changed by less than two seeds of the untouched model do."))
+        text = f"{what}: {names} changed by less than two seeds of the untouched model do"
+        whole = next((r for r in found if not r.concept and verdict(r) == "unchanged"), None)
+        if whole is not None and len(by["unchanged"]) == len(single):
+            text += (
+                f" (together {whole.value:.0f} % ({percent(whole.low, whole.high)}), before {whole.before or 0:.0f} %)"
+            )
+        said.append(_say("good", text + "."))
     if by["cannot tell"]:
         names = _names([f"{r.concept} ({r.before or 0:.0f} to {r.value:.0f} %)" for r in by["cannot tell"]])
         said.append(_say("unsure", f"{what}: these pictures are too few to tell for {names}."))
