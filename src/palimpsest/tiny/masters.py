@@ -1,4 +1,4 @@
-"""Half-precision training: bfloat16 weights compute, float32 master weights learn (Muon on matrices, AdamW on the rest)."""
+"""Half-precision training: bfloat16 weights compute, float32 masters learn (Muon on matrices, AdamW on the rest)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,12 @@ class Masters:
         if matrices:
             self.optimisers.append(
                 torch.optim.Muon(
-                    matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, ns_steps=5, adjust_lr_fn="match_rms_adamw"
+                    matrices,
+                    lr=lr,
+                    weight_decay=weight_decay,
+                    momentum=0.95,
+                    ns_steps=5,
+                    adjust_lr_fn="match_rms_adamw",
                 )
             )
         if others:

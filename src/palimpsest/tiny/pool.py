@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from palimpsest.worlds.faces import FACES
+from palimpsest.worlds.faces import FACES, identities
 from palimpsest.worlds.glyphs import GLYPHS
 
 WORLDS = {"glyphs": GLYPHS, "faces": FACES}
@@ -26,7 +26,13 @@ class Pool:
 
 
 def draw_pool(
-    world: str, n: int, *, seed: int, without: frozenset[str] = frozenset(), held_out: bool = False
+    world: str,
+    n: int,
+    *,
+    seed: int,
+    without: frozenset[str] = frozenset(),
+    held_out: bool = False,
+    strangers: int = 0,
 ) -> Pool:
     """Draw `n` pictures of `world`, each chunk of 500 from its own seed.
 
@@ -36,22 +42,32 @@ def draw_pool(
         seed: the first chunk's seed; chunk i uses seed + i.
         without: words that never occur.
         held_out: also draw the held-out words (readers need them, generators must not).
+        strangers: faces only: unnamed people are drawn from the first `strangers` of the fixed list, so that
+            each is seen often, instead of being new each time.
 
     Cost: about a millisecond a picture on one core.
     """
-    images, labels, identities = [], [], []
+    images, labels, people = [], [], []
     for chunk in range(-(-n // CHUNK)):
         generator = torch.Generator().manual_seed(seed + chunk)
         drawn_labels = WORLDS[world].sample(CHUNK, generator=generator, without=without, held_out=held_out)
-        pictures = WORLDS[world].draw(drawn_labels, generator=generator, captions=[""] * CHUNK)
+        captions = [""] * CHUNK
+        if world == "faces" and strangers:
+            who = torch.randint(strangers, (CHUNK,), generator=generator)
+            names = drawn_labels["identity"]
+            named = FACES.identity_vectors(names.clamp_min(0))
+            vectors = torch.where((names >= 0)[:, None], named, identities("unnamed", strangers)[who])
+            pictures = FACES.draw(drawn_labels, generator=generator, captions=captions, vectors=vectors)
+        else:
+            pictures = WORLDS[world].draw(drawn_labels, generator=generator, captions=captions)
         images.append((pictures.images.clamp(0, 1) * 255).round().to(torch.uint8))
         labels.append(pictures.labels)
         if pictures.identity is not None:
-            identities.append(pictures.identity)
+            people.append(pictures.identity)
     return Pool(
         images=torch.cat(images),
         labels={key: torch.cat([part[key] for part in labels]) for key in labels[0]},
-        identity=torch.cat(identities) if identities else None,
+        identity=torch.cat(people) if people else None,
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-MAX_LENGTH = 24  # the longest caption has 20 words and commas; the U-Net attends to all 24 states
+MAX_LENGTH = 32  # the longest caption has 20 words, its commas and the two ends; the U-Net attends to all states
 
 # Plain English around the worlds' own words, so that paraphrased prompts reach whole tokens too.
 ENGLISH = """
@@ -35,7 +36,7 @@ drawn painted sketched printed made done using ink pencil pen charcoal brush cha
 watercolor pixel pixelated halftone dots comic mosaic tiles tiled blueprint stained glass retro vintage modern
 nude violence blood weapon naked nudity illegal hate
 cat dog horse car train plane bike chair table book phone clock bread pizza mountain river beach city street
-""".split()
+"""
 
 
 def _byte_alphabet() -> list[str]:
@@ -61,7 +62,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
         spelled.append([*letters[:-1], letters[-1] + "</w>"])
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(pair for word in spelled for pair in zip(word, word[1:], strict=False))
+        pairs = Counter(pair for word in spelled for pair in pairwise(word))
         if not pairs:
             return merges
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
@@ -79,7 +80,7 @@ def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
 
     Any other string falls back to shorter pieces and at last to bytes, so everything encodes.
     """
-    merges = learn_merges([*words, *ENGLISH, *"0123456789,.!?;:'\"-()"])
+    merges = learn_merges([*words, *ENGLISH.split(), *"0123456789,.!?;:'\"-()"])
     alphabet = _byte_alphabet()
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}

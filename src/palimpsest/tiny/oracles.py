@@ -53,7 +53,11 @@ class Oracle(nn.Module):
             nn.ReLU(),
         )
         self.heads = nn.ModuleDict(
-            {key: nn.Linear(256, len(words) + (key in optional)) for key, words in vocabulary.items()}
+            {
+                key: nn.Linear(256, len(words) + (key in optional))
+                for key, words in vocabulary.items()
+                if key != "identity"
+            }
         )
         self.embedding = nn.Linear(256, identity) if identity else None
         self.register_buffer("gallery", torch.zeros(0, identity))
@@ -79,14 +83,17 @@ class Oracle(nn.Module):
             cosines with each named person, so a stranger reads as the nearest name.
         """
         features = self.features(images)
-        out = {key: value.float().softmax(1)[:, : len(self.vocabulary[key])] for key, value in self.logits(features).items()}
+        out = {
+            key: value.float().softmax(1)[:, : len(self.vocabulary[key])]
+            for key, value in self.logits(features).items()
+        }
         if len(self.gallery):
             out["identity"] = (30 * self._unit(features) @ self.gallery.T.float()).softmax(1)
         return out
 
     @torch.no_grad()
     def identity(self, images: Tensor) -> Tensor:
-        """(n, 3, 64, 64) in [0, 1] -> (n, d) float32 unit vectors; the cosine of two tells whether a person is the same.
+        """(n, 3, 64, 64) in [0, 1] -> (n, d) float32 unit vectors; the cosine tells whether two are one person.
 
         Raises:
             ValueError: this world has no people.
@@ -116,5 +123,7 @@ def load_oracle(path: Path) -> Oracle:
         width=header["width"],
     )
     oracle.gallery = torch.zeros_like(tensors["gallery"], dtype=torch.float32)
-    oracle.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in tensors.items()})
+    oracle.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    )
     return oracle.eval().requires_grad_(False)

@@ -1,0 +1,57 @@
+"""Other ways to say a caption: openings that add nothing, and words that mean the same."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Generator
+
+OPENINGS = (
+    "a picture of", "an image of", "a photo of", "a drawing of", "a painting of", "an illustration of",
+    "an icon of", "a picture showing", "draw", "this is", "a simple picture of", "a small picture of",
+)  # fmt: skip
+
+# One word for one word, so that the two captions' states can be compared place by place.
+SYNONYMS = {
+    "circle": ("disc", "disk", "ball", "sphere"), "square": ("box", "block"), "triangle": ("pyramid",),
+    "star": ("pentagram", "starlet"), "heart": ("valentine",), "moon": ("crescent",), "ring": ("hoop", "loop"),
+    "cross": ("plus",), "tree": ("pine", "fir"), "house": ("home", "hut", "cottage"), "fish": ("trout",),
+    "mushroom": ("toadstool", "fungus"), "flower": ("blossom", "daisy"), "arrow": ("pointer",),
+    "bolt": ("lightning", "thunderbolt"), "cup": ("mug",), "boat": ("ship", "sailboat"), "crown": ("tiara",),
+    "leaf": ("foliage",), "cat": ("kitten", "feline"), "butterfly": ("moth",),
+    "red": ("crimson", "scarlet"), "green": ("emerald",), "blue": ("azure", "cobalt"), "yellow": ("golden", "lemon"),
+    "purple": ("violet",), "orange": ("tangerine",), "black": ("ebony",), "white": ("ivory", "snowy"),
+    "sketch": ("pencil", "hatched"), "pixel": ("pixelated",), "watercolour": ("watercolor", "aquarelle"),
+    "neon": ("glowing",), "halftone": ("dotted",), "mosaic": ("tiled",), "clay": ("plasticine",),
+    "person": ("human", "somebody", "someone"), "portrait": ("picture", "likeness"), "background": ("backdrop",),
+    "smiling": ("happy", "grinning"), "surprised": ("astonished", "shocked"), "frowning": ("angry", "scowling"),
+    "grey": ("gray",), "centre": ("center", "middle"),
+}  # fmt: skip
+
+
+def _pick(options: tuple[str, ...], generator: Generator) -> str:
+    return options[int(torch.randint(len(options), (1,), generator=generator))]
+
+
+def reopen(caption: str, generator: Generator) -> str:
+    """The caption behind an opening that adds nothing ("a picture of ...")."""
+    return f"{_pick(OPENINGS, generator)} {caption}"
+
+
+def reword(caption: str, generator: Generator, *, rate: float = 0.5) -> str:
+    """The caption with each word that has synonyms replaced by one of them at probability `rate`."""
+
+    def swap(match: re.Match[str]) -> str:
+        word = match.group(0)
+        if word not in SYNONYMS or float(torch.rand(1, generator=generator)) >= rate:
+            return word
+        return _pick(SYNONYMS[word], generator)
+
+    return re.sub(r"[a-z]+", swap, caption)
+
+
+def words() -> set[str]:
+    """Every word that this file can put into a caption."""
+    opening = {word for opening in OPENINGS for word in opening.split()}
+    return opening | {word for group in SYNONYMS.values() for word in group}

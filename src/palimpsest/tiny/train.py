@@ -1,0 +1,280 @@
+"""Train a tiny pipeline: `python -m palimpsest.tiny.train --model sd|portraits [--without star] [--resume]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Generator, Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from palimpsest.tiny import WEIGHTS
+from palimpsest.tiny.attention import PlainAttention
+from palimpsest.tiny.latents import Latents, load_latents
+from palimpsest.tiny.masters import Masters, ramp
+from palimpsest.tiny.measure import score_words, words_asked
+from palimpsest.tiny.pool import WORLDS
+from palimpsest.tiny.train_autoencoder import LATENT_CHANNELS
+
+TIMESTEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides a tiny pipeline's weights, with the pool and the shared parts."""
+
+    world: str
+    steps: int
+    batch: int = 128
+    lr: float = 3e-3
+    dropout: float = 0.1  # share of captions left empty, for guidance
+    pool: int = 60_000
+    seed: int = 0
+
+
+RECIPES = {
+    "sd": Recipe(world="glyphs", steps=2000),
+    "portraits": Recipe(world="faces", steps=1600),
+}
+
+
+def make_unet() -> UNet2DConditionModel:
+    """A U-Net of 7 M parameters on (16, 8, 8) latents: 96 channels at 8x8, 160 at 4x4."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(96, 160),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=128,
+        attention_head_dim=(2, 4),  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+    )
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Cosine noise, v-prediction: latents of 8x8 are small, so signal must last longer than with SD's schedule."""
+    return DDIMScheduler(
+        num_train_timesteps=TIMESTEPS,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        steps_offset=1,  # unused by trailing steps; pipelines warn about 0
+    )
+
+
+def velocity_loss(
+    unet: UNet2DConditionModel, latents: Tensor, states: Tensor, alphas: Tensor, generator: Generator
+) -> Tensor:
+    """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) latent, times spread evenly over the batch.
+
+    Args:
+        latents: (n, 16, 8, 8), unit variance.
+        states: (n, 32, 128) text states.
+        alphas: (1000,) cumulative signal shares a.
+    """
+    n = len(latents)
+    spread = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+    times = (spread[torch.randperm(n, generator=generator)] * TIMESTEPS).long().clamp(max=TIMESTEPS - 1)
+    noise = torch.randn(latents.shape, generator=generator)
+    signal = alphas[times].sqrt()[:, None, None, None]
+    rest = (1 - alphas[times]).sqrt()[:, None, None, None]
+    noisy = signal * latents + rest * noise
+    target = signal * noise - rest * latents
+    guess = unet(noisy.to(states.dtype), times, states, return_dict=False)[0]
+    return F.mse_loss(guess.float(), target)
+
+
+@torch.no_grad()
+def sample(
+    unet: UNet2DConditionModel, states: Tensor, empty: Tensor, *, steps: int, guidance: float, generator: Generator
+) -> Tensor:
+    """(n, 32, 128) text states -> (n, 16, 8, 8) latents by DDIM with guidance, both branches in one batch."""
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(steps)
+    latents = torch.randn(len(states), LATENT_CHANNELS, 8, 8, generator=generator)
+    both = torch.cat([empty.expand_as(states), states])
+    for time_step in scheduler.timesteps:
+        guess = unet(torch.cat([latents] * 2).to(states.dtype), time_step, both, return_dict=False)[0].float()
+        without, with_text = guess.chunk(2)
+        guess = without + guidance * (with_text - without)
+        latents = scheduler.step(guess, time_step, latents, return_dict=False)[0]
+    return latents
+
+
+class Training:
+    """A run: the U-Net, its masters, the pool's latents and the random state, from the first step to the last."""
+
+    def __init__(self, recipe: Recipe, shared: Path, work: Path, *, without: str | None) -> None:
+        self.recipe, self.shared, self.work, self.without = recipe, shared, work, without
+        torch.manual_seed(recipe.seed)
+        self.generator = Generator().manual_seed(recipe.seed)
+        self.unet = make_unet()
+        self.unet.set_attn_processor(PlainAttention())
+        self.masters = Masters(self.unet, lr=recipe.lr)
+        self.tokenizer = CLIPTokenizer.from_pretrained(shared / "tokenizer")
+        text = CLIPTextModel.from_pretrained(shared / "text_encoder", dtype=torch.bfloat16)
+        self.text = text.eval().requires_grad_(False)
+        self.vae = AutoencoderKL.from_pretrained(shared / "vae").eval().requires_grad_(False)
+        self.data: Latents = load_latents(recipe.world, recipe.pool, shared, work, without=without)
+        self.alphas = make_scheduler().alphas_cumprod
+        self.empty = self.tokenizer("", padding="max_length", return_tensors="pt").input_ids
+        self.step = 0
+
+    @torch.no_grad()
+    def encode(self, ids: Tensor) -> Tensor:
+        """(n, 32) token ids -> (n, 32, 128) bfloat16."""
+        return self.text(ids.long()).last_hidden_state
+
+    def advance(self) -> float:
+        """One update; returns its loss."""
+        batch = self.recipe.batch
+        rows = torch.randint(len(self.data.latents), (batch,), generator=self.generator)
+        which = torch.randint(self.data.ids.shape[1], (batch,), generator=self.generator)
+        ids = self.data.ids[rows, which].long()
+        dropped = torch.rand(batch, generator=self.generator) < self.recipe.dropout
+        ids = torch.where(dropped[:, None], self.empty, ids)
+        latents = self.data.latents[rows].float()
+        loss = velocity_loss(self.unet, latents, self.encode(ids), self.alphas, self.generator)
+        loss.backward()
+        self.masters.step(ramp(self.step, self.recipe.steps))
+        self.step += 1
+        return float(loss.detach())
+
+    def score(self, *, prompts: int = 100, steps: int = 20, guidance: float = 3.0) -> dict[str, float]:
+        """Share of asked-for words that the oracle reads in the averaged weights' pictures."""
+        generator = Generator().manual_seed(12345)
+        captions, asked = words_asked(self.recipe.world, prompts, generator=generator, without=self.without)
+        ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        self.masters.show(self.masters.averages)
+        latents = sample(
+            self.unet, self.encode(ids), self.encode(self.empty), steps=steps, guidance=guidance, generator=generator
+        )
+        self.masters.show(self.masters.masters)
+        with torch.no_grad():
+            images = self.vae.decode(latents / self.vae.config["scaling_factor"]).sample / 2 + 0.5
+        self.preview(images)
+        return score_words(self.recipe.world, images.clamp(0, 1), asked)
+
+    def preview(self, images: Tensor) -> None:
+        """Write the first pictures beside the checkpoint, to be looked at."""
+        from PIL import Image
+
+        grid = images[:40].clamp(0, 1).reshape(4, 10, 3, 64, 64).permute(0, 3, 1, 4, 2).reshape(256, 640, 3)
+        Image.fromarray((grid * 255).byte().numpy()).save(self.work / "preview.png")
+
+    def save(self) -> None:
+        """Write a checkpoint beside the last one, then take its place."""
+        tensors = {**self.masters.state(), "generator": self.generator.get_state()}
+        beside = self.work / "checkpoint.safetensors.part"
+        facts = {"step": self.step, "without": self.without, "steps": self.recipe.steps, "world": self.recipe.world}
+        save_file(tensors, str(beside), metadata={"run": json.dumps(facts)})
+        beside.replace(self.work / "checkpoint.safetensors")
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint, exactly.
+
+        Raises:
+            ValueError: the checkpoint belongs to another run.
+        """
+        with safe_open(str(self.work / "checkpoint.safetensors"), framework="pt") as stored:
+            facts = json.loads(stored.metadata()["run"])
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        mine = {"without": self.without, "steps": self.recipe.steps, "world": self.recipe.world}
+        if {key: facts[key] for key in mine} != mine:
+            raise ValueError(f"{self.work} holds a run of {facts}, not of {mine}; give another --work or drop --resume")
+        self.masters.restore(tensors)
+        self.generator.set_state(tensors["generator"])
+        self.step = facts["step"]
+
+    def export(self, folder: Path) -> None:
+        """Write the pipeline folder, float16, with the averaged weights."""
+        half = make_unet()
+        averages = dict(zip(self.masters.names, self.masters.averages, strict=True))
+        half.load_state_dict(averages)
+        text = CLIPTextModel.from_pretrained(self.shared / "text_encoder").half()
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(self.shared / "vae").half(),
+            text_encoder=text,
+            tokenizer=self.tokenizer,
+            unet=half.half(),
+            scheduler=make_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder)
+        mark_precision(folder / "text_encoder" / "config.json")
+
+
+def mark_precision(path: Path) -> None:
+    """Say float32 in a text encoder's configuration: readers that follow it then compute as the U-Net does."""
+    settings = json.loads(path.read_text())
+    settings.pop("torch_dtype", None)
+    settings["dtype"] = "float32"
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def run(training: Training, folder: Path, *, every: int) -> None:
+    """Train to the recipe's last step; every `every` steps score, save a checkpoint and export the folder."""
+    start, mean = time.time(), 0.0
+    first = training.step
+    while training.step < training.recipe.steps:
+        mean += training.advance()
+        step = training.step
+        if step % 50 == 0:
+            seconds = time.time() - start
+            pace = f"{seconds / (step - first):.2f} s a step"
+            print(f"{step}/{training.recipe.steps} loss {mean / 50:.4f} {pace}", flush=True)
+            mean = 0.0
+        if step % every == 0 or step == training.recipe.steps:
+            training.save()
+            training.export(folder)
+            print(f"{step} read {json.dumps({k: round(v, 3) for k, v in training.score().items()})}", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=sorted(RECIPES), required=True)
+    parser.add_argument("--without", help="a word that the model never sees (a retrain oracle)")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument(
+        "--shared", type=Path, help="tokenizer, text_encoder and vae; those that are shipped by default"
+    )
+    parser.add_argument("--work", type=Path, help="pools and checkpoints; runs/MODEL[-without-WORD] by default")
+    parser.add_argument("--out", type=Path, help="the pipeline folder; WORK/pipeline by default")
+    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
+    given = parser.parse_args()
+    recipe = RECIPES[given.model]
+    if given.steps:
+        recipe = Recipe(world=recipe.world, steps=given.steps)
+    known = {word for group in WORLDS[recipe.world].vocabulary.values() for word in group}
+    if given.without and given.without not in known:
+        words = ", ".join(sorted(known))
+        raise SystemExit(f"--without {given.without!r} is no word of {recipe.world}; its words: {words}")
+    torch.set_num_threads(1)
+    name = given.model + (f"-without-{given.without}" if given.without else "")
+    work = given.work or Path("runs") / name
+    work.mkdir(parents=True, exist_ok=True)
+    training = Training(recipe, given.shared or WEIGHTS / given.model, work, without=given.without)
+    if given.resume and (work / "checkpoint.safetensors").exists():
+        training.resume()
+    run(training, given.out or work / "pipeline", every=given.every)
+
+
+if __name__ == "__main__":
+    main()

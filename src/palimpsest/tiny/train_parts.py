@@ -1,0 +1,51 @@
+"""Train what the pipelines stand on: `python -m palimpsest.tiny.train_parts text|autoencoder|oracle --world glyphs`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from palimpsest.tiny import train_autoencoder, train_oracle, train_text
+from palimpsest.tiny.pool import WORLDS, Pool, draw_pool
+
+READ_SEED, FRESH_SEED, PICTURE_SEED = 1_000_000, 2_000_000, 3_000_000
+STRANGERS = 400  # unnamed people of whom the identity embedding sees many pictures each
+STEPS = {"text": 600, "autoencoder": 2500, "oracle": 1500}
+
+
+def reading_pool(world: str, n: int, *, seed: int) -> Pool:
+    """Pictures with every word but the held-out people, whom the identity embedding must never have seen."""
+    people = WORLDS[world].held_out.get("identity", frozenset())
+    return draw_pool(world, n, seed=seed, held_out=True, without=people, strangers=STRANGERS)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=sorted(STEPS))
+    parser.add_argument("--world", choices=sorted(WORLDS), default="glyphs", help="text learns both worlds at once")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
+    parser.add_argument("--out", type=Path, default=Path("runs/parts"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    steps, world = given.steps or STEPS[given.part], given.world
+    if given.part == "text":
+        train_text.train(given.out, steps=steps, seed=0)
+    elif given.part == "autoencoder":
+        images = draw_pool(world, 40_000, seed=PICTURE_SEED, held_out=True).images
+        model = train_autoencoder.train(images, steps=steps, seed=0)
+        train_autoencoder.save_autoencoder(model, given.out / world / "vae")
+    else:
+        reader = train_oracle.train(world, reading_pool(world, 40_000, seed=READ_SEED), steps=steps, seed=0)
+        reader.gallery = train_oracle.gallery(reader) if world == "faces" else reader.gallery
+        fresh = draw_pool(world, 4000, seed=FRESH_SEED, held_out=True)
+        for rough in (False, True):
+            print("rough" if rough else "fresh", json.dumps(train_oracle.accuracy(reader, fresh, rough=rough)))
+        train_oracle.save_oracle(reader, given.out / f"oracle-{world}.safetensors")
+
+
+if __name__ == "__main__":
+    main()

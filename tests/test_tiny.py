@@ -1,0 +1,143 @@
+"""The shipped models: they load with plain diffusers, fit the size limit, draw what is asked, and are read right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Generator
+
+from palimpsest import tiny
+from palimpsest.tiny.masters import Masters, ramp
+from palimpsest.tiny.measure import WORLDS, score_words
+from palimpsest.tiny.phrases import reopen, reword
+from palimpsest.tiny.tokenizer import learn_merges, write_tokenizer
+
+PIPELINES = {"sd": "glyphs", "portraits": "faces"}
+
+
+def _pipeline(name: str):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny.path(name), local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_all_weights_together_fit_60_megabytes() -> None:
+    seen: dict[int, int] = {}
+    for file in tiny.WEIGHTS.rglob("*"):
+        if file.is_file():
+            seen[file.stat().st_ino] = file.stat().st_size
+    assert sum(seen.values()) <= 60e6
+
+
+@pytest.mark.parametrize("world", ["glyphs", "faces"])
+def test_oracle_reads_fresh_drawings(world: str) -> None:
+    labels = WORLDS[world].sample(150, generator=Generator().manual_seed(91))
+    pictures = WORLDS[world].draw(labels, generator=Generator().manual_seed(92))
+    read = tiny.oracle(world).read(pictures.images)
+    for key, probabilities in read.items():
+        there = pictures.labels[key] >= 0
+        right = (probabilities.argmax(1) == pictures.labels[key])[there].float().mean()
+        assert right > 0.9, key
+        assert torch.all(probabilities >= 0)
+        assert torch.all(probabilities.sum(1) <= 1 + 1e-5)
+
+
+def test_oracle_tells_strangers_apart() -> None:
+    faces, reader = WORLDS["faces"], tiny.oracle("faces")
+    names = [i for i, name in enumerate(faces.vocabulary["identity"]) if name in faces.held_out["identity"]][:20]
+    vectors = []
+    for seed in (0, 1):
+        generator = Generator().manual_seed(seed)
+        labels = {**faces.sample(len(names), generator=generator), "identity": torch.tensor(names)}
+        vectors.append(reader.identity(faces.draw(labels, generator=generator).images))
+    cosines = vectors[0] @ vectors[1].T
+    same, other = cosines.diagonal(), cosines[~torch.eye(len(names), dtype=torch.bool)]
+    assert (same[:, None] > other).float().mean() > 0.9
+
+
+def test_oracle_without_people_refuses_identities() -> None:
+    with pytest.raises(ValueError, match="oracle of faces"):
+        tiny.oracle("glyphs").identity(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("name", sorted(PIPELINES))
+def test_pipeline_draws_what_is_asked(name: str) -> None:
+    world = WORLDS[PIPELINES[name]]
+    pipeline = _pipeline(name)
+    assert pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.float32
+    ask = {
+        "glyphs": [{"subject": s, "colour": c, "style": "flat"} for s, c in (("star", "red"), ("house", "blue"))] * 4,
+        "faces": [{"glasses": g, "style": "flat"} for g in ("sunglasses", "without glasses")] * 4,
+    }[world.name]
+    prompts = [world.prompt(**words) for words in ask]
+    images = pipeline(
+        prompts, num_inference_steps=20, guidance_scale=3.0, output_type="pt", generator=Generator().manual_seed(0)
+    ).images
+    assert images.shape == (8, 3, 64, 64)
+    for key, share in score_words(world.name, images, ask).items():
+        assert share >= 0.75, key
+
+
+def test_every_word_of_the_worlds_is_one_token() -> None:
+    tokenizer = _pipeline("sd").tokenizer
+    for world in WORLDS.values():
+        for words in world.vocabulary.values():
+            for word in words:
+                assert len(tokenizer(word).input_ids) == 2 + len(word.split()), word
+    assert tokenizer.decode(tokenizer("xyzzy 123", add_special_tokens=False).input_ids).replace(" ", "") == "xyzzy123"
+
+
+def test_unknown_names_are_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="shipped are "):
+        tiny.path("sd-without-everything")
+    with pytest.raises(ValueError, match="glyphs and faces"):
+        tiny.oracle("cats")
+
+
+def test_merges_join_words_and_nothing_else(tmp_path: Path) -> None:
+    assert learn_merges(["ab", "abc"]) == [("a", "b"), ("a", "b</w>"), ("ab", "c</w>")]
+    write_tokenizer(tmp_path, ["zebra"])
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer("Zebra").input_ids) == 3
+    assert len(tokenizer("arbez").input_ids) > 3
+
+
+def test_rewording_keeps_the_length_and_reopening_keeps_the_caption() -> None:
+    generator = Generator().manual_seed(0)
+    caption = "a red star in sketch style on a mint background"
+    other = reword(caption, generator, rate=1.0)
+    assert other != caption
+    assert len(other.split()) == len(caption.split())
+    assert "mint" in other
+    assert reopen(caption, generator).endswith(caption)
+
+
+def test_interrupted_training_continues_exactly() -> None:
+    def build() -> tuple[torch.nn.Module, Masters]:
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        return module, Masters(module, lr=1e-2)
+
+    def advance(module: torch.nn.Module, masters: Masters, seed: int) -> None:
+        x = torch.randn(5, 2, 4, 4, generator=Generator().manual_seed(seed)).bfloat16()
+        module(x).float().square().mean().backward()
+        masters.step(ramp(seed, 6, warmup=2))
+
+    straight, masters = build()
+    for seed in range(6):
+        advance(straight, masters, seed)
+    first, before = build()
+    for seed in range(3):
+        advance(first, before, seed)
+    second, after = build()
+    after.restore(before.state())
+    for seed in range(3, 6):
+        advance(second, after, seed)
+    for mine, theirs in zip(masters.masters + masters.averages, after.masters + after.averages, strict=True):
+        assert torch.equal(mine, theirs)
