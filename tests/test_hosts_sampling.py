@@ -165,9 +165,11 @@ def test_walk_shows_the_run_as_it_goes(family: str) -> None:
 
 def test_sampling_leaves_tensors_that_can_be_trained_on() -> None:
     host = fresh_host("sd")
-    step = next(iter(host.walk(PROMPTS, SEEDS, steps=STEPS)))
     weight = next(iter(host.parts("cross_value").values())).get_parameter("weight")
     weight.requires_grad_(True)
+    step = next(iter(host.walk(PROMPTS, SEEDS, steps=STEPS)))
+    assert step.x0_cond is not None
+    assert not step.x0_cond.requires_grad  # the walk itself keeps no graph
     host.denoise(step.x, step.t, step.cond).square().mean().backward()
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
