@@ -29,9 +29,9 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return SDHost(sd_pipeline(tmp_path_factory.mktemp("sd"), request.param), name="small sd")
 
 
-def eps(host: SDHost, x: Tensor, t: Tensor, prompt: str) -> Tensor:
+def eps(host: SDHost, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
     """The noise that the pipeline's own network predicts, in the paper's parametrisation."""
-    out = host.pipeline.unet(x, t, encoder_hidden_states=host.encode([prompt]).states.expand(len(x), -1, -1)).sample
+    out = host.pipeline.unet(x, t, encoder_hidden_states=host.encode(prompts).states).sample
     if host.prediction == "epsilon":
         return out
     alpha, sigma = host.noise(t)
@@ -44,14 +44,15 @@ def test_the_first_loss_is_the_papers(host: SDHost, walks: Any) -> None:
 
     class Watched(ESD):
         def _points(self, step: Any) -> Any:
-            seen.append(super()._points(step))
-            return seen[-1]
+            points = super()._points(step)
+            seen.append((points.x, points.t, [step.context.prompts[int(i)] for i in points.row]))
+            return points
 
     trace = Trace()
     Watched(**{**FAST, "steps": 1}, eta=1.5, walks=walks)(host, Request(target=(STAR,)), trace=trace)
-    x, t = seen[0].x, seen[0].t
+    x, t, prompts = seen[0]
     with torch.no_grad():
-        null, cond = eps(host, x, t, ""), eps(host, x, t, "a red star")
+        null, cond = eps(host, x, t, ["", ""]), eps(host, x, t, prompts)
         expected = (cond - (null - 1.5 * (cond - null))).square().mean()  # the student still is the teacher
     assert trace.log[0][1] == "loss"
     assert trace.log[0][2] == pytest.approx(float(expected), rel=1e-3)
@@ -62,15 +63,17 @@ def test_towards_a_replacement_the_anchor_changes(host: SDHost) -> None:
 
     class Watched(ESD):
         def _points(self, step: Any) -> Any:
-            seen.append(super()._points(step))
-            return seen[-1]
+            points = super()._points(step)
+            seen.append((points.x, points.t, [step.context.prompts[int(i)] for i in points.row]))
+            return points
 
     trace = Trace()
     request = Request(target=(STAR,), toward=(Concept(name="moon"),))
     Watched(**{**FAST, "steps": 1}, eta=0.5)(host, request, trace=trace)
-    x, t = seen[0].x, seen[0].t
+    x, t, prompts = seen[0]
+    moons = [p.replace("star", "moon") for p in prompts]
     with torch.no_grad():
-        null, cond, moon = (eps(host, x, t, p) for p in ("", "a red star", "a red moon"))
+        null, cond, moon = (eps(host, x, t, p) for p in (["", ""], prompts, moons))
         expected = (cond - (moon - 0.5 * (cond - null))).square().mean()
     assert trace.log[0][2] == pytest.approx(float(expected), rel=1e-3)
 

@@ -15,7 +15,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.trace import Trace
-from palimpsest.ops.prompts import asking, swapped
+from palimpsest.ops.prompts import asking, filled, swapped
 from palimpsest.ops.trajectories import Visited, visit
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
@@ -60,10 +60,12 @@ class ESD(FineTune):
     Request.keep is not used.
 
     Cost per step: "kept" 2 forwards, "fresh" about `walk_steps` on average, "student" 2 more; and 1 with gradients.
-    Differs from the paper: the default "kept" (fewer forwards; states of one walk are close in content); prompts of
-        the concept take turns where the user gives several; times are the sampler's own.
-    Fails when: the concept is asked for by words that the prompts do not cover (xattn), or is entangled with its
-        surroundings (noxattn changes unrelated pictures); long training drifts on everything near the concept.
+    Differs from the paper: the default "kept" (fewer forwards; states of one walk are close in content); besides the
+        name, sentences of the concept's kind and its own prompts are drawn at random, since a small model takes the
+        name alone for a prompt of its own; times are the sampler's own.
+    Fails when: a prompt of the concept names other things, which are erased with it; the concept is asked for in ways
+        that the prompts do not cover (xattn), or is entangled with its surroundings (noxattn changes unrelated
+        pictures); long training drifts on everything near the concept.
     Source: Gandikota et al., "Erasing Concepts from Diffusion Models", ICCV 2023, arXiv 2303.07345.
 
     Example:
@@ -118,7 +120,7 @@ class ESD(FineTune):
         pairs = [
             (p, p if toward is None else swapped(p, c.name, toward.name))
             for c, toward in zip(request.target, request.replacements(), strict=True)
-            for p in asking(c)
+            for p in dict.fromkeys((*asking(c), *filled(c)))
         ]
         prompts = [p for p, _ in pairs]
         anchor = host.encode([a for _, a in pairs]) if request.toward else None
