@@ -178,7 +178,12 @@ def _library(index: Mapping[str, Any], part: str) -> str | None:
 def _host(family: Family, pipeline: Any, name: str, folder: Path | None, device: torch.device) -> Host:
     pipeline.set_progress_bar_config(disable=True)
     cls = getattr(import_module(f"palimpsest.hosts.{family.module}"), family.host)
-    return cls(pipeline.to(device), name=name, folder=folder)
+    host = cls(pipeline.to(device), name=name, folder=folder)
+    if folder is not None and (folder / "world.json").is_file():
+        # Models of drawn worlds are small and need fewer steps than a family's default; they say how many.
+        own = _json(folder / "world.json")
+        host.default_steps, host.default_guidance = own["steps"], own["guidance"]
+    return host
 
 
 def _precision(dtype: torch.dtype) -> dict[str, torch.dtype]:

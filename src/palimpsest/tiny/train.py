@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from palimpsest.tiny.pool import WORLDS
 from palimpsest.tiny.train_autoencoder import LATENT_CHANNELS
 
 TIMESTEPS = 1000
+SAMPLING_STEPS = 20
+GUIDANCE = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class Recipe:
 
 
 RECIPES = {
-    "sd": Recipe(world="glyphs", steps=2000),
+    "sd": Recipe(world="glyphs", steps=1600),
     "portraits": Recipe(world="faces", steps=1600),
 }
 
@@ -153,7 +156,7 @@ class Training:
         self.step += 1
         return float(loss.detach())
 
-    def score(self, *, prompts: int = 100, steps: int = 20, guidance: float = 3.0) -> dict[str, float]:
+    def score(self, *, prompts: int = 100, steps: int = SAMPLING_STEPS, guidance: float = GUIDANCE) -> dict[str, float]:
         """Share of asked-for words that the oracle reads in the averaged weights' pictures."""
         generator = Generator().manual_seed(12345)
         captions, asked = words_asked(self.recipe.world, prompts, generator=generator, without=self.without)
@@ -217,6 +220,10 @@ class Training:
         )
         pipeline.save_pretrained(folder)
         mark_precision(folder / "text_encoder" / "config.json")
+        for name in ("vocab.json", "merges.txt"):  # newer versions of transformers leave them out, older ones need them
+            shutil.copy(self.shared / "tokenizer" / name, folder / "tokenizer" / name)
+        own = {"world": self.recipe.world, "steps": SAMPLING_STEPS, "guidance": GUIDANCE}
+        (folder / "world.json").write_text(json.dumps(own, indent=2) + "\n")
 
 
 def mark_precision(path: Path) -> None:
