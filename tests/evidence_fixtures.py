@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Evaluator
 from palimpsest.probes.evidence import Evidence, collect
 from palimpsest.probes.plan import Plan, plan
+from palimpsest.receipt import Receipt, audit
 from palimpsest.worlds.concepts import concept
 from palimpsest.worlds.glyphs import GLYPHS
 
@@ -157,3 +159,17 @@ def damaging(host: Scribe) -> Patch:
     change = torch.zeros(8, 8)
     change[0, 0], change[1, 1] = 1.0, 0.5
     return replace(patch(host), deltas={"unet.weight": Dense(value=change)})
+
+
+def receipt(folder: Path, **choices: Any) -> Receipt:
+    """A small finished receipt in a folder, made with a command line of its own."""
+    host = Scribe()
+    return audit(
+        host,
+        damaging(host),
+        request("star", keep=["moon"]),
+        plan=small_plan(host),
+        judges=[Reader()],
+        out=folder,
+        **{"command": "palimpsest erase star --model tiny/scribe", **choices},
+    )

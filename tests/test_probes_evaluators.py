@@ -21,7 +21,9 @@ from palimpsest.worlds.glyphs import GLYPHS
 class Heads(nn.Module):
     """An oracle's surface: says star on the left half of the batch, moon beside a star on the right."""
 
-    vocabulary = {k: GLYPHS.vocabulary[k] for k in ("subject", "colour", "subject2")}
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocabulary = {k: GLYPHS.vocabulary[k] for k in ("subject", "colour", "subject2")}
 
     def read(self, images: Tensor) -> dict[str, Tensor]:
         found = {k: torch.zeros(len(images), len(v)) for k, v in self.vocabulary.items()}

@@ -26,6 +26,7 @@ from palimpsest.probes.verdict import verdict
 from palimpsest.receipt import words
 
 SCHEMA = "palimpsest/receipt/1"
+_LOOK = 2  # grey levels of a 4 x 4 copy
 
 
 def build(
@@ -118,6 +119,11 @@ def look(picture: Tensor) -> str:
     """A 4 x 4 copy of a picture as hex: tells a rounding difference from another picture."""
     small = F.interpolate(picture[None].float(), (4, 4), mode="area")[0].round().to(torch.uint8)
     return small.permute(1, 2, 0).flatten().numpy().tobytes().hex()
+
+
+def alike(a: str, b: str) -> bool:
+    """Whether two `look`s differ by no more than rounding on another machine may."""
+    return all(abs(x - y) <= _LOOK for x, y in zip(bytes.fromhex(a), bytes.fromhex(b), strict=True))
 
 
 def _pictures(pictures: Tensor) -> list[dict[str, str]]:

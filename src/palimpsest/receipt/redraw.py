@@ -15,10 +15,9 @@ from palimpsest.probes.evaluators import Judge, decide
 from palimpsest.probes.evidence import collect
 from palimpsest.probes.plan import Plan, Shot
 from palimpsest.probes.suite import readings as read
-from palimpsest.receipt.build import look, picture_hash
+from palimpsest.receipt.build import alike, look, picture_hash
 
 SAMPLE = 12
-_LOOK = 2  # grey levels of a 4 x 4 copy that rounding on another machine may move
 
 
 def again(
@@ -88,7 +87,7 @@ def _compare(
             what = f"picture {which}/{row} ({shots[row].prompt or 'empty prompt'}, seed {shots[row].seed})"
             if picture_hash(pictures[i]) == stated["sha256"]:
                 exact += 1
-            elif _alike(look(pictures[i]), stated["look"]):
+            elif alike(look(pictures[i]), stated["look"]):
                 close += 1
             else:
                 found.append({"status": "differs", "what": what, "detail": "drawn again it is another picture"})
@@ -102,11 +101,6 @@ def _compare(
     total = sum(len(rows) for rows, _ in sets.values())
     detail = f"drawn again, {exact} bit for bit{rounding}"
     return [*found, {"status": "same", "what": f"{exact + close} of {total} pictures", "detail": detail}]
-
-
-def _alike(a: str, b: str) -> bool:
-    pairs = zip(bytes.fromhex(a), bytes.fromhex(b), strict=True)
-    return all(abs(x - y) <= _LOOK for x, y in pairs)
 
 
 def _said(data: Mapping[str, Any], judge: str, stated: Sequence[int], now: Sequence[int]) -> str:

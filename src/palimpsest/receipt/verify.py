@@ -23,8 +23,8 @@ from palimpsest.probes.plan import Plan
 from palimpsest.probes.suite import readings as read
 from palimpsest.probes.weights import Weights
 from palimpsest.receipt import redraw, words
-from palimpsest.receipt.build import SCHEMA, evaluator, plain, reading, seal
-from palimpsest.receipt.write import HTML_FILE, render
+from palimpsest.receipt.build import SCHEMA, alike, evaluator, look, picture_hash, plain, reading, seal
+from palimpsest.receipt.write import HTML_FILE, LOSSLESS, decode, render
 
 Status = Literal["same", "differs", "not checked"]
 
@@ -84,6 +84,9 @@ def verify(
     data = load(path)
     # Whatever was altered, a receipt whose parts do not fit together must end in a finding, never in a crash.
     found = [_seal(data)]
+    broken = _guarded("the receipt's parts", lambda: evidence_of(data) and [])
+    if broken:
+        return [*found, *broken]
     found += _guarded("readings", lambda: _readings(data))
     found += _guarded("the page", lambda: _page(data, path.with_name(HTML_FILE)))
     patch, told = _patch(data, path.parent)
@@ -213,6 +216,10 @@ def _page(data: Mapping[str, Any], path: Path) -> list[Finding]:
         text = f"{', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''} differ from the receipt's hashes"
         return [Finding(status="differs", what="pictures of the page", detail=text)]
     pictures = {s["picture"]: by_hash[s["sha256"]] for s in data["shown"]}
+    exchanged = [k for k, v in pictures.items() if not _is_picture(v, _kept(data, k))]
+    if exchanged:
+        text = f"{', '.join(exchanged[:3])} of the page is not the picture that was judged"
+        return [Finding(status="differs", what="pictures of the page", detail=text)]
     found = [Finding(status="same", what=f"{len(pictures)} pictures of the page")]
     again = render(data, pictures)
     if again == text:
@@ -221,6 +228,19 @@ def _page(data: Mapping[str, Any], path: Path) -> list[Finding]:
             Finding(status="same", what="the page", detail="made again from receipt.json, letter by letter"),
         ]
     return [*found, _first_difference(data, text, again)]
+
+
+def _kept(data: Mapping[str, Any], name: str) -> Mapping[str, str]:
+    which, row = name.split("/")
+    return data["pictures"][which][int(row)]
+
+
+def _is_picture(encoded: bytes, kept: Mapping[str, str]) -> bool:
+    """Whether bytes of the page show a picture: exactly where they are lossless, else by its 4 x 4 copy."""
+    picture = decode(encoded)
+    if max(picture.shape[1:]) <= LOSSLESS:
+        return picture_hash(picture) == kept["sha256"]
+    return alike(look(picture), kept["look"])
 
 
 def _weights(data: Mapping[str, Any], host: Any, patch: Patch) -> list[Finding]:
@@ -309,7 +329,7 @@ def _judges(data: Mapping[str, Any], given: Sequence[Judge] | None) -> tuple[lis
 def _guarded(what: str, check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return check()
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, PalimpsestError) as e:
         text = f"the receipt's parts do not fit together ({type(e).__name__}: {e})"
         return [Finding(status="differs", what=what, detail=text)]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from palimpsest.receipt.view import view
 JSON_FILE, HTML_FILE = "receipt.json", "receipt.html"
 BUDGET = 2_000_000  # bytes of pictures; base64 adds a third, the whole page stays under 3 MB
 SHOWN = {"target": 12, "neighbour": 6, "unrelated": 4, "empty": 6}  # pairs a concept
-_LOSSLESS = 128  # pixels of the longer side up to which pictures are kept as they are
+LOSSLESS = 128  # pixels of the longer side up to which pictures are kept as they are
 _HERE = Path(__file__).parent
 
 
@@ -78,12 +79,19 @@ def _encode(picture: Tensor) -> bytes:
     """WebP of (3, H, W) uint8."""
     image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
     file = io.BytesIO()
-    if max(image.size) <= _LOSSLESS:
+    if max(image.size) <= LOSSLESS:
         image.save(file, "WEBP", lossless=True, quality=80, method=4)
     else:
         image.thumbnail((192, 192), Image.Resampling.LANCZOS)
         image.save(file, "WEBP", quality=82, method=4)
     return file.getvalue()
+
+
+def decode(encoded: bytes) -> Tensor:
+    """(3, H, W) uint8 of WebP bytes."""
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.reshape(image.height, image.width, 3).permute(2, 0, 1).contiguous()
 
 
 @lru_cache(maxsize=1)
