@@ -78,7 +78,9 @@ def test_a_run_is_stamped_and_counted() -> None:
     assert not torch.equal(patch.deltas["net.bias"].value, other.deltas["net.bias"].value)
 
 
-@pytest.mark.parametrize(("sin", "words"), [("write", "changed the tensors"), ("hook", "left a hook"), ("raise", "changed")])
+@pytest.mark.parametrize(
+    ("sin", "words"), [("write", "changed the tensors"), ("hook", "left a hook"), ("raise", "changed")]
+)
 def test_what_a_system_leaves_behind_is_found(sin: str, words: str) -> None:
     with pytest.raises(Touched, match=words):
         Shift(sin=sin)(Eye(), STAR)

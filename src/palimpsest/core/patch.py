@@ -183,7 +183,7 @@ def merge(*patches: Patch, overlap: Overlap = "refuse", shapes: Mapping[str, tor
                 deltas[name] = deltas_of.add(deltas[name], delta, shape)
             elif overlap == "refuse":
                 raise BadRequest(
-                    f"Both patches change {name!r}; say how to resolve it: merge(..., overlap='sum'), 'first' or 'last'."
+                    f"Both patches change {name!r}; say how to resolve it: merge(..., overlap='sum' | 'first' | 'last')"
                 )
     hooks = tuple(h for p in patches for h in p.hooks)
     return Patch(
