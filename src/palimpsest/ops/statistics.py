@@ -70,7 +70,7 @@ def mean(values: ArrayLike, level: float = LEVEL, seed: int = 0) -> Interval:
         return Interval(centre, centre, centre)
     found = stats.bootstrap(
         (x,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", vectorized=True,
-        random_state=np.random.default_rng(seed),
+        random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue]  (the name of older scipy, too)
     ).confidence_interval  # fmt: skip
     if not (math.isfinite(found.low) and math.isfinite(found.high)):  # BCa has no limit where all mass is at one end
         half = float(stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
@@ -103,7 +103,7 @@ def sign_flip(differences: ArrayLike, seed: int = 0) -> float:
         return 1.0
     found = stats.permutation_test(
         (d,), np.mean, permutation_type="samples", vectorized=True, n_resamples=9999,
-        random_state=np.random.default_rng(seed),
+        random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     return float(found.pvalue)
 

@@ -29,6 +29,8 @@ class Oracle(nn.Module):
     Cost: about 0.1 GFLOP a picture.
     """
 
+    gallery: Tensor  # (people, d) unit vectors of the named people
+
     def __init__(
         self,
         vocabulary: dict[str, tuple[str, ...]],
@@ -103,7 +105,7 @@ class Oracle(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What the oracle computes in."""
-        return self.trunk[0][0].weight.dtype
+        return next(self.trunk.parameters()).dtype
 
     def _unit(self, features: Tensor) -> Tensor:
         if self.embedding is None:
