@@ -122,8 +122,12 @@ class Masters:
         return zip(self.weights, self.masters, strict=True)
 
 
-def ramp(step: int, steps: int, *, warmup: int = 100, flat: float = 0.3) -> float:
-    """Step-size factor: linear warm-up, flat until `flat` of the run, then linear to 0 at its end."""
+def ramp(step: int, steps: int, *, warmup: int = 100) -> float:
+    """Step-size factor: linear warm-up, 1 until 3/8 of the run, slowly down to 4/7 at 3/4, then to 0 at the end."""
     rise = min(1.0, (step + 1) / warmup)
-    fall = min(1.0, (steps - step) / (steps * (1 - flat)))
-    return rise * max(fall, 0.0)
+    done = step / steps
+    if done < 0.375:
+        return rise
+    if done < 0.75:
+        return rise * (1 - (done - 0.375) / 0.375 * 3 / 7)
+    return rise * (1 - done) / 0.25 * 4 / 7
