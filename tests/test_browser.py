@@ -58,7 +58,7 @@ def test_the_page_fits_its_width_and_loads_nothing(browser: Any, page_file: Path
     broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
     assert page.evaluate(broken) == 0
     assert page.evaluate("document.images.length") > 20
-    assert page.locator("h1").inner_text() == "“star” is gone"
+    assert page.locator("h1").inner_text().startswith("“star” is gone")
 
 
 def test_no_hostile_name_runs(browser: Any, tmp_path: Path) -> None:

@@ -183,8 +183,8 @@ def test_another_picture_under_its_own_hash_is_found(folder: Path) -> None:
 def test_an_altered_letter_in_the_page_is_found_with_its_line(folder: Path) -> None:
     page = folder / "receipt.html"
     text = page.read_text(encoding="utf-8")
-    assert "<h1>“star” is gone</h1>" in text
-    page.write_text(text.replace("<h1>“star” is gone</h1>", "<h1>“moon” is gone</h1>"), encoding="utf-8")
+    assert "<h1>“star” is" in text
+    page.write_text(text.replace("<h1>“star” is", "<h1>“moon” is"), encoding="utf-8")
     assert any("text of the page" in line and "moon" in line for line in wrong(check(folder)))
 
 

@@ -160,7 +160,7 @@ def plan(
     prompts_per_concept: int = 20,
     seeds: int = 3,
     neighbours: int = 4,
-    unrelated: int = 6,
+    unrelated: int = 4,
     steps: int | None = None,
     guidance: float | None = None,
     size: int | None = None,
@@ -168,9 +168,9 @@ def plan(
 ) -> Plan:
     """Chooses concepts and prompts for an audit of a request.
 
-    Targets get all prompts, neighbours two fifths of them, unrelated concepts a fifth, and the empty prompt as many
-    pictures as one neighbour has. Neighbours are those of the model's own text embeddings, whether the request
-    keeps them or not (a method that was told to keep its test set proves little); kept concepts are added.
+    Targets get all prompts, other concepts two fifths of them, and the empty prompt as many pictures as half a
+    neighbour. Neighbours are those of the model's own text embeddings, whether the request keeps them or not (a method
+    that was told to keep its test set proves little); half as many further kept concepts are added.
 
     Args:
         host: its text encoder finds the neighbours; nothing is drawn.
@@ -191,7 +191,7 @@ def plan(
     found: list[tuple[Role, Concept, str, int]] = [
         *(("target", c, "asked for", prompts_per_concept) for c in request.target),
         *(("neighbour", c, why, max(2, prompts_per_concept * 2 // 5)) for c, why in near),
-        *(("unrelated", c, why, max(2, prompts_per_concept // 5)) for c, why in far),
+        *(("unrelated", c, why, max(2, prompts_per_concept * 2 // 5)) for c, why in far),
     ]
     groups = [
         Group(role=role, concept=c, prompts=_prompts(world, c, n, avoid, i), seeds=seeds, reason=why)
@@ -225,7 +225,7 @@ def _neighbours(host: Denoiser, request: Request, world: World | None, k: int) -
     chosen = sorted(ranked.values(), key=lambda entry: -entry[2])[:k]
     found = [(c, why) for c, why, _ in chosen]
     names = {c.name.casefold() for c, _ in found}
-    return found + [(c, "kept by the request") for c in request.keep if c.name.casefold() not in names][:k]
+    return found + [(c, "kept by the request") for c in request.keep if c.name.casefold() not in names][: (k + 1) // 2]
 
 
 def _candidates(request: Request, world: World | None, target: Concept) -> list[Concept]:

@@ -17,7 +17,7 @@ class Presence:
     """Presence of each concept in the pictures that ask for it, in percent, before and after.
 
     Interval: Wilson's for the rate, Bonett and Price's for the paired change (`detail["change"]`). Floor: how far two
-    seed sets of the untouched model lie apart. p: McNemar's exact test of the same-seed pairs, corrected by Holm over
+    seed sets of the untouched model lie apart. p: McNemar's exact test of the same-seed pairs, corrected by Benjamini and Hochberg over
     the concepts of a role (targets, neighbours and unrelated concepts answer different questions).
     """
 
@@ -43,7 +43,7 @@ def _corrected(readings: Sequence[Reading]) -> list[Reading]:
     found = list(readings)
     for family in {(r.role, bool(r.concept)) for r in readings}:
         rows = [i for i, r in enumerate(found) if (r.role, bool(r.concept)) == family]
-        ps = statistics.holm([found[i].p or 0.0 for i in rows])
+        ps = statistics.benjamini_hochberg([found[i].p or 0.0 for i in rows])
         for i, p in zip(rows, ps, strict=True):
             found[i] = replace(found[i], p=float(f"{p:.4g}"))
     return found

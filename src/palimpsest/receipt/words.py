@@ -13,14 +13,17 @@ ALARM = 5.0  # points by which more pictures must have collapsed to raise the al
 
 
 def headline(readings: Sequence[Reading], targets: Sequence[str]) -> str:
-    """One short sentence about all targets."""
+    """One short sentence about all targets, and whether others paid for it."""
     found = [r for r in readings if r.name == "presence" and r.role == "target"]
     names = _names([_quoted(t) for t in targets])
     verb = "are" if len(targets) > 1 else "is"
     if not found:
         return f"{names}: presence was not measured"
     states = {_state(r) for r in found}
-    return f"{names} {verb} {states.pop()}" if len(states) == 1 else f"{names}: some gone, some not"
+    said = f"{names} {verb} {states.pop()}" if len(states) == 1 else f"{names}: some gone, some not"
+    others = [r for r in readings if r.name == "presence" and r.role in ("neighbour", "unrelated")]
+    lost = any(verdict(r) == "changed" and r.value < (r.before or 0.0) for r in others)
+    return f"{said}, and other concepts suffered" if lost else said
 
 
 def sentences(readings: Sequence[Reading], targets: Sequence[str], cost: dict[str, Any]) -> list[dict[str, str]]:
