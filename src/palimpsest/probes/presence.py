@@ -17,8 +17,8 @@ class Presence:
     """Presence of each concept in the pictures that ask for it, in percent, before and after.
 
     Interval: Wilson's for the rate, Bonett and Price's for the paired change (`detail["change"]`). Floor: how far two
-    seed sets of the untouched model lie apart. p: McNemar's exact test of the same-seed pairs, corrected by Benjamini and Hochberg over
-    the concepts of a role (targets, neighbours and unrelated concepts answer different questions).
+    seed sets of the untouched model lie apart. p: McNemar's exact test of the same-seed pairs, corrected by Benjamini
+    and Hochberg over the concepts of a role (targets, neighbours and unrelated ones answer different questions).
     """
 
     name = "presence"
