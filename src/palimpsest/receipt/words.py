@@ -82,8 +82,9 @@ def _others(found: list[Reading], what: str) -> list[dict[str, str]]:
         change = r.detail["change"]
         down = change["value"] < 0
         moved = f"{'lost' if down else 'gained'} {abs(change['value']):.0f} points"
+        limits = f"{change['low']:+.0f} to {change['high']:+.0f}".replace("-", "−")
         text = (
-            f"{_quoted(r.concept)} {moved} ({change['low']:+.0f} to {change['high']:+.0f}): shown in {r.value:.0f} % "
+            f"{_quoted(r.concept)} {moved} ({limits}): shown in {r.value:.0f} % "
             f"of the pictures that ask for it, before {r.before or 0:.0f} %."
         )
         said.append(_say("bad" if down else "unsure", f"{what}: {text}"))
