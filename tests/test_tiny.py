@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Generator
 
 from palimpsest import tiny
+from palimpsest.tiny.assemble import PACKED, pack, unpack
 from palimpsest.tiny.masters import Masters, ramp
 from palimpsest.tiny.measure import WORLDS, score_words
 from palimpsest.tiny.phrases import reopen, reword
@@ -96,6 +98,33 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
         tiny.path("sd-without-everything")
     with pytest.raises(ValueError, match="glyphs and faces"):
         tiny.oracle("cats")
+
+
+def test_retrain_oracle_is_unpacked_once_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path))
+    folder = tiny.path("sd-without-star")
+    made = (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    assert tiny.path("sd-without-star") == folder
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == made
+    unet = _pipeline("sd-without-star").unet.state_dict()
+    ours = _pipeline("sd").unet.state_dict()
+    assert unet.keys() == ours.keys()
+    assert any(not torch.equal(unet[key], ours[key]) for key in ours)
+    assert [child.name for child in folder.parent.iterdir()] == [folder.name]
+
+
+def test_packed_weights_are_off_by_half_a_step_at_most(tmp_path: Path) -> None:
+    pack(tiny.path("sd"), tmp_path)
+    unpack(tmp_path / PACKED, tmp_path / "unet.safetensors")
+    before = load_file(tiny.path("sd") / "unet" / "diffusion_pytorch_model.safetensors")
+    after = load_file(tmp_path / "unet.safetensors")
+    for key, value in before.items():
+        if value.dim() < 2:
+            assert torch.equal(value, after[key]), key
+        else:
+            rows, back = value.float().flatten(1), after[key].float().flatten(1)
+            step = rows.abs().amax(1, keepdim=True) / 127
+            assert torch.all((rows - back).abs() <= 0.51 * step + rows.abs() * 2e-3), key
 
 
 def test_merges_join_words_and_nothing_else(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from palimpsest.tiny.assemble import PACKED, assembled
+
 if TYPE_CHECKING:
     from palimpsest.tiny.oracles import Oracle
 
@@ -16,18 +18,28 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 def names() -> tuple[str, ...]:
     """The pipelines that are shipped, e.g. "sd", "portraits", "sd-without-star"."""
-    return tuple(sorted(folder.name for folder in WEIGHTS.iterdir() if (folder / "unet").is_dir()))
+    return tuple(
+        sorted(
+            folder.name
+            for folder in WEIGHTS.iterdir()
+            if (folder / "model_index.json").is_file() or (folder / PACKED).is_file()
+        )
+    )
 
 
 def path(name: str) -> Path:
     """The folder of a shipped pipeline; loads with plain `StableDiffusionPipeline.from_pretrained`.
 
+    A retrain oracle ("sd-without-star") is unpacked once into the cache, `assemble.cache()`.
+
     Raises:
         ValueError: no pipeline of this name is shipped.
     """
-    folder = WEIGHTS / name
     if name not in names():
         raise ValueError(f"no tiny pipeline {name!r}; shipped are {', '.join(names())}")
+    folder = WEIGHTS / name
+    if (folder / PACKED).is_file():
+        return assembled(folder, WEIGHTS / name.partition("-without-")[0])
     return folder
 
 
@@ -43,6 +55,6 @@ def oracle(world: str) -> Oracle:
     from palimpsest.tiny.oracles import load_oracle
 
     file = WEIGHTS / f"oracle-{world}.safetensors"
-    if not file.exists():
+    if not file.is_file():
         raise ValueError(f"no oracle of a world {world!r}; shipped are oracles of glyphs and faces")
     return load_oracle(file)
