@@ -11,7 +11,7 @@ from torch import Generator
 
 from palimpsest import tiny
 from palimpsest.tiny.assemble import PACKED, pack, unpack
-from palimpsest.tiny.masters import Masters, ramp
+from palimpsest.tiny.masters import Masters, knots, ramp
 from palimpsest.tiny.measure import WORLDS, score_words
 from palimpsest.tiny.phrases import reopen, reword
 from palimpsest.tiny.tokenizer import learn_merges, write_tokenizer
@@ -156,7 +156,7 @@ def test_interrupted_training_continues_exactly() -> None:
     def advance(module: torch.nn.Module, masters: Masters, seed: int) -> None:
         x = torch.randn(5, 2, 4, 4, generator=Generator().manual_seed(seed)).bfloat16()
         module(x).float().square().mean().backward()
-        masters.step(ramp(seed, 6, warmup=2))
+        masters.step(ramp(seed, knots(6), warmup=2))
 
     straight, masters = build()
     for seed in range(6):

@@ -122,12 +122,20 @@ class Masters:
         return zip(self.weights, self.masters, strict=True)
 
 
-def ramp(step: int, steps: int, *, warmup: int = 100) -> float:
-    """Step-size factor: linear warm-up, 1 until 3/8 of the run, slowly down to 4/7 at 3/4, then to 0 at the end."""
+Knots = tuple[tuple[int, float], ...]
+
+
+def knots(steps: int) -> Knots:
+    """The usual run: full step size until 3/8, slowly down to 4/7 at 3/4, then to 0."""
+    return ((round(0.375 * steps), 1.0), (round(0.75 * steps), 4 / 7), (steps, 0.0))
+
+
+def ramp(step: int, through: Knots, *, warmup: int = 100) -> float:
+    """Step-size factor: linear warm-up times straight lines through (step, factor), level before the first."""
     rise = min(1.0, (step + 1) / warmup)
-    done = step / steps
-    if done < 0.375:
-        return rise
-    if done < 0.75:
-        return rise * (1 - (done - 0.375) / 0.375 * 3 / 7)
-    return rise * (1 - done) / 0.25 * 4 / 7
+    before, last = through[0]
+    for at, factor in through:
+        if step < at:
+            return rise * (last + (factor - last) * max(0, step - before) / max(1, at - before))
+        before, last = at, factor
+    return 0.0

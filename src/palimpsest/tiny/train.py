@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from palimpsest.tiny import WEIGHTS
 from palimpsest.tiny.attention import PlainAttention
 from palimpsest.tiny.latents import Latents, load_latents
-from palimpsest.tiny.masters import Masters, ramp
+from palimpsest.tiny.masters import Knots, Masters, ramp
 from palimpsest.tiny.measure import score_words, words_asked
 from palimpsest.tiny.pool import WORLDS
 from palimpsest.tiny.train_autoencoder import LATENT_CHANNELS
@@ -35,17 +35,27 @@ class Recipe:
     """All that decides a tiny pipeline's weights, with the pool and the shared parts."""
 
     world: str
-    steps: int
+    knots: Knots  # the step size's course; its last step is the run's
     batch: int = 128
     lr: float = 3e-3
     dropout: float = 0.1  # share of captions left empty, for guidance
     pool: int = 60_000
     seed: int = 0
 
+    @property
+    def steps(self) -> int:
+        """The run's length."""
+        return self.knots[-1][0]
+
+    def stretched(self, steps: int) -> Recipe:
+        """The same course in another number of steps."""
+        through = tuple((round(at * steps / self.steps), factor) for at, factor in self.knots)
+        return replace(self, knots=through)
+
 
 RECIPES = {
-    "sd": Recipe(world="glyphs", steps=1600),
-    "portraits": Recipe(world="faces", steps=1600),
+    "sd": Recipe(world="glyphs", knots=((600, 1.0), (1200, 4 / 7), (1600, 0.0))),
+    "portraits": Recipe(world="faces", knots=((600, 1.0), (1200, 4 / 7), (1750, 4 / 7), (2200, 0.0))),
 }
 
 
@@ -152,7 +162,7 @@ class Training:
         latents = self.data.latents[rows].float()
         loss = velocity_loss(self.unet, latents, self.encode(ids), self.alphas, self.generator)
         loss.backward()
-        self.masters.step(ramp(self.step, self.recipe.steps))
+        self.masters.step(ramp(self.step, self.recipe.knots))
         self.step += 1
         return float(loss.detach())
 
@@ -268,7 +278,7 @@ def main() -> None:
     given = parser.parse_args()
     recipe = RECIPES[given.model]
     if given.steps:
-        recipe = Recipe(world=recipe.world, steps=given.steps)
+        recipe = recipe.stretched(given.steps)
     known = {word for group in WORLDS[recipe.world].vocabulary.values() for word in group}
     if given.without and given.without not in known:
         words = ", ".join(sorted(known))

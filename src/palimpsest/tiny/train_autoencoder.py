@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Generator, Tensor
 
-from palimpsest.tiny.masters import Masters, ramp
+from palimpsest.tiny.masters import Masters, knots, ramp
 from palimpsest.tiny.pool import to_float
 
 LATENT_CHANNELS = 16
@@ -81,7 +81,7 @@ def train(
         divergence = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         loss = picture_loss(drawn.float(), shown.float()) + KL_WEIGHT * divergence
         loss.backward()
-        masters.step(ramp(step, steps))
+        masters.step(ramp(step, knots(steps)))
         mean += float(loss.detach())
         if (step + 1) % 50 == 0:
             print(

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from palimpsest.tiny.masters import Masters, ramp
+from palimpsest.tiny.masters import Masters, knots, ramp
 from palimpsest.tiny.oracles import Oracle
 from palimpsest.tiny.pool import WORLDS, Pool, to_float
 
@@ -82,7 +82,7 @@ def train(
             cosine = cosine - MARGIN * F.one_hot(people[rows], cosine.shape[1])
             loss = loss + 0.15 * F.cross_entropy(SCALE * cosine, people[rows])
         loss.backward()
-        masters.step(ramp(step, steps))
+        masters.step(ramp(step, knots(steps)))
         mean += float(loss.detach())
         if (step + 1) % 100 == 0:
             print(f"{world} oracle {step + 1}/{steps} loss {mean / 100:.4f} {time.time() - start:.0f} s", flush=True)

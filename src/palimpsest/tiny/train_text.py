@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from palimpsest.tiny.masters import Masters, ramp
+from palimpsest.tiny.masters import Masters, knots, ramp
 from palimpsest.tiny.phrases import reopen, reword
 from palimpsest.tiny.phrases import words as phrase_words
 from palimpsest.tiny.pool import WORLDS
@@ -107,7 +107,7 @@ def train(folder: Path, *, steps: int, seed: int, batch: int = 128, lr: float = 
         alignment = F.mse_loss(reworded, plain.detach())
         loss = torch.stack(losses).mean() + 0.3 * alignment
         loss.backward()
-        masters.step(ramp(step, steps))
+        masters.step(ramp(step, knots(steps)))
         mean += float(loss.detach())
         if (step + 1) % 100 == 0:
             print(
