@@ -19,9 +19,10 @@ FLOORS = {
     **dict.fromkeys(["train", "hosts", "worlds"], 2),
     **dict.fromkeys(["tiny"], 3),
     **dict.fromkeys([*catalog.VERBS, "probes"], 4),
-    **dict.fromkeys(["receipt", "export", "exam", "testing"], 5),
+    **dict.fromkeys(["receipt", "export", "testing"], 5),
     **dict.fromkeys(["run", "progress"], 6),
-    **dict.fromkeys(["studio", "cli"], 7),
+    **dict.fromkeys(["exam"], 7),
+    **dict.fromkeys(["studio", "cli"], 8),
 }
 FILES = sorted(p for p in SRC.rglob("*.py"))
 

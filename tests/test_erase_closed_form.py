@@ -15,6 +15,7 @@ from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.erase.rece import RECE
 from palimpsest.erase.uce import UCE
 from palimpsest.hosts.sd import SDHost
+from palimpsest.ops.text_states import Tokens
 from palimpsest.testing import check_method
 
 STAR, MOON, HOUSE = Concept(name="star"), Concept(name="moon"), Concept(name="house")
@@ -47,11 +48,12 @@ def changes(patch: Any, host: Any) -> dict[str, Tensor]:
     return {n: patch.deltas[n].dense(w.shape).double() for n, w in weights(host).items()}
 
 
-def test_uce_is_the_papers_solve(host: SDHost) -> None:
+@pytest.mark.parametrize("tokens", ["last", "tail", "all"])
+def test_uce_is_the_papers_solve(host: SDHost, tokens: Tokens) -> None:
     request = Request(target=(STAR, MOON), keep=(HOUSE,), toward=(Concept(name="ring"),))
-    patch = check_method(UCE(keep_weight=0.4, ridge=0.3), host, request)
-    e = torch.cat([states(host, t, "last") for t in ("star", "moon")])
-    v, k = states(host, "ring", "last").repeat(2, 1), states(host, "house", "last")
+    patch = check_method(UCE(keep_weight=0.4, ridge=0.3, tokens=tokens), host, request)
+    e = torch.cat([states(host, t, tokens) for t in ("star", "moon")])
+    v, k = states(host, "ring", tokens).repeat(2, 1), states(host, "house", tokens)
     assert set(patch.deltas) == set(weights(host))
     for name, w in weights(host).items():
         expected = solve(w, e, v, k, 0.4, 0.3) - w
@@ -59,7 +61,7 @@ def test_uce_is_the_papers_solve(host: SDHost) -> None:
 
 
 def test_uce_sends_the_concept_where_the_replacement_is(host: SDHost) -> None:
-    patch = UCE(ridge=1e-4)(host, Request(target=(STAR,)))
+    patch = UCE(ridge=1e-4, tokens="last")(host, Request(target=(STAR,)))
     e, v = states(host, "star", "last"), states(host, "", "last")
     before = {n: (e - v) @ w.T for n, w in weights(host).items()}
     with patch.applied(host):
@@ -78,7 +80,7 @@ def test_uce_reads_the_concept_in_its_own_prompts(host: SDHost) -> None:
 
 def test_expanding_adds_sentences(host: SDHost) -> None:
     request = Request(target=(STAR,))
-    plain, wide = UCE()(host, request), UCE(expand=True)(host, request)
+    plain, wide = UCE(tokens="last")(host, request), UCE(tokens="last", expand=True)(host, request)
     assert all(d.rank() == 1 for d in plain.deltas.values())
     assert all((d.rank() or 99) > 1 for d in wide.deltas.values())
 

@@ -26,7 +26,7 @@ from palimpsest.receipt.make import PATCH_FILE, Receipt
 from palimpsest.receipt.make import audit as measure
 from palimpsest.worlds import concepts as words
 
-DEFAULT_ERASER = "rece"
+DEFAULT_ERASER = "uce"  # of the systems that take seconds, the one that spares most; see docs/systems.md
 NEIGHBOURS = 8  # kept by default; more than an audit looks at, so that it also looks at what was not kept
 
 __all__ = ["Erased", "Look", "audit", "concepts", "doctor", "erase", "load", "request", "sample"]
@@ -37,7 +37,7 @@ class Look:
     """How much an audit looks at.
 
     Args:
-        prompts: for each target; neighbours get two fifths, unrelated concepts a fifth.
+        prompts: for each target; neighbours and unrelated concepts get two fifths each.
         seeds: pictures a prompt.
         steps, guidance: of sampling; None is the model's own default.
         judges: folders of classifiers or CLIP models, or "nudenet"; a drawn world's oracle is always there.

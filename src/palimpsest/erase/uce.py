@@ -31,8 +31,8 @@ class UCE(ModelEdit):
         erase_weight: of the targets ("erase_scale" in the paper's code, whose default it has).
         keep_weight: of the kept concepts ("preserve_scale"; its default).
         ridge: of the distance to the old weights ("lamb"; its default).
-        tokens: "last" edits the state of the subject's last token, "tail" also all that follow it, up to the end of
-            padding (as the paper's first code did), "all" every position.
+        tokens: "tail" edits the states from the subject's last token to the end of padding, as the paper's first code
+            does; "last" the first of them only, as its later code does; "all" every position.
         expand: also edit the concept's name in sentences of its kind ("an image of ..."; "expand_prompts").
 
     Cost: one text forward per distinct text, one Cholesky factorisation; low-rank patches (rank <= edited states).
@@ -49,7 +49,7 @@ class UCE(ModelEdit):
     erase_weight: float = 1.0
     keep_weight: float = 1.0
     ridge: float = 0.5
-    tokens: Tokens = "last"
+    tokens: Tokens = "tail"
     expand: bool = False
 
     card = Card(
