@@ -301,16 +301,22 @@ def _first_line(e: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars while loading; they would be mistaken for progress of the work itself."""
+    """No progress bars while loading, which would be mistaken for progress of the work itself, and no notices.
+
+    Notices are about parts that are not used here, such as image processors that would like torchvision.
+    """
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
     was = of_diffusers.is_progress_bar_enabled(), of_transformers.is_progress_bar_enabled()
+    verbosity = of_transformers.get_verbosity()
+    of_transformers.set_verbosity_error()
     of_diffusers.disable_progress_bar()
     of_transformers.disable_progress_bar()
     try:
         yield
     finally:
+        of_transformers.set_verbosity(verbosity)
         if was[0]:
             of_diffusers.enable_progress_bar()
         if was[1]:
