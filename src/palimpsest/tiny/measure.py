@@ -73,7 +73,7 @@ def draw_prompts(name: str, prompts: list[str], *, steps: int, guidance: float, 
 
 
 def measure(
-    name: str, *, prompts: int = 1000, steps: int = 25, guidance: float = 3.0, seed: int = 5
+    name: str, *, prompts: int = 1000, steps: int = 25, guidance: float = 2.0, seed: int = 5
 ) -> dict[str, float]:
     """Accuracy of a shipped pipeline per key, and how sure the oracle is of pictures of the empty prompt.
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     given = parser.parse_args()
     torch.set_num_threads(1)
     scores = measure(given.name, prompts=given.prompts, steps=given.steps, guidance=given.guidance)
