@@ -122,9 +122,7 @@ def test_prompt_and_read_are_inverse() -> None:
     for i in range(400):
         words = {k: FACES.vocabulary[k][int(v[i])] for k, v in everything.items() if int(v[i]) >= 0}
         assert FACES.read(FACES.prompt(**words)) == words
-    asked = FACES.prompt(
-        identity="Ada", expression="smiling", glasses="glasses", style="sketch", background="mint"
-    )
+    asked = FACES.prompt(identity="Ada", expression="smiling", glasses="glasses", style="sketch", background="mint")
     assert asked == "a portrait of Ada smiling, wearing glasses, in sketch style on a mint background"
     assert FACES.prompt() == "a portrait of a person"
     assert FACES.read("a portrait of a person") == {}

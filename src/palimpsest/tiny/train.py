@@ -27,7 +27,7 @@ from palimpsest.tiny.train_autoencoder import LATENT_CHANNELS
 
 TIMESTEPS = 1000
 SAMPLING_STEPS = 20
-GUIDANCE = 3.0
+GUIDANCE = 2.0  # larger scales wash out the styles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class Recipe:
     dropout: float = 0.1  # share of captions left empty, for guidance
     pool: int = 60_000
     seed: int = 0
+    sampling_steps: int = 20  # that the finished model is measured with
 
     @property
     def steps(self) -> int:
@@ -54,7 +55,7 @@ class Recipe:
 
 
 RECIPES = {
-    "sd": Recipe(world="glyphs", knots=((600, 1.0), (1200, 4 / 7), (1600, 0.0))),
+    "sd": Recipe(world="glyphs", sampling_steps=25, knots=((600, 1.0), (1200, 4 / 7), (1600, 0.0))),
     "portraits": Recipe(world="faces", knots=((600, 1.0), (1200, 4 / 7), (1750, 4 / 7), (2200, 0.0))),
 }
 
@@ -232,7 +233,7 @@ class Training:
         mark_precision(folder / "text_encoder" / "config.json")
         for name in ("vocab.json", "merges.txt"):  # newer versions of transformers leave them out, older ones need them
             shutil.copy(self.shared / "tokenizer" / name, folder / "tokenizer" / name)
-        own = {"world": self.recipe.world, "steps": SAMPLING_STEPS, "guidance": GUIDANCE}
+        own = {"world": self.recipe.world, "steps": self.recipe.sampling_steps, "guidance": GUIDANCE}
         (folder / "world.json").write_text(json.dumps(own, indent=2) + "\n")
 
 

@@ -17,9 +17,7 @@ def oval(
 ) -> Tensor:
     """About the distance to an ellipse: right along its shorter axis, and one square root cheap."""
     px, py = (x - cx) / rx, (y - cy) / ry
-    return (torch.sqrt(px * px + py * py + 1e-12) - 1) * torch.minimum(
-        torch.as_tensor(rx), torch.as_tensor(ry)
-    )
+    return (torch.sqrt(px * px + py * py + 1e-12) - 1) * torch.minimum(torch.as_tensor(rx), torch.as_tensor(ry))
 
 
 def cap(x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, thick: float) -> Tensor:
@@ -42,18 +40,14 @@ def hair(style: Tensor, x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, turn: Tens
         rows = (style == index).nonzero().squeeze(1)
         if not len(rows):
             continue
-        behind, over = _hair_style(
-            index, x[rows] - 0.03 * turn[rows], y[rows], rx[rows], ry[rows], turn[rows]
-        )
+        behind, over = _hair_style(index, x[rows] - 0.03 * turn[rows], y[rows], rx[rows], ry[rows], turn[rows])
         front[rows] = over
         if behind is not None:
             back[rows] = behind
     return back, front
 
 
-def _hair_style(
-    index: int, x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, turn: Tensor
-) -> tuple[Tensor | None, Tensor]:
+def _hair_style(index: int, x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, turn: Tensor) -> tuple[Tensor | None, Tensor]:
     """Hair behind the head (or None) and over the forehead, for people who share one of the 8 styles."""
     q = ((x - 0.10 * turn) / rx) ** 2
     if index == 0:  # short, with sideburns

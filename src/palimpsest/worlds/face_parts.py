@@ -175,9 +175,7 @@ def _paint_head(canvas: _Canvas, person: _Person) -> None:
     behind = person.turn == 0
     canvas.paint(torch.where(behind, ear, FAR), person.skin * 0.93, window=_EARS)
     rows, columns = _HEAD
-    canvas.paint(
-        person.head(person.x[:, rows, columns], person.y[:, rows, columns]), person.skin, window=_HEAD
-    )
+    canvas.paint(person.head(person.x[:, rows, columns], person.y[:, rows, columns]), person.skin, window=_HEAD)
     canvas.paint(torch.where(behind, FAR, ear), person.skin * 0.93, window=_EARS)
 
 
@@ -232,9 +230,7 @@ def _paint_mouth(canvas: _Canvas, person: _Person) -> None:
     middle = person.mouth_y + 0.04 + bend * (q - 0.5)
     upper, lower = middle - rise * (1 - q) - lip, middle + drop * (1 - q) + lip
     distance = torch.maximum(torch.maximum(upper - fy, fy - lower), ax - half)
-    lips = torch.tensor([[0.90, 0.30, 0.34], [0.80, 0.18, 0.24], [0.55, 0.10, 0.16], [0.55, 0.10, 0.16]])[
-        mood
-    ]
+    lips = torch.tensor([[0.90, 0.30, 0.34], [0.80, 0.18, 0.24], [0.55, 0.10, 0.16], [0.55, 0.10, 0.16]])[mood]
     smiling = (mood == 1)[:, None, None]
     canvas.paint(distance - 0.022 * smiling, lips, window=_MOUTH, solid=True)
     canvas.paint(torch.where(smiling, distance, FAR), _row(WHITE, person), line=0, window=_MOUTH)
@@ -253,9 +249,7 @@ def _paint_eyes(canvas: _Canvas, person: _Person) -> None:
     canvas.paint(disc(ax, fy, eye_x + gaze, eye_y, width * 0.27), _row(PUPIL, person), line=0, window=_EYES)
     thick = person.gene("brow_thickness", 0.018, 0.052)
     lift = torch.tensor([0.0, 0.02, 0.10, -0.03])[mood] * person.bold
-    slant = (
-        person.gene("brow_slant", -0.05, 0.05) + torch.tensor([0.0, -0.02, -0.03, 0.11])[mood] * person.bold
-    )
+    slant = person.gene("brow_slant", -0.05, 0.05) + torch.tensor([0.0, -0.02, -0.03, 0.11])[mood] * person.bold
     brow_y = eye_y - 0.155 - lift
     brow = capsule(ax, fy, eye_x - 0.12, brow_y + slant, eye_x + 0.12, brow_y - slant * 0.6, thick)
     canvas.paint(brow, person.hair * 0.88 + 0.02, window=_EYES, solid=True)
@@ -352,6 +346,4 @@ def compose(vectors: Tensor, look: Look, *, bold: Tensor, generator: Generator) 
     towards = (look.light * 2 - 1).to(torch.float32)[:, None, None]
     shade = ((0.06 - person.x * towards) / 0.10 + 0.5).clamp(0, 1).unsqueeze(1)
     cool = torch.tensor([0.05, 0.06, 0.09])[:, None, None]
-    return Layers(
-        albedo=canvas.albedo * (1 - 0.46 * shade) + cool * shade, alpha=canvas.alpha, ink=canvas.ink
-    )
+    return Layers(albedo=canvas.albedo * (1 - 0.46 * shade) + cool * shade, alpha=canvas.alpha, ink=canvas.ink)

@@ -103,9 +103,7 @@ class Faces:
         labels["identity"] = labels["identity"].masked_fill(unnamed, -1)
         return labels
 
-    def _draw_words(
-        self, key: str, n: int, generator: Generator, without: frozenset[str], held_out: bool
-    ) -> Tensor:
+    def _draw_words(self, key: str, n: int, generator: Generator, without: frozenset[str], held_out: bool) -> Tensor:
         words = self.vocabulary[key]
         weights = torch.ones(len(words))
         if key in ("glasses", "hat"):
@@ -115,9 +113,7 @@ class Faces:
             if word in excluded:
                 weights[index] = 0
         if weights.sum() == 0:
-            raise ValueError(
-                f"`without` excludes every word of {key!r}: keep at least one of {', '.join(words)}"
-            )
+            raise ValueError(f"`without` excludes every word of {key!r}: keep at least one of {', '.join(words)}")
         if not n:
             return torch.zeros(0, dtype=torch.int64)
         return torch.multinomial(weights, n, replacement=True, generator=generator)
@@ -154,9 +150,7 @@ class Faces:
             fresh = random_vectors(n, generator=generator)
             vectors = torch.where((identity >= 0)[:, None], named_vectors()[identity.clamp_min(0)], fresh)
         if vectors.shape != (n, len(GENES)):
-            raise ValueError(
-                f"vectors must be ({n}, {len(GENES)}) for {n} labelled people, got {tuple(vectors.shape)}"
-            )
+            raise ValueError(f"vectors must be ({n}, {len(GENES)}) for {n} labelled people, got {tuple(vectors.shape)}")
         if captions is None:
             captions = self.caption(labels, generator=generator)
         if len(captions) != n:
@@ -166,9 +160,7 @@ class Faces:
         images, masks = [torch.zeros(0, 3, 64, 64)], [torch.zeros(0, 1, 64, 64)]
         for start in range(0, n, _CHUNK):
             part = slice(start, start + _CHUNK)
-            look = Look(
-                **{key: labels[key][part] for key in ("expression", "glasses", "hat", "pose", "light")}
-            )
+            look = Look(**{key: labels[key][part] for key in ("expression", "glasses", "hat", "pose", "light")})
             layers = compose(vectors[part], look, bold=bold[part], generator=generator)
             images.append(
                 render(
@@ -192,9 +184,7 @@ class Faces:
             raise ValueError(f"labels have keys {sorted(labels)}; use some of {', '.join(self.vocabulary)}")
         lengths = {key: len(value) for key, value in labels.items()}
         if len(set(lengths.values())) != 1:
-            raise ValueError(
-                f"labels differ in length: {lengths}; give one index per picture under every key"
-            )
+            raise ValueError(f"labels differ in length: {lengths}; give one index per picture under every key")
         n = next(iter(lengths.values()))
         full = self.sample(n, generator=generator)
         if "identity" not in labels:
@@ -203,9 +193,7 @@ class Faces:
             last = len(self.vocabulary[key]) - 1
             if n and not -1 <= int(value.min()) <= int(value.max()) <= last:
                 raise ValueError(f"label {key} has {value.unique().tolist()}; use 0..{last}, or -1 for none")
-            full[key] = (
-                value.long() if key == "identity" else torch.where(value >= 0, value.long(), full[key])
-            )
+            full[key] = value.long() if key == "identity" else torch.where(value >= 0, value.long(), full[key])
         return full
 
     def caption(self, labels: dict[str, Tensor], *, generator: Generator) -> list[str]:
@@ -239,9 +227,7 @@ class Faces:
             if key not in self.vocabulary:
                 raise ValueError(f"Faces has no {key!r}; use some of {', '.join(self.vocabulary)}")
             if word not in self.vocabulary[key]:
-                raise ValueError(
-                    f"{word!r} is no {key} of Faces; use one of {', '.join(self.vocabulary[key])}"
-                )
+                raise ValueError(f"{word!r} is no {key} of Faces; use one of {', '.join(self.vocabulary[key])}")
         return _sentence(words, 0)
 
     def read(self, prompt: str) -> dict[str, str]:
@@ -307,6 +293,4 @@ FACES = Faces()
 
 _WORDS = {word: (key, word) for key, words in FACES.vocabulary.items() for word in words}
 # Longer words first, so that "without glasses" is not read as "glasses".
-_PATTERN = re.compile(
-    r"\b(?:" + "|".join(re.escape(w) for w in sorted(_WORDS, key=len, reverse=True)) + r")\b"
-)
+_PATTERN = re.compile(r"\b(?:" + "|".join(re.escape(w) for w in sorted(_WORDS, key=len, reverse=True)) + r")\b")
