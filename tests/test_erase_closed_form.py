@@ -33,8 +33,10 @@ def weights(host: Any) -> dict[str, Tensor]:
 
 
 def states(host: Any, text: str, first: str) -> Tensor:
-    """Full states from the last token of the text ("tail"), or that one alone ("last")."""
+    """All states ("all"), those from the last token of the text on ("tail"), or that one alone ("last")."""
     cond = host.encode([text])
+    if first == "all":
+        return cond.states[0].double()
     i = int(cond.lengths[0]) - 2
     return (cond.states[0, i : i + 1] if first == "last" else cond.states[0, i:]).double()
 
