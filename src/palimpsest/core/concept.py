@@ -41,6 +41,12 @@ class Concept:
     def __str__(self) -> str:
         return self.name
 
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any]) -> Concept:
+        """From what `dataclasses.asdict` and JSON made of a concept."""
+        lists = {key: tuple(plain[key]) for key in ("prompts", "labels", "images")}
+        return Concept(name=plain["name"], kind=plain["kind"], **lists)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -92,16 +98,7 @@ class Request:
     @staticmethod
     def from_plain(plain: Mapping[str, Any]) -> Request:
         def concepts(role: str) -> tuple[Concept, ...]:
-            return tuple(
-                Concept(
-                    name=c["name"],
-                    kind=c["kind"],
-                    prompts=tuple(c["prompts"]),
-                    labels=tuple(c["labels"]),
-                    images=tuple(c["images"]),
-                )
-                for c in plain[role]
-            )
+            return tuple(Concept.from_plain(c) for c in plain[role])
 
         return Request(target=concepts("target"), keep=concepts("keep"), toward=concepts("toward"))
 

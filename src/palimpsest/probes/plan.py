@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -141,7 +141,7 @@ class Plan:
         groups = tuple(
             Group(
                 role=g["role"],
-                concept=None if g["concept"] is None else _concept(g["concept"]),
+                concept=None if g["concept"] is None else Concept.from_plain(g["concept"]),
                 prompts=tuple(g["prompts"]),
                 seeds=g["seeds"],
                 reason=g["reason"],
@@ -261,16 +261,3 @@ def _prompts(world: World | None, concept: Concept, n: int, avoid: frozenset[str
         generator = torch.Generator().manual_seed(1009 * n + salt)
         return tuple(world_words.prompts(world, concept.name, n, generator=generator, avoid=avoid))
     return tuple(dict.fromkeys(asking(concept)))[:n]
-
-
-def _concept(plain: Mapping[str, Any]) -> Concept:
-    def tuples(key: str) -> tuple[Any, ...]:
-        return tuple(cast("Sequence[Any]", plain[key]))
-
-    return Concept(
-        name=plain["name"],
-        kind=plain["kind"],
-        prompts=tuples("prompts"),
-        labels=tuples("labels"),
-        images=tuples("images"),
-    )
