@@ -7,7 +7,7 @@ same for every system, except where a paper's own claim is a comparison.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from palimpsest.exam.summary import Summary
@@ -84,7 +84,15 @@ def _less_than(system: str, rival: str, measured: str, all_of: Summaries) -> Jud
 
 
 def _rece(system: str, all_of: Summaries) -> Judged:
-    return _less_than(system, "erase/uce", "the target is shown less often than after UCE", all_of)
+    j = _less_than(system, "erase/uce", "the target is shown less often than after UCE", all_of)
+    s = all_of[system][""]
+    if s.neighbours.value >= SPARED and s.unrelated.value >= SPARED:
+        return j
+    harm = (
+        f"neighbours {_points(s.neighbours)}, unrelated {_points(s.unrelated)}: likely because each round takes "
+        "as many directions as a prompt has states, and a text space of 128 dimensions has few to spare"
+    )
+    return replace(j, why=f"{j.why}; {harm}")
 
 
 def _sld(system: str, all_of: Summaries) -> Judged:
