@@ -1,0 +1,154 @@
+"""The exam: what is kept, what runs again, how cases are pooled and judged, and that the table is the results'."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from palimpsest.core import catalog
+from palimpsest.core.errors import BadRequest
+from palimpsest.exam import claims, table, work
+from palimpsest.exam.summary import Summary, read, summarise
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def case(concept: str, seed: int, target: str, neighbour: str = "1111", oracle: str = "") -> dict[str, Any]:
+    """A record of one run: four pictures of the target, four of a neighbour."""
+    groups = [
+        {"role": "target", "concept": concept, "judge": "j", "before": "1111", "after": target},
+        {"role": "neighbour", "concept": "near", "judge": "j", "before": "1111", "after": neighbour},
+        {"role": "unrelated", "concept": "far", "judge": "j", "before": "1111", "after": "1111"},
+    ]
+    if oracle:
+        groups[0]["oracle"] = oracle
+    return {
+        "case": {"host": "h", "concept": concept, "kind": "object", "oracle": "o"},
+        "seed": seed,
+        "groups": groups,
+        "numbers": [{"name": "pixel drift", "role": "unrelated", "value": 5.0, "before": None, "floor": 50.0}],
+        "cost": {"seconds": 2.0, "forwards": {"denoiser": 6}, "peak_bytes": 2**20, "patch_bytes": 1, "tensors": 1},
+    }
+
+
+def of(**systems: list[dict[str, Any]]) -> dict[str, dict[str, Summary]]:
+    found: dict[str, dict[str, Summary]] = {}
+    for name, cases in systems.items():
+        concepts = ["", *dict.fromkeys(c["case"]["concept"] for c in cases)]
+        summaries = {c: summarise(f"erase/{name}", cases, c) for c in concepts}
+        found[f"erase/{name}"] = {c: s for c, s in summaries.items() if s is not None}
+    return found
+
+
+def test_cases_are_pooled_over_seeds_and_concepts() -> None:
+    cases = [case("star", 0, "0001", oracle="0000"), case("star", 1, "0000"), case("blue", 0, "1111", "0011")]
+    one, every = summarise("erase/x", cases, "star"), summarise("erase/x", cases)
+    assert one is not None
+    assert every is not None
+    assert one.target.value == 1 / 8
+    assert one.target.low < 1 / 8 < one.target.high
+    assert one.oracle is not None
+    assert one.oracle.value == 0
+    assert every.target.value == 5 / 12
+    assert every.neighbours.value == pytest.approx(-2 / 12)
+    assert every.unrelated.value == 0
+    assert every.drift == pytest.approx(0.1)
+    assert (every.seconds, every.forwards, every.runs) == (2.0, 6, 3)
+    assert summarise("erase/x", cases, "moon") is None
+
+
+def test_refusals_are_kept_apart() -> None:
+    refused = {"case": {"concept": "star", "kind": "object"}, "seed": 0, "refused": "it cannot"}
+    assert summarise("erase/x", [refused]) is None
+    both = summarise("erase/x", [refused, case("star", 1, "0000")])
+    assert both is not None
+    assert both.refused == "it cannot"
+    assert both.runs == 1
+
+
+def test_claims_are_judged_by_the_numbers() -> None:
+    clean, leaky = [case("star", s, "0000") for s in range(3)], [case("star", s, "1110") for s in range(3)]
+    harm = [case("star", s, "0000", "0000") for s in range(3)]
+    assert claims.judge("erase/uce", of(uce=clean)).verdict == "holds"
+    assert claims.judge("erase/uce", of(uce=harm)).verdict == "holds in part"
+    assert "neighbours of star" in claims.judge("erase/uce", of(uce=harm)).why
+    assert claims.judge("erase/uce", of(uce=[case("star", 0, "1111", "0000")])).verdict == "does not hold here"
+    assert claims.judge("erase/rece", of(rece=clean, uce=leaky)).verdict == "holds"
+    assert claims.judge("erase/rece", of(rece=leaky, uce=clean)).verdict == "does not hold here"
+    assert claims.judge("erase/rece", of(rece=clean)).verdict == "not measured"
+    assert claims.judge("erase/sld", of(sld=clean)).verdict == "holds"
+    assert claims.judge("erase/sld", of(sld=leaky)).verdict == "holds in part"
+    assert claims.judge("erase/nothing", of(uce=clean)).verdict == "not measured"
+
+
+def test_only_what_changed_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, int, tuple[str, ...]]] = []
+
+    def examine(which: work.Case, seed: int, systems: tuple[str, ...]) -> dict[str, Any]:
+        ran.append((which.concept, seed, tuple(systems)))
+        return {s: case(which.concept, seed, "0000") for s in systems}
+
+    monkeypatch.setattr(work, "examine", examine)
+    monkeypatch.setattr(work.os, "cpu_count", lambda: 1)
+    told: list[int] = []
+    work.run("erase/uce", tmp_path, progress=lambda what, done, total: told.append(done))
+    cases = len(work.CASES["erase"]) * len(work.SEEDS)
+    assert len(ran) == cases == told[-1]
+    work.run("erase/uce", tmp_path)
+    assert len(ran) == cases, "nothing changed, nothing runs"
+    work.run("erase/uce", tmp_path, again=True)
+    assert len(ran) == 2 * cases
+    monkeypatch.setitem(work.BUDGETS, "erase/uce", {"ridge": 0.1})
+    work._key.cache_clear()
+    work.run("erase/uce", tmp_path)
+    assert len(ran) == 3 * cases, "another budget is another exam"
+    work._key.cache_clear()
+    stored = json.loads((tmp_path / "erase" / "uce.json").read_text())["cases"]
+    assert len(stored) == cases, "results of the old budget are gone"
+    text = table.write(tmp_path, tmp_path / "systems.md").read_text()
+    assert "`erase/uce`" in text
+    assert "**holds**" in text
+
+
+def test_a_systems_digest_covers_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {
+        "erase/a.py": "from palimpsest.ops.b import c\nfrom palimpsest.core import d",
+        "ops/b.py": "from palimpsest.ops import e",
+        "ops/e.py": "x = 1",
+        "core/d.py": "y = 1",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(catalog, "ROOT", tmp_path)
+
+    def digest() -> str:
+        work.source_digest.cache_clear()
+        return work.source_digest("palimpsest.erase.a")
+
+    first = digest()
+    (tmp_path / "core" / "d.py").write_text("y = 2")
+    assert digest() == first
+    (tmp_path / "ops" / "e.py").write_text("x = 2")
+    assert digest() != first
+    work.source_digest.cache_clear()
+
+
+def test_unknown_exams_are_refused() -> None:
+    with pytest.raises(BadRequest, match="no system"):
+        work.run("insert", Path("nowhere"))
+
+
+def test_the_committed_table_is_that_of_the_committed_results(tmp_path: Path) -> None:
+    made = table.write(ROOT / "exam" / "results", tmp_path / "systems.md").read_text(encoding="utf-8")
+    assert (ROOT / "docs" / "systems.md").read_text(encoding="utf-8") == made, "run `palimpsest exam erase`"
+
+
+def test_every_system_has_three_seeds_of_every_concept() -> None:
+    found = read(ROOT / "exam" / "results", "erase")
+    assert set(found) == {i for i in catalog.entries() if i.startswith("erase/")}
+    for system, cases in found.items():
+        have = {(c["case"]["concept"], c["seed"]) for c in cases}
+        assert have == {(c.concept, s) for c in work.CASES["erase"] for s in work.SEEDS}, system
