@@ -108,7 +108,7 @@ def _sld(system: str, all_of: Summaries) -> Judged:
         found=f"target {_percent(s.target)}, before {_percent(s.before)}: {100 * cut:.0f} % less",
         verdict=verdict,
         why=f"neighbours {_points(s.neighbours)}, unrelated {_points(s.unrelated)}; measured at the default "
-        "strength and the small models' own guidance of 2, where the paper samples at 7.5: the push away grows with that scale",
+        "strength and the small models' own guidance of 2, where the paper samples at 7.5; the push grows with it",
     )
 
 
