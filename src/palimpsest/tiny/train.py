@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -231,10 +231,18 @@ class Training:
         )
         pipeline.save_pretrained(folder)
         mark_precision(folder / "text_encoder" / "config.json")
+        name_as_ever(folder / "text_encoder" / "model.safetensors")
         for name in ("vocab.json", "merges.txt"):  # newer versions of transformers leave them out, older ones need them
             shutil.copy(self.shared / "tokenizer" / name, folder / "tokenizer" / name)
         own = {"world": self.recipe.world, "steps": self.recipe.sampling_steps, "guidance": GUIDANCE}
         (folder / "world.json").write_text(json.dumps(own, indent=2) + "\n")
+
+
+def name_as_ever(path: Path) -> None:
+    """Give a text encoder's tensors the prefix `text_model.`: older versions of transformers find them by it alone."""
+    tensors = load_file(str(path))
+    named = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in tensors.items()}
+    save_file(named, str(path), metadata={"format": "pt"})
 
 
 def mark_precision(path: Path) -> None:
