@@ -107,8 +107,8 @@ def _sld(system: str, all_of: Summaries) -> Judged:
         measured="the target's presence falls by at least half, without training",
         found=f"target {_percent(s.target)}, before {_percent(s.before)}: {100 * cut:.0f} % less",
         verdict=verdict,
-        why=f"neighbours {_points(s.neighbours)}, unrelated {_points(s.unrelated)}; measured at the default "
-        "strength and the small models' own guidance of 2, where the paper samples at 7.5; the push grows with it",
+        why=f"neighbours {_points(s.neighbours)}, unrelated {_points(s.unrelated)}; strength max, as in the "
+        "paper's headline, at the small models' own guidance of 2 (the paper's is 7.5, and the push grows with it)",
     )
 
 

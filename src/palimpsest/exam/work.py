@@ -27,6 +27,7 @@ PROMPTS = 20  # for each target and seed
 # What a paper's budget is for a model of 860 M parameters is another for one of 7 M. Found on "heart" and "purple".
 BUDGETS: dict[str, dict[str, Any]] = {
     "erase/esd": {"steps": 150, "lr": 3e-4, "batch": 4, "walk_steps": 20},
+    "erase/sld": {"strength": "max"},  # the setting of the paper's headline; weaker ones left "purple" in 75 % and more
 }
 
 
