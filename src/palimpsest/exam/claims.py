@@ -102,9 +102,10 @@ def _sld(system: str, all_of: Summaries) -> Judged:
     s = all_of[system][""]
     cut = 1 - s.target.value / s.before.value if s.before.value else 0.0
     sure = 1 - s.target.high / s.before.value if s.before.value else 0.0
-    verdict: Verdict = "holds" if sure >= 0.5 else "holds in part" if cut >= 0.25 else "does not hold here"
+    unharmed = min(s.neighbours.value, s.unrelated.value) >= SPARED
+    verdict: Verdict = "holds" if sure >= 0.5 and unharmed else "holds in part" if cut >= 0.25 else "does not hold here"
     return Judged(
-        measured="the target's presence falls by at least half, without training",
+        measured="the target's presence falls by at least half, neighbours and unrelated losing at most 5 points",
         found=f"target {_percent(s.target)}, before {_percent(s.before)}: {100 * cut:.0f} % less",
         verdict=verdict,
         why=f"neighbours {_points(s.neighbours)}, unrelated {_points(s.unrelated)}; strength max, as in the "
