@@ -1,0 +1,74 @@
+"""The command line. Every command is a dataclass, its fields are its options; torch and models load when needed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from palimpsest.cli.audit import Audit
+from palimpsest.cli.browse import Doctor, Ls, Show
+from palimpsest.cli.erase import Erase
+from palimpsest.cli.exam import Exam
+from palimpsest.cli.sample import Sample
+from palimpsest.cli.verify import Verify
+from palimpsest.core.errors import BadRequest, PalimpsestError
+
+COMMANDS: dict[str, type] = {
+    "erase": Erase,
+    "audit": Audit,
+    "sample": Sample,
+    "verify": Verify,
+    "exam": Exam,
+    "ls": Ls,
+    "show": Show,
+    "doctor": Doctor,
+}
+_TAKES_METHOD = {"erase"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 is success, 1 a negative answer, 2 a user's error, 130 an interruption."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(args)
+    except PalimpsestError as e:
+        print(f"palimpsest: {e}", file=sys.stderr)
+        return e.code
+    except KeyboardInterrupt:
+        print("palimpsest: interrupted; run the same command with --resume to go on.", file=sys.stderr)
+        return 130
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if args[0] in ("-V", "--version"):
+        from palimpsest import __version__
+
+        print(__version__)
+        return 0
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        raise BadRequest(f"There is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
+    parsed, unknown = tyro.cli(
+        COMMANDS[name],
+        prog=f"palimpsest {name}",
+        description=COMMANDS[name].__doc__,
+        args=rest,
+        return_unknown_args=True,
+    )
+    if unknown and name not in _TAKES_METHOD:
+        raise BadRequest(f"{name} has no option {unknown[0]!r}; see `palimpsest {name} --help`.")
+    return parsed.run(unknown, shlex.join(["palimpsest", *args]))
+
+
+def _overview() -> str:
+    lines = [f"  {name:8} {(c.__doc__ or '').strip().splitlines()[0]}" for name, c in COMMANDS.items()]
+    return "\n".join(
+        ["palimpsest COMMAND ...: erase and audit concepts in image models, with a receipt.", "", *lines, "",
+         "palimpsest COMMAND --help tells a command's options; palimpsest show erase/esd a system's."]
+    )  # fmt: skip

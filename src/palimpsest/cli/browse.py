@@ -1,0 +1,69 @@
+"""palimpsest ls, show and doctor"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from tyro.conf import Positional
+
+from palimpsest.core import catalog
+from palimpsest.core.errors import BadRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ls:
+    """List the systems."""
+
+    verb: Positional[str] = ""
+    """Only this verb's."""
+    json: bool = False
+    """As JSON."""
+
+    def run(self, rest: list[str], command: str) -> int:
+        if self.verb and self.verb not in catalog.VERBS:
+            raise BadRequest(f"There is no verb {self.verb!r}; the verbs are {', '.join(catalog.VERBS)}.")
+        found = [e for e in catalog.entries().values() if e.id.startswith(self.verb)]
+        if self.json:
+            print(json.dumps([{"id": e.id, **asdict(e.card)} for e in found], indent=1))
+            return 0
+        for e in found:
+            print(f"{e.id:24} {e.card.year}  {e.card.name:18} {e.card.family:14} {e.card.title}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Everything about one system: paper, claim, parameters, docs."""
+
+    system: Positional[str]
+    """Its id, e.g. erase/esd."""
+    json: bool = False
+    """As JSON."""
+
+    def run(self, rest: list[str], command: str) -> int:
+        e = catalog.find(self.system)
+        if self.json:
+            print(json.dumps({**asdict(e), **asdict(e.card)}, indent=1))
+            return 0
+        print(
+            f"{e.card.name} ({e.id})\n{e.card.title}, {e.card.year}\n{e.card.paper}\nclaim: {e.card.claim}\n\n{e.doc}\n"
+        )
+        for p in e.parameters:
+            print(f"  --{p.name.replace('_', '-'):22} {p.type:26} default {p.default}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Versions, devices, and what is installed."""
+
+    json: bool = False
+    """As JSON."""
+
+    def run(self, rest: list[str], command: str) -> int:
+        from palimpsest.run import doctor
+
+        found = doctor()
+        print(json.dumps(found, indent=1) if self.json else "\n".join(f"{k:16} {v}" for k, v in found.items()))
+        return 0

@@ -1,0 +1,33 @@
+"""palimpsest exam"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """Run systems on the fixed work of their family and write exam/results; only what changed runs again."""
+
+    what: Positional[str] = "erase"
+    """A family (erase) or one system (erase/uce)."""
+    results: Path = Path("exam/results")
+    """Folder of the results."""
+    again: bool = False
+    """Ignore cached results."""
+    docs: Path | None = Path("docs/systems.md")
+    """The table generated from the results."""
+
+    def run(self, rest: list[str], command: str) -> int:
+        from palimpsest.exam import table, work
+        from palimpsest.progress import bars
+
+        with bars() as progress:
+            work.run(self.what, self.results, again=self.again, progress=progress)
+        if self.docs is not None:
+            table.write(self.results, self.docs)
+            print(self.docs)
+        return 0
