@@ -19,8 +19,8 @@ from palimpsest.ops.prompts import asking
 from palimpsest.worlds import concepts as world_words
 from palimpsest.worlds.concepts import World
 
-Role = Literal["target", "neighbour", "unrelated", "empty"]
-ROLES: tuple[Role, ...] = ("target", "neighbour", "unrelated", "empty")
+Role = Literal["target", "neighbour", "unrelated", "empty", "paraphrase"]
+ROLES: tuple[Role, ...] = ("target", "neighbour", "unrelated", "empty")  # of an audit; paraphrases are the exam's
 # What models of everyday pictures know and few edits are about; for models without a world of their own.
 EVERYDAY = ("dog", "car", "house", "tree", "bowl of fruit", "mountain lake", "bicycle", "street at night")
 
@@ -30,7 +30,8 @@ class Group:
     """The pictures that ask for one concept.
 
     Args:
-        role: target, neighbour (close to a target), unrelated, or empty (the empty prompt).
+        role: target, neighbour (close to a target), unrelated, empty (the empty prompt), or paraphrase (a target in
+            other words).
         concept: what is asked for; None for the empty prompt.
         prompts: sentences that ask for it.
         seeds: pictures a prompt.
