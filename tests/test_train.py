@@ -21,6 +21,7 @@ from palimpsest.core.fingerprint import fingerprint, quick_state
 from palimpsest.core.trace import Trace
 from palimpsest.train import checkpoint, loop
 from palimpsest.train.finetune import FineTune
+from palimpsest.train.gradients import gradients_of
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
 from palimpsest.train.trained import Trained
@@ -312,3 +313,90 @@ def test_bad_parameters_are_refused() -> None:
         Fit(names=("none",))(Eye(), REQUEST)
     with pytest.raises(BadRequest, match="found no parameter"):
         Fit(names=("net.2.bias",), rank=2)(Eye(), REQUEST)
+
+
+class Twofold(Fit):
+    """Two losses, and a tensor trained beside that no patch holds."""
+
+    def loss(self, step: TrainStep) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        first = super().loss(step)
+        return first, (step.host.embed(torch.ones(1, 6)) - step.beside["goal"]).square().sum()
+
+    def beside(self, host: Any, seed: int) -> dict[str, Tensor]:
+        return {"goal": torch.full((3,), 0.5)}
+
+    def beside_options(self) -> dict[str, Any]:
+        return {"lr": 0.01}
+
+
+class Summed(Twofold):
+    def loss(self, step: TrainStep) -> Tensor:  # type: ignore[override]
+        first, second = super().loss(step)
+        return first + second
+
+
+def test_several_losses_add_up() -> None:
+    one, two = Summed(names=(W,))(Eye(), REQUEST), Twofold(names=(W,))(Eye(), REQUEST)
+    assert set(two.deltas) == {W}
+    shape = torch.Size([4, 6])
+    assert torch.allclose(one.deltas[W].dense(shape), two.deltas[W].dense(shape), atol=1e-5)
+
+
+def test_what_is_trained_beside_comes_back_when_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken = Twofold()(Eye(), REQUEST, seed=1)
+    assert not same(unbroken, Fit()(Eye(), REQUEST, seed=1))
+    monkeypatch.setattr(Fit, "stop", 3)
+    with pytest.raises(KeyboardInterrupt):
+        Twofold()(Eye(), REQUEST, seed=1, trace=Trace(folder=tmp_path))
+    monkeypatch.setattr(Fit, "stop", -1)
+    again = Trace(folder=tmp_path, resume=True)
+    assert same(Twofold()(Eye(), REQUEST, seed=1, trace=again), unbroken)
+
+
+def test_gradients_are_combined_by_the_method_and_what_it_leaves_out_stays() -> None:
+    mask = torch.arange(24).reshape(4, 6) % 3 == 0
+
+    class Masked(Twofold):
+        def gradient(self, step: TrainStep, parts: Any) -> Any:
+            assert set(parts[0]) == {W, "net.2.bias"}
+            assert set(parts[1]) == {W, "net.2.bias", "goal"}
+            return {W: parts[0][W] * mask}
+
+    patch = Masked()(Eye(), REQUEST)
+    assert set(patch.deltas) == {W}
+    assert torch.equal(patch.deltas[W].dense(mask.shape) != 0, mask)
+
+
+def test_leaves_that_share_a_gradient_tensor_are_kept_apart() -> None:
+    class Shift(Fit):
+        def loss(self, step: TrainStep) -> Tensor:
+            named = dict(step.host.root.named_parameters())
+            return (named["net.0.bias"] + named["extra"]).sum()
+
+        def gradient(self, step: TrainStep, parts: Any) -> Any:
+            parts[0]["extra"].zero_()
+            return parts[0]
+
+    host = Eye()
+    host.root.register_parameter("extra", nn.Parameter(torch.zeros(4)))
+    patch = Shift(names=("net.0.bias", "extra"), steps=1)(host, REQUEST)
+    assert set(patch.deltas) == {"net.0.bias"}
+
+
+def test_gradients_of_the_model_where_it_stands() -> None:
+    host = Eye()
+    host.root.requires_grad_(False)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    before = quick_state(host.root)
+    losses = [lambda rows=rows: host.embed(x[rows]).square().sum() for rows in (slice(0, 2), slice(2, 5))]
+    found = gradients_of(host.root, [W, "net.2.bias"], losses)
+    assert quick_state(host.root) == before
+    assert not any(p.requires_grad for p in host.root.parameters())
+    with torch.enable_grad():
+        weight = host.root["net"][0].weight.detach().clone().requires_grad_(True)
+        first, last = host.root["net"][0], host.root["net"][2]
+        out = torch.tanh(x @ weight.T + first.bias) @ last.weight.T + last.bias
+        (expected,) = torch.autograd.grad(out.square().sum(), weight)
+    assert torch.allclose(found[W], expected, atol=1e-5)
+    with pytest.raises(BadRequest, match="'none'"):
+        gradients_of(host.root, ["none"], losses)

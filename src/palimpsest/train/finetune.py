@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final
 
@@ -14,7 +14,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
-from palimpsest.train.loop import Loop, TrainStep
+from palimpsest.train.loop import Gradients, Loop, TrainStep
 from palimpsest.train.trained import Trained
 
 
@@ -53,8 +53,30 @@ class FineTune(ModelEdit, ABC):
         """Names of the parameters to train, as in `host.root.named_parameters()`."""
 
     @abstractmethod
-    def loss(self, step: TrainStep) -> Tensor:
-        """The scalar to minimise. The host is the student; `with step.teacher():` makes it the model as it was."""
+    def loss(self, step: TrainStep) -> Tensor | Sequence[Tensor]:
+        """The scalar to minimise. The host is the student; `with step.teacher():` makes it the model as it was.
+
+        Several scalars are differentiated one by one and meet in `gradient`; give each its own forward, or every
+        backward runs through the whole batch.
+        """
+
+    def gradient(self, step: TrainStep, parts: Sequence[Gradients]) -> Gradients:
+        """What the optimiser gets, by leaf: here, the sum over the losses. Masks and gradient surgery go here.
+
+        Args:
+            parts: for each loss, in order, its gradients by leaf (with rank 0, a leaf is named like its parameter).
+
+        Returns:
+            By leaf; a leaf that is left out stays as it is. May reuse the tensors that it was given.
+        """
+        return total(parts)
+
+    def beside(self, host: Any, seed: int) -> Mapping[str, Tensor]:
+        """Tensors that are trained beside the model's own and are no part of the patch (a discriminator, a prompt).
+
+        By names that no parameter of the model has. They are `step.beside`, and a resumed run has them back.
+        """
+        return {}
 
     def prepare(self, host: Any, request: Request, *, data: Any, seed: int, trace: Trace) -> Any:
         """What all steps need, computed once on the untouched model, without gradients; it becomes `step.context`."""
@@ -63,6 +85,10 @@ class FineTune(ModelEdit, ABC):
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Adam without weight decay: decay would move weights that the loss says nothing about."""
         return torch.optim.AdamW(list(leaves), lr=self.lr, weight_decay=0.0)
+
+    def beside_options(self) -> Mapping[str, Any]:
+        """What the optimiser does differently for the tensors beside: lr, betas."""
+        return {}
 
     @final
     def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
@@ -76,7 +102,18 @@ class FineTune(ModelEdit, ABC):
             "base": host.fingerprint(),
         }
         optimiser = self.optimiser(trained.leaves.values())
-        loop = Loop(trained=trained, optimiser=optimiser, loss=self.loss, clip=self.clip, run=identity)
+        beside = {name: t.detach().clone().requires_grad_(True) for name, t in self.beside(host, seed).items()}
+        if beside:
+            optimiser.add_param_group({"params": list(beside.values()), **self.beside_options()})
+        loop = Loop(
+            trained=trained,
+            optimiser=optimiser,
+            loss=self.loss,
+            gradient=self.gradient,
+            clip=self.clip,
+            run=identity,
+            beside=beside,
+        )
         start = loop.resumed(trace)
         with trained.frozen():
             with torch.no_grad():
@@ -93,6 +130,7 @@ class FineTune(ModelEdit, ABC):
                     context=context,
                     trace=trace,
                     trained=trained,
+                    beside=beside,
                 )
                 for k in range(start, self.steps)
             )
@@ -100,3 +138,12 @@ class FineTune(ModelEdit, ABC):
         optimiser.zero_grad(set_to_none=True)
         optimiser.state.clear()  # gradients and moments make room for the deltas
         return Patch(base="", deltas=trained.deltas())
+
+
+def total(parts: Sequence[Gradients]) -> dict[str, Tensor]:
+    """The sum of several gradients by leaf; adds into the first part that has the leaf."""
+    found: dict[str, Tensor] = {}
+    for part in parts:
+        for name, g in part.items():
+            found[name] = found[name].add_(g) if name in found else g
+    return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from palimpsest.train.randomness import generator
 from palimpsest.train.trained import Trained
 
 EVERY = 100  # steps between checkpoints
+
+Gradients = Mapping[str, Tensor]
+"""By leaf; a leaf that a loss does not depend on is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class TrainStep:
         context: what the method prepared.
         trace: takes the log.
         trained: swaps student and teacher.
+        beside: the tensors that are trained beside the model's own.
     """
 
     host: Any
@@ -48,6 +52,7 @@ class TrainStep:
     context: Any
     trace: Trace
     trained: Trained
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
     def teacher(self) -> AbstractContextManager[None]:
         """Inside, the host is the model as it was, without gradients."""
@@ -66,18 +71,26 @@ class Loop:
     """Everything that decides how the steps go.
 
     Args:
-        trained: the leaves.
-        optimiser: over those leaves.
-        loss: of one step.
-        clip: largest norm of all gradients together; None for no limit.
+        trained: the model's own leaves.
+        optimiser: over all leaves.
+        loss: of one step; several losses are differentiated one by one.
+        gradient: what the optimiser gets of the losses' gradients, one mapping for each loss.
+        clip: largest norm of the gradients of the model's own leaves together; None for no limit.
         run: says which run this is, for checkpoints.
+        beside: leaves that are trained beside the model's own and are no part of the patch.
     """
 
     trained: Trained
     optimiser: torch.optim.Optimizer
-    loss: Callable[[TrainStep], Tensor]
+    loss: Callable[[TrainStep], Tensor | Sequence[Tensor]]
+    gradient: Callable[[TrainStep, Sequence[Gradients]], Gradients]
     clip: float | None
     run: Mapping[str, Any]
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        return {**self.trained.leaves, **self.beside}
 
     def go(self, steps: Iterator[TrainStep], trace: Trace) -> None:
         """Takes all steps. A checkpoint is written every 100 steps, at the end, and on Ctrl-C, where there is a folder.
@@ -104,13 +117,21 @@ class Loop:
 
     def _gradients(self, step: TrainStep) -> float:
         self.optimiser.zero_grad(set_to_none=True)
+        leaves = self.leaves
         with self.trained.student(), torch.enable_grad():
-            loss = self.loss(step)
-            value = float(loss.detach())
+            found = self.loss(step)
+            losses = [found] if isinstance(found, Tensor) else list(found)
+            value = sum(float(loss.detach()) for loss in losses)
             self._finite("loss", value, step)
-            loss.backward()
-        leaves = list(self.trained.leaves.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(leaves, math.inf if self.clip is None else self.clip))
+            parts = [_gradients_of(loss, leaves, keep=loss is not losses[-1]) for loss in losses]
+        del found, losses
+        combined = self.gradient(step, parts)
+        for name, leaf in leaves.items():
+            leaf.grad = combined.get(name)
+        del parts, combined
+        clip = math.inf if self.clip is None else self.clip
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.trained.leaves.values()), clip))
+        norm += float(torch.nn.utils.get_total_norm([b.grad for b in self.beside.values() if b.grad is not None]))
         self._finite("gradient", norm, step)
         return value
 
@@ -125,8 +146,8 @@ class Loop:
         if trace.folder is not None:
             state = Checkpoint(
                 step=done,
-                leaves=self.trained.leaves,
-                optimiser=checkpoint.optimiser_tensors(self.optimiser, self.trained.leaves),
+                leaves=self.leaves,
+                optimiser=checkpoint.optimiser_tensors(self.optimiser, self.leaves),
                 log=tuple(entry for entry in trace.log if entry[0] < done),
             )
             checkpoint.save(trace.folder, self.run, state)
@@ -136,6 +157,18 @@ class Loop:
         saved = checkpoint.load(trace.folder, self.run) if trace.resume and trace.folder is not None else None
         if saved is None:
             return 0
-        checkpoint.restore(self.optimiser, self.trained.leaves, saved)
+        checkpoint.restore(self.optimiser, self.leaves, saved)
         trace.log[:] = saved.log
         return saved.step
+
+
+def _gradients_of(loss: Tensor, leaves: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """By leaf; each tensor has memory of its own, so that it may be changed in place."""
+    parts = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, retain_graph=keep)
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, g in zip(leaves, parts, strict=True):
+        if g is not None:  # autograd may give one tensor to two leaves, or a broadcast view
+            found[name] = g.clone() if g.data_ptr() in taken or 0 in g.stride() else g
+            taken.add(g.data_ptr())
+    return found
