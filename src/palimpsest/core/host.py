@@ -63,7 +63,8 @@ class Step:
         index, total: this step's number, from 0, and how many there are.
         x: (n, c, h, w) noisy latents, `x = alpha(t) * x0 + sigma(t) * noise`.
         t: (n,) the model's own time.
-        cond, null: the prompts and their unconditional partner (the empty or the negative prompt).
+        cond, null: the prompts and their unconditional partner (the empty or the negative prompt), encoded.
+        prompts, negative: the same as text, for rules that read the prompt anew.
         guidance: the scale of classifier-free guidance.
         x0_cond, x0_null: (n, c, h, w) the x0 that classifier-free guidance predicted for this step anyway; None
             where it did not (a guide is set; guidance <= 1 needs no x0_null).
@@ -77,6 +78,8 @@ class Step:
     cond: Cond
     null: Cond
     guidance: float
+    prompts: tuple[str, ...] = ()
+    negative: str = ""
     x0_cond: Tensor | None = None
     x0_null: Tensor | None = None
 
@@ -97,7 +100,8 @@ class Host(Protocol):
 
     `parts(role)` gives modules by what they do, named as in `root.named_modules()`. Roles: "denoiser",
     "text_encoder", "token_embedding", "autoencoder", "cross_attention", "self_attention", "cross_key",
-    "cross_value", "cross_query", "cross_out", "backbone", "head". A role that the model lacks gives {}.
+    "cross_value", "cross_query", "cross_out", "text_block", "bottleneck", "decoder_block", "backbone", "head". A role
+    that the model lacks gives {}.
     """
 
     name: str

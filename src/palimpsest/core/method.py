@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import torch
+from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
@@ -20,6 +21,8 @@ from palimpsest.core.fingerprint import hook_count, quick_state
 from palimpsest.core.host import CAPABILITIES, Denoiser, Guide, capabilities
 from palimpsest.core.patch import Hook, Patch
 from palimpsest.core.trace import Trace
+
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,25 +117,66 @@ class SamplingEdit(ModelEdit):
 
     @final
     def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
-        hook = Hook(id=self.id, params={"parameters": self.parameters(), "request": request.plain()})
-        return Patch(base="", hooks=(hook,))
+        return Patch(base="", hooks=(_hook(self, request, {}),))
 
     @classmethod
     @contextmanager
     def attach(cls, host: Denoiser, hook: Hook) -> Iterator[None]:
         """Makes `host.sample` use the hook's rule until the context ends."""
-        if host.guide is not None:
-            raise BadRequest(f"{hook.id} cannot be added: another sampling-time system already guides {host.name}.")
-        try:
-            method = cls(**hook.params["parameters"])
-            request = Request.from_plain(hook.params["request"])
-        except (KeyError, TypeError) as e:
-            raise Damaged(f"The patch's hook {hook.id} has parameters that this version does not know: {e}.") from e
-        host.guide = lambda: method.guide(host, request)
-        try:
+        method, request = _read(cls, hook)
+        with _guiding(host, hook, lambda: method.guide(host, request)):
             yield
-        finally:
-            host.guide = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedSamplingEdit(ModelEdit, ABC):
+    """A system whose rule of sampling needs tensors that it learns once: they travel in the patch's hook."""
+
+    @abstractmethod
+    def learn(
+        self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace
+    ) -> Mapping[str, Tensor]:
+        """The tensors by name, found on the untouched model. `rng` is seeded; every random draw comes from it."""
+
+    @abstractmethod
+    def guide(self, host: Denoiser, request: Request, learned: Mapping[str, Tensor]) -> Guide:
+        """A fresh rule for one run of sampling; `learned` is on the CPU."""
+
+    @final
+    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+        learned = self.learn(host, request, data=data, rng=rng, trace=trace)
+        return Patch(base="", hooks=(_hook(self, request, learned),))
+
+    @classmethod
+    @contextmanager
+    def attach(cls, host: Denoiser, hook: Hook) -> Iterator[None]:
+        """Makes `host.sample` use the hook's rule until the context ends."""
+        method, request = _read(cls, hook)
+        with _guiding(host, hook, lambda: method.guide(host, request, hook.tensors)):
+            yield
+
+
+def _hook(method: Method, request: Request, tensors: Mapping[str, Tensor]) -> Hook:
+    params = {"parameters": method.parameters(), "request": request.plain()}
+    return Hook(id=method.id, params=params, tensors={k: t.detach().cpu() for k, t in tensors.items()})
+
+
+def _read(cls: type[M], hook: Hook) -> tuple[M, Request]:
+    try:
+        return cls(**hook.params["parameters"]), Request.from_plain(hook.params["request"])
+    except (KeyError, TypeError) as e:
+        raise Damaged(f"The patch's hook {hook.id} has parameters that this version does not know: {e}.") from e
+
+
+@contextmanager
+def _guiding(host: Denoiser, hook: Hook, make: Callable[[], Guide]) -> Iterator[None]:
+    if host.guide is not None:
+        raise BadRequest(f"{hook.id} cannot be added: another sampling-time system already guides {host.name}.")
+    host.guide = make
+    try:
+        yield
+    finally:
+        host.guide = None
 
 
 def at_least(name: str, value: float, least: float, why: str = "") -> None:

@@ -226,6 +226,8 @@ class DiffusionHost(ABC):
             x,
             cond=cond,
             null=null,
+            prompts=prompts,
+            negative=negative,
             guidance=guidance,
             guided=self.guided(guidance),
             generators=generators,

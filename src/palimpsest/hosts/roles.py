@@ -8,6 +8,9 @@
 | cross_query, cross_out | `attn2.to_q`, `to_out.0` | `add_q_proj`, `to_add_out` |
 | denoiser, text_encoder, autoencoder | the pipeline's modules | the same |
 | token_embedding | each text encoder's table | the same |
+| text_block | each text encoder's transformer blocks, first to last | the same |
+| bottleneck | the middle block | - |
+| decoder_block | the blocks after the middle, first to last | - |
 
 Single-stream blocks of joint-attention families project text and image with the same layers; they count as attention
 modules but lend no layer to cross_key, cross_value, cross_query and cross_out.
@@ -35,6 +38,10 @@ def parts_of(root: nn.Module, role: str, *, network: str, encoders: Sequence[str
         return _children(root, encoders)
     if role == "autoencoder":
         return _children(root, ["vae"])
+    if role == "text_block":
+        return {n: m for e in encoders for n, m in _blocks(root, e).items()}
+    if role in ("bottleneck", "decoder_block"):
+        return _unet_blocks(root.get_submodule(network), network, role)
     attention = {
         f"{network}.{name}": m
         for name, m in root.get_submodule(network).named_modules()
@@ -59,6 +66,25 @@ def parts_of(root: nn.Module, role: str, *, network: str, encoders: Sequence[str
 
 def _children(root: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     return {name: m for name, m in root.named_children() if name in names}
+
+
+def _blocks(root: nn.Module, encoder: str) -> dict[str, nn.Module]:
+    """The encoder's longest list of modules, which in every transformer is that of its blocks."""
+    module = _submodule(root, encoder)
+    lists = [] if module is None else [(n, m) for n, m in module.named_modules() if isinstance(m, nn.ModuleList)]
+    if not lists:
+        return {}
+    name, blocks = max(lists, key=lambda found: len(found[1]))
+    return {f"{encoder}.{name}.{i}": block for i, block in enumerate(blocks)}
+
+
+def _unet_blocks(network: nn.Module, name: str, role: str) -> dict[str, nn.Module]:
+    if role == "bottleneck":
+        middle = getattr(network, "mid_block", None)
+        return {f"{name}.mid_block": middle} if isinstance(middle, nn.Module) else {}
+    blocks = getattr(network, "up_blocks", None)
+    found = enumerate(blocks) if isinstance(blocks, nn.ModuleList) else ()
+    return {f"{name}.up_blocks.{i}": block for i, block in found}
 
 
 def _reads_text(name: str, attention: nn.Module) -> bool:

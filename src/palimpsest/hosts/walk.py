@@ -27,6 +27,7 @@ class Walk(Iterator[Step]):
         scheduler: a fresh copy of the pipeline's scheduler, with its timesteps set.
         x: (n, c, h, w) the first latents, in the scheduler's scaling.
         cond, null: the prompts and their unconditional partner, n rows each.
+        prompts, negative: the same as text.
         guidance: the scale of classifier-free guidance.
         guided: whether the unconditional branch runs at all.
         generators: one for each row, for schedulers that draw noise.
@@ -41,6 +42,8 @@ class Walk(Iterator[Step]):
         *,
         cond: Cond,
         null: Cond,
+        prompts: Sequence[str],
+        negative: str,
         guidance: float,
         guided: bool,
         generators: Sequence[torch.Generator],
@@ -49,7 +52,7 @@ class Walk(Iterator[Step]):
         self.x = x
         self.total = len(scheduler.timesteps)
         self._host, self._scheduler, self._guide, self._guidance = host, scheduler, guide, guidance
-        self._cond, self._null = cond, null
+        self._cond, self._null, self._prompts, self._negative = cond, null, tuple(prompts), negative
         self._both = Cond.cat([null, cond]) if guided and guide is None else None
         accepted = inspect.signature(scheduler.step).parameters
         self._draws: dict[str, Any] = {"generator": list(generators)} if "generator" in accepted else {}
@@ -80,6 +83,8 @@ class Walk(Iterator[Step]):
             cond=self._cond,
             null=self._null,
             guidance=self._guidance,
+            prompts=self._prompts,
+            negative=self._negative,
         )
         self._index += 1
         return self._by_guide(step) if self._guide is not None else self._natively(step)

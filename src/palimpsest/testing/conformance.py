@@ -150,7 +150,10 @@ def _content(patch: Patch) -> dict[str, Any]:
         for name, d in patch.deltas.items()
         for field, t in d.tensors().items()
     }
-    return {"tensors": tensors, "hooks": [(h.id, dict(h.params)) for h in patch.hooks]}
+    hooks = [
+        (h.id, dict(h.params), {k: tuple(t.reshape(-1).tolist()) for k, t in h.tensors.items()}) for h in patch.hooks
+    ]
+    return {"tensors": tensors, "hooks": hooks}
 
 
 def changed_tensors(host: Any, patch: Patch) -> dict[str, float]:
