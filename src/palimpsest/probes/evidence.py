@@ -93,6 +93,7 @@ def collect(
     *,
     oracle: Any = None,
     drawn: Mapping[str, Tensor] | None = None,
+    batch: int = 16,
     trace: Trace | None = None,
 ) -> Evidence:
     """Draws the pictures of a plan from the untouched and the edited model and lets every judge read each once.
@@ -102,6 +103,7 @@ def collect(
         edited: a Patch for it, or another model with `sample`.
         oracle: a model that never saw the target, drawn with the same prompts and seeds.
         drawn: pictures of an earlier audit of the same host, oracle and plan; all but "after" are taken from it.
+        batch: pictures that are drawn at once.
         trace: takes seconds, forwards and progress.
 
     Cost: `plan.pictures()` pictures (one more set with an oracle), each read once by each judge.
@@ -110,15 +112,16 @@ def collect(
     start = time.perf_counter()
     shown = {k: v for k, v in (drawn or {}).items() if k != "after"}
     if "before" not in shown:
-        shown["before"] = _draw(host, plan, plan.shots, trace, "untouched model")
+        shown["before"] = _draw(host, plan, plan.shots, trace, "untouched model", batch)
     with ExitStack() as stack:
         if isinstance(edited, Patch):
             stack.enter_context(edited.applied(host))
-        shown["after"] = _draw(host if isinstance(edited, Patch) else edited, plan, plan.shots, trace, "edited model")
+        model = host if isinstance(edited, Patch) else edited
+        shown["after"] = _draw(model, plan, plan.shots, trace, "edited model", batch)
     if "other" not in shown:
-        shown["other"] = _draw(host, plan, plan.twin_shots, trace, "noise floor")
+        shown["other"] = _draw(host, plan, plan.twin_shots, trace, "noise floor", batch)
     if oracle is not None and "oracle" not in shown:
-        shown["oracle"] = _draw(oracle, plan, plan.shots, trace, "model that never saw it")
+        shown["oracle"] = _draw(oracle, plan, plan.shots, trace, "model that never saw it", batch)
     seen = {j.evaluator.name: {k: _look(j, v, trace) for k, v in shown.items()} for j in judges}
     patch = edited if isinstance(edited, Patch) else _diff(host, edited)
     return Evidence(
@@ -137,7 +140,7 @@ def collect(
     )
 
 
-def _draw(host: Any, plan: Plan, shots: Sequence[Shot], trace: Trace, what: str) -> Tensor:
+def _draw(host: Any, plan: Plan, shots: Sequence[Shot], trace: Trace, what: str, batch: int) -> Tensor:
     """(n, 3, H, W) uint8."""
     with ExitStack() as stack:
         if hasattr(host, "parts"):
@@ -149,6 +152,7 @@ def _draw(host: Any, plan: Plan, shots: Sequence[Shot], trace: Trace, what: str)
             steps=plan.steps,
             guidance=plan.guidance,
             size=plan.size,
+            batch=batch,
             progress=lambda done, total: trace.tell(f"drawing: {what}", done, total),
         )
     return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
