@@ -35,7 +35,10 @@ class Masters:
     ) -> None:
         self.names = [name for name, weight in module.named_parameters() if weight.requires_grad]
         weights = dict(module.named_parameters())
-        self.masters = [weights[name].detach().float().clone() for name in self.names]
+        # Contiguous whatever the module is: the matrices below are views of the masters, not copies.
+        self.masters = [
+            weights[name].detach().float().clone(memory_format=torch.contiguous_format) for name in self.names
+        ]
         module.to(dtype)
         self.weights = [dict(module.named_parameters())[name] for name in self.names]
         self.averages = [master.clone() for master in self.masters]
