@@ -1,0 +1,183 @@
+"""What every fine-tuning of a classifier shares: its data, its batches, its augmentation and its optimiser."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from palimpsest.core.concept import Request
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.host import Classifier
+from palimpsest.core.samples import Samples, Split
+from palimpsest.core.trace import Trace
+from palimpsest.train.finetune import FineTune
+from palimpsest.train.loop import TrainStep
+from palimpsest.train.randomness import generator
+
+Augment = Literal["none", "shift", "flip"]
+"""none: pictures as they are. shift: moved by up to an eighth of their side. flip: shift, and half of them mirrored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTune(FineTune, ABC):
+    """A fine-tuning of a classifier on a Split. All parameters are trained, by SGD with momentum unless a system says
+    otherwise.
+
+    The network stays in evaluation mode: batch norms keep their running statistics and train their scale and shift.
+    So a row does not depend on its batch, the patch holds parameters only, and forgetting cannot hide in statistics
+    that the next batch would undo. The published codes train with batch statistics.
+
+    Args:
+        steps, lr, batch, rank: as in every fine-tuning; a batch is that many samples to forget and as many to retain.
+        augment: what training pictures go through: "none", "shift" or "flip".
+    """
+
+    augment: Augment = "flip"
+
+    uses_retain: ClassVar[bool] = True
+    regresses: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment not in get_args(Augment):
+            raise BadRequest(f"augment is {self.augment!r}; use one of {', '.join(get_args(Augment))}.")
+
+    def trains(self, host: Classifier) -> Sequence[str]:
+        return [name for name, _ in host.root.named_parameters()]
+
+    def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(list(leaves), lr=self.lr, momentum=0.9)
+
+    @final
+    def prepare(self, host: Classifier, request: Request, *, data: Any, seed: int, trace: Trace) -> Any:
+        return self.ready(host, checked(host, data, retain=self.uses_retain, values=self.regresses), seed)
+
+    def ready(self, host: Classifier, data: Split, seed: int) -> Any:
+        """What all steps need, computed once on the untouched model, without gradients; it becomes `step.context`."""
+        return None
+
+    def drawn(self, step: TrainStep, samples: Samples, what: str, targets: Tensor | None = None) -> Drawn:
+        """This step's batch of some samples; `what` names the stream, so that two streams do not run in step.
+
+        Args:
+            targets: (n, ...) what each sample should become; None: its label.
+        """
+        rows = stream(len(samples), min(step.batch, len(samples)), step.seed, step.index, what)
+        images = augmented(samples.pixels(rows), self.augment, step.generator("augment", what))
+        return Drawn(rows=rows, images=images, targets=(samples.labels if targets is None else targets)[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A batch: row numbers (b,), images (b, 3, H, W) in [0, 1], targets (b, ...)."""
+
+    rows: Tensor
+    images: Tensor
+    targets: Tensor
+
+
+def checked(host: Classifier, data: Any, *, retain: bool = True, values: bool = False) -> Split:
+    """The data as a Split that this host can learn from.
+
+    Args:
+        retain: whether kept samples are needed.
+        values: whether labels are a regressor's values.
+
+    Raises:
+        BadRequest: it is no Split, nothing is kept, or its labels are not the model's.
+    """
+    if not isinstance(data, Split):
+        raise BadRequest("This system learns from samples; give data=Split(forget=..., retain=...).")
+    if retain and not len(data.retain):
+        raise BadRequest("Every sample is to be forgotten; this system needs samples that are kept. Forget fewer.")
+    labels = torch.cat([data.forget.labels, data.retain.labels])
+    if values != labels.is_floating_point() or (values and len(host.labels) != 1):
+        wants = "a regressor: one output, float values as labels" if values else "a classifier: integer labels"
+        has = f"{len(host.labels)} outputs and labels of {labels.dtype}"
+        raise BadRequest(f"This system is for {wants}; {host.name} and its data have {has}.")
+    bad = labels[(labels < 0) | (labels >= len(host.labels))] if not values else labels[:0]
+    if len(bad):
+        raise BadRequest(f"Label {int(bad[0])} is out of range; {host.name} has classes 0 to {len(host.labels) - 1}.")
+    return data
+
+
+def stream(n: int, batch: int, seed: int, step: int, what: str) -> Tensor:
+    """(batch,) rows of a step: one random order of all n after another, cut in batches; a function of its arguments."""
+    rows, at = [], step * batch
+    while (missing := batch - sum(map(len, rows))) > 0:
+        order = torch.randperm(n, generator=generator(seed, "order", what, at // n))
+        rows.append(order[at % n : at % n + missing])
+        at += len(rows[-1])
+    return torch.cat(rows)
+
+
+def augmented(images: Tensor, how: Augment, draws: torch.Generator) -> Tensor:
+    """(n, 3, H, W) images, shifted by up to an eighth of the side on mirrored borders, and half of them flipped."""
+    if how == "none":
+        return images
+    n, _, h, w = images.shape
+    reach = max(1, min(h, w) // 8)
+    grown = functional.pad(images, [reach] * 4, mode="reflect")
+    by = torch.randint(2 * reach + 1, (2, n, 1), generator=draws)
+    ys, xs = by[0] + torch.arange(h), by[1] + torch.arange(w)
+    if how == "flip":
+        xs = torch.where(torch.rand(n, 1, generator=draws) < 0.5, xs.flip(1), xs)
+    return grown[torch.arange(n)[:, None, None], :, ys[:, :, None], xs[:, None, :]].permute(0, 3, 1, 2)
+
+
+def seen(host: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (n, d) that the head reads and logits (n, classes), float32, of one forward; differentiable."""
+    caught: list[Tensor] = []
+    (head,) = host.parts("head").values()
+    handle = head.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    try:
+        logits = host.logits(images)
+    finally:
+        handle.remove()
+    return caught[0].flatten(1).float(), logits
+
+
+@torch.no_grad()
+def all_seen(host: Classifier, samples: Samples, batch: int = 500) -> tuple[Tensor, Tensor]:
+    """Features (n, d) and logits (n, classes) of all samples, without augmentation. Cost: one forward for each."""
+    parts = [seen(host, samples.pixels(rows)) for rows in torch.arange(len(samples)).split(batch)]
+    return torch.cat([f for f, _ in parts]).cpu(), torch.cat([s for _, s in parts]).cpu()
+
+
+def picked(samples: Samples, n: int, draws: torch.Generator) -> Samples:
+    """At most n of the samples, drawn at random; all of them where n is 0."""
+    return samples[torch.randperm(len(samples), generator=draws)[: n or len(samples)]]
+
+
+def cross_entropies(host: Classifier, samples: Samples, batch: int) -> list[Callable[[], Tensor]]:
+    """The mean cross-entropy of each batch of samples in their order, as functions of the host as it stands."""
+
+    def one(rows: Tensor) -> Callable[[], Tensor]:
+        return lambda: cross_entropy(host.logits(samples.pixels(rows)), samples.labels[rows])
+
+    return [one(rows) for rows in torch.arange(len(samples)).split(batch)]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over rows; targets are classes (n,) or distributions (n, classes)."""
+    return functional.cross_entropy(logits, targets.to(logits.device))
+
+
+def gone(data: Split) -> Tensor:
+    """(g,) classes that are forgotten altogether: no retained sample has them. Empty when samples are forgotten."""
+    return data.forget.labels[~torch.isin(data.forget.labels, data.retain.labels)].unique()
+
+
+def wrong_labels(data: Split, classes: int, draws: torch.Generator) -> Tensor:
+    """(n,) a random label for each sample to forget: neither its own nor, if another is left, one that is forgotten."""
+    labels = data.forget.labels
+    score = torch.rand(len(labels), classes, generator=draws)
+    if len(data.retain) and len(gone(data)) < classes:
+        score[:, gone(data)] -= 1
+    return score.scatter(1, labels[:, None], -2.0).argmax(1)

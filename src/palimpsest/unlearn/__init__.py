@@ -1,0 +1,1 @@
+"""Systems that make a classifier, encoder or regressor forget a class, an identity or given samples."""

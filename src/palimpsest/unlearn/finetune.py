@@ -1,0 +1,46 @@
+"""Fine-tune: training goes on with the retained data alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from palimpsest.core.card import Card
+from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
+from palimpsest.train.loop import TrainStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(ClassifierTune):
+    """Hopes that the model forgets by itself what it no longer sees.
+
+        loss = CE(f(x_r), y_r)
+
+    Args:
+        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier; 10 epochs of CIFAR-10 by default.
+
+    Cost per step: `batch` forwards, with gradients. The data to forget is not read.
+    Fails when: always, for samples (they stay remembered), unless lr is large; slowly, for classes.
+    Source: Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020, arXiv 1911.04933, name the baseline.
+    """
+
+    steps: int = 1800
+    lr: float = 0.01
+    batch: int = 256
+    rank: int = 0
+    augment: Augment = "flip"
+
+    card = Card(
+        name="Fine-tune",
+        title="Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks",
+        year=2020,
+        paper="https://arxiv.org/abs/1911.04933",
+        family="baseline",
+        needs="Classifier",
+        claim="Baseline: keeps accuracy and forgets little.",
+    )
+
+    def loss(self, step: TrainStep) -> Tensor:
+        retain = self.drawn(step, step.data.retain, "retain")
+        return cross_entropy(step.host.logits(retain.images), retain.targets)
