@@ -322,7 +322,7 @@ class Twofold(Fit):
         first = super().loss(step)
         return first, (step.host.embed(torch.ones(1, 6)) - step.beside["goal"]).square().sum()
 
-    def beside(self, host: Any, seed: int) -> dict[str, Tensor]:
+    def beside(self, context: Any, seed: int) -> dict[str, Tensor]:
         return {"goal": torch.full((3,), 0.5)}
 
     def beside_options(self) -> dict[str, Any]:

@@ -12,30 +12,28 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest, Unsupported
+from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.trace import Trace
-from palimpsest.ops.prompts import asking, filled, swapped
+from palimpsest.ops.parts import parameters
+from palimpsest.ops.prompts import answered
 from palimpsest.ops.trajectories import Visited, visit
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
-from palimpsest.train.randomness import generator
+from palimpsest.train.walks import KeptWalk
 
 Train = Literal["xattn", "noxattn", "selfattn", "full"]
 Walks = Literal["kept", "fresh", "student"]
-OUTER = ("time_embedding", "time_text_embed", "conv_norm_out", "conv_out", "norm_out", "proj_out")
-"""Time embedding and output layers, as a denoiser's children."""
 
 
 @dataclass(kw_only=True)
 class Prepared:
-    """The encoded prompts, row for row with what they are guided from; and the walk that steps now draw from."""
+    """The encoded prompts, row for row with what they are guided from; and the walk that steps draw from."""
 
     prompts: list[str]
     cond: Cond
     anchor: Cond | None
-    walk: int = -1
-    points: Visited | None = None
+    walk: KeptWalk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,29 +100,14 @@ class ESD(FineTune):
             raise BadRequest(f"walk_steps is {self.walk_steps}; a walk has at least 1 step.")
 
     def trains(self, host: Denoiser) -> Sequence[str]:
-        def under(role: str, without: Sequence[str] = ()) -> set[str]:
-            named = ((name, p) for name, m in host.parts(role).items() for p, _ in m.named_parameters())
-            return {f"{name}.{p}" for name, p in named if p.split(".")[0] not in without}
-
-        names = {
-            "xattn": under("cross_attention"),
-            "selfattn": under("self_attention"),
-            "noxattn": under("denoiser", OUTER) - under("cross_attention"),
-            "full": under("denoiser"),
-        }[self.train]
-        if not names:
-            raise Unsupported(f"{host.name} has no parts that ESD calls {self.train!r}; train 'full' instead.")
-        return sorted(names)
+        return parameters(host, self.train, "ESD")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
-        pairs = [
-            (p, p if toward is None else swapped(p, c.name, toward.name))
-            for c, toward in zip(request.target, request.replacements(), strict=True)
-            for p in dict.fromkeys((*asking(c), *filled(c)))
-        ]
+        pairs = answered(request)
         prompts = [p for p, _ in pairs]
         anchor = host.encode([a for _, a in pairs]) if request.toward else None
-        return Prepared(prompts=prompts, cond=host.encode(prompts), anchor=anchor)
+        walk = KeptWalk(prompts=prompts, steps=self.walk_steps, guidance=self.guidance)
+        return Prepared(prompts=prompts, cond=host.encode(prompts), anchor=anchor, walk=walk)
 
     def loss(self, step: TrainStep) -> Tensor:
         at = self._points(step)
@@ -139,15 +122,9 @@ class ESD(FineTune):
 
     def _points(self, step: TrainStep) -> Visited:
         prepared, n = step.context, step.batch
-        walk = partial(visit, step.host, prepared.prompts, n, steps=self.walk_steps, guidance=self.guidance)
         if self.walks == "kept":
-            number, turn = divmod(step.index, self.walk_steps)
-            if prepared.walk != number:
-                with step.teacher():
-                    points = walk(generator(step.seed, "walk", number))
-                order = torch.randperm(len(points), generator=generator(step.seed, "order", number))
-                prepared.walk, prepared.points = number, points[order]
-            return prepared.points[turn * n : (turn + 1) * n]
+            return prepared.walk.points(step)
+        walk = partial(visit, step.host, prepared.prompts, n, steps=self.walk_steps, guidance=self.guidance)
         draws = step.generator()
         stops = torch.randint(self.walk_steps, (n,), generator=draws)
         if self.walks == "fresh":

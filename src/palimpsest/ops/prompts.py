@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
-from palimpsest.core.concept import Concept, Kind
+from palimpsest.core.concept import Concept, Kind, Request
 
 T = TypeVar("T")
 
@@ -32,6 +32,24 @@ def filled(concept: Concept) -> tuple[str, ...]:
 def asking(concept: Concept) -> tuple[str, ...]:
     """The concept's own prompts; where it has none, its name, alone and in the templates."""
     return concept.prompts or (concept.name, *filled(concept))
+
+
+def answered(request: Request) -> list[tuple[str, str]]:
+    """(prompt, what it is answered as) for everything that asks for a target: its own prompts, its name, templates.
+
+    The answer is the same prompt with the replacement's name; the empty prompt where the request names none.
+    """
+    return [
+        (prompt, "" if toward is None else swapped(prompt, target.name, toward.name))
+        for target, toward in zip(request.target, request.replacements(), strict=True)
+        for prompt in dict.fromkeys((*asking(target), *filled(target)))
+    ]
+
+
+def kept(request: Request) -> list[str]:
+    """What asks for the kept concepts, in turn: each one's own prompt (else its name) first, then the next of each."""
+    every = [list(dict.fromkeys((*asking(c), *filled(c)))) for c in request.keep]
+    return [prompts[i] for i in range(max(map(len, every), default=0)) for prompts in every if i < len(prompts)]
 
 
 def up_to(prompt: str, name: str) -> str:

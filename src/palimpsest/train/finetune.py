@@ -71,10 +71,11 @@ class FineTune(ModelEdit, ABC):
         """
         return total(parts)
 
-    def beside(self, host: Any, seed: int) -> Mapping[str, Tensor]:
+    def beside(self, context: Any, seed: int) -> Mapping[str, Tensor]:
         """Tensors that are trained beside the model's own and are no part of the patch (a discriminator, a prompt).
 
-        By names that no parameter of the model has. They are `step.beside`, and a resumed run has them back.
+        By names that no parameter of the model has, as they start, given what `prepare` returned. They are
+        `step.beside`, and a resumed run has them back.
         """
         return {}
 
@@ -101,23 +102,23 @@ class FineTune(ModelEdit, ABC):
             "seed": seed,
             "base": host.fingerprint(),
         }
-        optimiser = self.optimiser(trained.leaves.values())
-        beside = {name: t.detach().clone().requires_grad_(True) for name, t in self.beside(host, seed).items()}
-        if beside:
-            optimiser.add_param_group({"params": list(beside.values()), **self.beside_options()})
-        loop = Loop(
-            trained=trained,
-            optimiser=optimiser,
-            loss=self.loss,
-            gradient=self.gradient,
-            clip=self.clip,
-            run=identity,
-            beside=beside,
-        )
-        start = loop.resumed(trace)
         with trained.frozen():
             with torch.no_grad():
                 context = self.prepare(host, request, data=data, seed=seed, trace=trace)
+            beside = {n: t.detach().clone().requires_grad_(True) for n, t in self.beside(context, seed).items()}
+            optimiser = self.optimiser(trained.leaves.values())
+            if beside:
+                optimiser.add_param_group({"params": list(beside.values()), **self.beside_options()})
+            loop = Loop(
+                trained=trained,
+                optimiser=optimiser,
+                loss=self.loss,
+                gradient=self.gradient,
+                clip=self.clip,
+                run=identity,
+                beside=beside,
+            )
+            start = loop.resumed(trace)
             steps = (
                 TrainStep(
                     host=host,
