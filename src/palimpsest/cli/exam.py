@@ -13,7 +13,7 @@ class Exam:
     """Run systems on the fixed work of their family and write exam/results; only what changed runs again."""
 
     what: Positional[str] = "erase"
-    """A family (erase) or one system (erase/uce)."""
+    """A family (erase), one system (erase/uce), or "table" to write the table of the results alone."""
     results: Path = Path("exam/results")
     """Folder of the results."""
     again: bool = False
@@ -26,7 +26,8 @@ class Exam:
         from palimpsest.progress import bars
 
         with bars() as progress:
-            work.run(self.what, self.results, again=self.again, progress=progress)
+            if self.what != "table":
+                work.run(self.what, self.results, again=self.again, progress=progress)
         if self.docs is not None:
             table.write(self.results, self.docs)
             print(self.docs)

@@ -23,10 +23,12 @@ class Summary:
         concept: "" for all concepts together.
         target, before, oracle: rate in [0, 1] of pictures that show what was to go: edited, untouched, and drawn by
             a model that never saw it (None where there is none).
+        paraphrase: the same of edited pictures that ask for it in other words (None where none were drawn).
         neighbours, unrelated: paired change of the rate of pictures that show what was asked for.
         drift: same-seed pixel distance of unrelated pictures, as a share of that between two seeds.
         gap: (edited, untouched) kernel distance of target pictures to those of the model that never saw it.
         seconds, forwards, peak_bytes: means over runs.
+        sampling: rows through the denoiser for each picture that the edited model draws; None where not counted.
         runs: how many; refused: in which words it refused, if it did.
     """
 
@@ -36,6 +38,7 @@ class Summary:
     target: Interval
     before: Interval
     oracle: Interval | None
+    paraphrase: Interval | None
     neighbours: Interval
     unrelated: Interval
     drift: float
@@ -43,15 +46,16 @@ class Summary:
     seconds: float
     forwards: int
     peak_bytes: int
+    sampling: float | None
     runs: int
     refused: str = ""
 
 
-def read(results: Path, family: str) -> dict[str, list[dict[str, Any]]]:
-    """Every system's cases, by id."""
+def read(results: Path, family: str, part: str = "cases") -> dict[str, list[dict[str, Any]]]:
+    """Every system's cases, or its interactions, by id."""
     files = sorted((results / family).glob("*.json"))
-    found = {f"{family}/{f.stem}": json.loads(f.read_text(encoding="utf-8"))["cases"] for f in files}
-    return {system: cases for system, cases in found.items() if cases}
+    found = {f"{family}/{f.stem}": json.loads(f.read_text(encoding="utf-8")).get(part) for f in files}
+    return {system: records for system, records in found.items() if records}
 
 
 def summarise(system: str, cases: Iterable[Mapping[str, Any]], concept: str = "") -> Summary | None:
@@ -61,7 +65,7 @@ def summarise(system: str, cases: Iterable[Mapping[str, Any]], concept: str = ""
     if not worked:
         return None
     target = _bits(worked, "target", "after")
-    oracle = _bits(worked, "target", "oracle")
+    oracle, other_words = _bits(worked, "target", "oracle"), _bits(worked, "paraphrase", "after")
     gaps = [n for c in worked for n in c["numbers"] if n["name"].startswith("gap") and n["role"] == "target"]
     drifts = [
         n["value"] / n["floor"]
@@ -70,6 +74,7 @@ def summarise(system: str, cases: Iterable[Mapping[str, Any]], concept: str = ""
         if n["name"] == "pixel drift" and n["role"] == "unrelated" and n["floor"]
     ]
     costs = [c["cost"] for c in worked]
+    rows = [c["drawing"]["forwards"]["denoiser"] / c["drawing"]["pictures"] for c in worked if "drawing" in c]
     return Summary(
         system=system,
         concept=concept,
@@ -77,6 +82,7 @@ def summarise(system: str, cases: Iterable[Mapping[str, Any]], concept: str = ""
         target=_rate(target),
         before=_rate(_bits(worked, "target", "before")),
         oracle=_rate(oracle) if len(oracle) else None,
+        paraphrase=_rate(other_words) if len(other_words) else None,
         neighbours=statistics.paired(_bits(worked, "neighbour", "before"), _bits(worked, "neighbour", "after")),
         unrelated=statistics.paired(_bits(worked, "unrelated", "before"), _bits(worked, "unrelated", "after")),
         drift=float(np.mean(drifts)) if drifts else float("nan"),
@@ -84,6 +90,7 @@ def summarise(system: str, cases: Iterable[Mapping[str, Any]], concept: str = ""
         seconds=float(np.mean([c["seconds"] for c in costs])),
         forwards=round(float(np.mean([sum(c["forwards"].values()) for c in costs]))),
         peak_bytes=round(float(np.mean([c["peak_bytes"] or 0 for c in costs]))),
+        sampling=float(np.mean(rows)) if rows else None,
         runs=len(worked),
         refused=next((c["refused"] for c in chosen if "refused" in c), ""),
     )

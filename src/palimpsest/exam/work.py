@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest, PalimpsestError
 from palimpsest.core.files import write_text
 from palimpsest.core.trace import Progress
+from palimpsest.exam import interaction
+from palimpsest.exam.interaction import PAIRS, Pair
+from palimpsest.exam.pictures import evidence_of, groups_of, host_of, model_digest
 
-VERSION = 1  # of the work below; a change of it runs everything again
+VERSION = 2  # of the work below; a change of it runs everything again
 SEEDS = (0, 1, 2)
 PROMPTS = 20  # for each target and seed
 # Neither methods nor their defaults may be chosen on these concepts: use others ("heart", "purple", "sketch", "Nia").
@@ -51,6 +54,9 @@ CASES: dict[str, tuple[Case, ...]] = {
 }
 
 
+Job = tuple[Case | Pair, int, tuple[str, ...]]  # the systems that are due for it
+
+
 def run(what: str, results: Path, *, again: bool = False, progress: Progress | None = None) -> list[Path]:
     """Examines a family ("erase") or one system ("erase/uce") and writes `results/<id>.json` for each system.
 
@@ -61,39 +67,44 @@ def run(what: str, results: Path, *, again: bool = False, progress: Progress | N
         BadRequest: no such family or system.
     """
     systems = _systems(what)
-    family = systems[0].split("/")[0]
     kept = {system: _kept(system, results) for system in systems}
-    todo: list[tuple[Case, int, tuple[str, ...]]] = []
-    for case in CASES[family]:
-        for seed in SEEDS:
-            due = tuple(s for s in systems if again or _key(s, case, seed) not in kept[s])
-            if due:
-                todo.append((case, seed, due))
-    for done, (case, seed, found) in enumerate(_spread(todo), start=1):
+    todo: list[Job] = []
+    for item, seed in _work(systems[0].split("/")[0]):
+        due = tuple(s for s in systems if again or _key(s, item, seed) not in kept[s])
+        if due:
+            todo.append((item, seed, due))
+    for done, (item, seed, found) in enumerate(_spread(todo), start=1):
         for system, record in found.items():
-            kept[system][_key(system, case, seed)] = record
+            kept[system][_key(system, item, seed)] = record
             _write(system, kept[system], results)
         if progress is not None:
             progress(f"exam of {what}", done, len(todo))
     return [_write(system, kept[system], results) for system in systems]
 
 
-def examine(case: Case, seed: int, systems: Sequence[str]) -> dict[str, Any]:
-    """Runs systems on one case with one seed; the untouched and the never-saw model are drawn once for all of them.
+def _work(family: str) -> list[tuple[Case | Pair, int]]:
+    """All of a family's cases, then what two erasures do to each other."""
+    cases: list[tuple[Case | Pair, int]] = [(case, seed) for case in CASES[family] for seed in SEEDS]
+    return cases + [(pair, seed) for pair in PAIRS[family] for seed in interaction.SEEDS]
+
+
+def examine(item: Case | Pair, seed: int, systems: Sequence[str]) -> dict[str, Any]:
+    """Runs systems on one case or pair with one seed.
 
     Returns:
         For each system: presence bits of every picture by group, drift, distances and cost, as plain JSON. A system
         that refuses the case is recorded with its words.
     """
+    if isinstance(item, Pair):
+        return {s: interaction.interact(item, seed, lambda s=s: method_of(s)) for s in systems}
     from palimpsest import run as verbs
     from palimpsest.core.trace import Trace
+    from palimpsest.exam.paraphrases import with_paraphrases
     from palimpsest.probes import plan as planning
-    from palimpsest.probes.evaluators import judges_for
-    from palimpsest.probes.evidence import collect
     from palimpsest.worlds.concepts import world_of
 
-    host = _host(case.host)
-    request = verbs.request(host, case.concept)
+    host = host_of(item.host)
+    request = verbs.request(host, item.concept)
     plan = planning.plan(
         host,
         request,
@@ -102,18 +113,15 @@ def examine(case: Case, seed: int, systems: Sequence[str]) -> dict[str, Any]:
         seeds=1,
         first_seed=100_000 * (seed + 1),
     )
-    judges, oracle = judges_for(host), _oracle(case)
-    drawn = None
     found: dict[str, Any] = {}
     for system in systems:
         try:
             patch = method_of(system)(host, request, seed=seed, trace=Trace())
         except PalimpsestError as e:
-            found[system] = {"case": asdict(case), "seed": seed, "refused": str(e)}
+            found[system] = {"case": asdict(item), "seed": seed, "refused": str(e)}
             continue
-        evidence = collect(host, patch, plan, judges, oracle=oracle, drawn=drawn)
-        drawn = evidence.pictures
-        found[system] = {"case": asdict(case), "seed": seed, **_record(evidence, patch)}
+        evidence = evidence_of(host, patch, with_paraphrases(plan), model=item.host, oracle=item.oracle)
+        found[system] = {"case": asdict(item), "seed": seed, **_record(evidence, patch)}
     return found
 
 
@@ -121,16 +129,6 @@ def _record(evidence: Any, patch: Any) -> dict[str, Any]:
     from palimpsest.probes.drift import Drift
     from palimpsest.probes.oracle_gap import OracleGap
 
-    groups = []
-    for g, judge, classes in evidence.asked():
-        group = evidence.plan.groups[g]
-        rows = evidence.plan.rows(group=g)
-        bits = {
-            which: "".join(str(int(b)) for b in evidence.present(judge, which, classes)[rows])
-            for which in ("before", "after", "oracle")
-            if which in evidence.pictures
-        }
-        groups.append({"role": group.role, "concept": group.name, "judge": judge, **bits})
     numbers = [
         {"name": r.name, "role": r.role, "value": r.value, "before": r.before, "floor": r.floor}
         for probe in (Drift(), OracleGap())
@@ -142,9 +140,10 @@ def _record(evidence: Any, patch: Any) -> dict[str, Any]:
         "parameters": patch.provenance["parameters"],
         "versions": patch.provenance["versions"],
         "base": patch.base,
-        "groups": groups,
+        "groups": groups_of(evidence),
         "numbers": numbers,
         "cost": {**cost, "patch_bytes": patch.nbytes(), "tensors": len(patch.deltas)},
+        "drawing": {"pictures": len(evidence.plan.shots), "forwards": evidence.cost["forwards"]},
     }
 
 
@@ -162,15 +161,15 @@ def _systems(what: str) -> list[str]:
     return [entry.id]
 
 
-def _spread(todo: Sequence[tuple[Case, int, tuple[str, ...]]]) -> Iterator[tuple[Case, int, dict[str, Any]]]:
+def _spread(todo: Sequence[Job]) -> Iterator[tuple[Case | Pair, int, dict[str, Any]]]:
     """Results as they come. Each process computes with one thread: more would slow each other many times over."""
     workers = min(len(todo), os.cpu_count() or 1)
     if workers <= 1:
-        yield from ((case, seed, examine(case, seed, systems)) for case, seed, systems in todo)
+        yield from ((item, seed, examine(item, seed, systems)) for item, seed, systems in todo)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        jobs: dict[Future[dict[str, Any]], tuple[Case, int]] = {
-            pool.submit(examine, case, seed, systems): (case, seed) for case, seed, systems in todo
+        jobs: dict[Future[dict[str, Any]], tuple[Case | Pair, int]] = {
+            pool.submit(examine, item, seed, systems): (item, seed) for item, seed, systems in todo
         }
         for job in as_completed(jobs):
             yield (*jobs[job], job.result())
@@ -182,62 +181,34 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@lru_cache(maxsize=2)
-def _host(name: str) -> Any:
-    from palimpsest.hosts.detect import load
-
-    return load(name)
-
-
-def _oracle(case: Case) -> Any:
-    from palimpsest import tiny
-
-    return _host(case.oracle) if case.oracle.removeprefix("tiny/") in tiny.names() else None
-
-
 def _kept(system: str, results: Path) -> dict[str, Any]:
     path = results / f"{system}.json"
     if not path.is_file():
         return {}
-    return {c["key"]: c for c in json.loads(path.read_text(encoding="utf-8"))["cases"]}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {c["key"]: c for part in ("cases", "interactions") for c in stored.get(part, ())}
 
 
-def _write(system: str, cases: dict[str, Any], results: Path) -> Path:
-    """The cases of the present content only, in the order of the work."""
-    family = system.split("/")[0]
-    current = [_key(system, case, seed) for case in CASES[family] for seed in SEEDS]
-    ordered = [{**cases[k], "key": k} for k in current if k in cases]
-    text = json.dumps({"system": system, "work": VERSION, "cases": ordered}, indent=1, sort_keys=True)
+def _write(system: str, found: dict[str, Any], results: Path) -> Path:
+    """The records of the present content only, in the order of the work."""
+    parts: dict[str, list[Any]] = {"cases": [], "interactions": []}
+    for item, seed in _work(system.split("/")[0]):
+        key = _key(system, item, seed)
+        if key in found:
+            parts["interactions" if isinstance(item, Pair) else "cases"].append({**found[key], "key": key})
+    text = json.dumps({"system": system, "work": VERSION, **parts}, indent=1, sort_keys=True)
     return write_text(results / f"{system}.json", text + "\n")
 
 
 @cache
-def _key(system: str, case: Case, seed: int) -> str:
-    model = [_model_digest(case.host), _model_digest(case.oracle)]
-    parts = [
-        VERSION,
-        PROMPTS,
-        seed,
-        asdict(case),
-        source_digest(catalog.find(system).module),
-        BUDGETS.get(system),
-        *model,
-    ]
+def _key(system: str, item: Case | Pair, seed: int) -> str:
+    if isinstance(item, Pair):
+        work, models = [interaction.VERSION, interaction.PROMPTS], [model_digest(item.host)]
+    else:
+        work, models = [VERSION, PROMPTS], [model_digest(item.host), model_digest(item.oracle)]
+    method = [source_digest(catalog.find(system).module), BUDGETS.get(system)]
+    parts = [work, seed, asdict(item), method, models]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@cache
-def _model_digest(name: str) -> str:
-    """Of all files of a shipped model; "" where it is not shipped."""
-    from palimpsest import tiny
-
-    if name.removeprefix("tiny/") not in tiny.names():
-        return ""
-    h = hashlib.sha256()
-    for file in sorted(p for p in tiny.path(name.removeprefix("tiny/")).rglob("*") if p.is_file()):
-        h.update(file.name.encode())
-        h.update(file.read_bytes())
-    return h.hexdigest()
 
 
 @cache
