@@ -16,7 +16,7 @@ SRC = ROOT / "src" / "palimpsest"
 FLOORS = {
     **dict.fromkeys(["core"], 0),
     **dict.fromkeys(["ops"], 1),
-    **dict.fromkeys(["train", "hosts", "worlds"], 2),
+    **dict.fromkeys(["train", "hosts", "worlds", "data"], 2),
     **dict.fromkeys(["tiny"], 3),
     **dict.fromkeys([*catalog.VERBS, "probes"], 4),
     **dict.fromkeys(["receipt", "export", "testing"], 5),

@@ -1,0 +1,1 @@
+"""Users' pictures: folders, parquet tables and arrays as Samples, and forget requests that split them."""

@@ -1,0 +1,165 @@
+"""Train a small classifier, and the models that never saw what another one forgets."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from palimpsest.core.files import write_beside
+from palimpsest.core.samples import Samples
+from palimpsest.tiny.masters import Masters
+from palimpsest.tiny.resnet import ResNet, resnet, whiten
+from palimpsest.train.randomness import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a classifier is trained; the same for a model and for its retrain oracles.
+
+    Args:
+        epochs: passes over the data.
+        batch: pictures a step.
+        lr: peak step size of Muon and AdamW; it rises over the first fifth of the steps and falls to zero.
+        width: channels of the network's first stage.
+        smoothing: label smoothing, in [0, 1).
+        shift: largest random shift in pixels, each way, on reflected borders.
+        flip: whether pictures are mirrored in every second epoch, half of them first.
+    """
+
+    epochs: int = 7
+    batch: int = 256
+    lr: float = 3e-3
+    width: int = 32
+    smoothing: float = 0.1
+    shift: int = 3
+    flip: bool = True
+
+
+CIFAR = Recipe()
+
+
+def train(
+    samples: Samples, classes: int, recipe: Recipe, *, seed: int, checkpoint: Path | None = None, loud: bool = False
+) -> ResNet:
+    """A classifier of `samples`, float32, in evaluation mode.
+
+    Every draw is a function of (seed, epoch), so a run that goes on from its checkpoint equals an unbroken one.
+
+    Args:
+        classes: how many logits, also where some class has no sample.
+        checkpoint: a file that is written after each epoch and read at the start where it exists.
+
+    Cost: 0.12 s a step of 256 pictures of 32 px at width 32 on one core with bfloat16 units (AMX).
+    """
+    torch.manual_seed(int(torch.randint(1 << 31, (), generator=generator(seed, "weights"))))
+    model = resnet(classes, recipe.width)
+    whiten(model, samples.pixels(torch.randperm(len(samples), generator=generator(seed, "whiten"))[:2000]))
+    model.backbone.stem.requires_grad_(False)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    masters = Masters(model, lr=recipe.lr, average=0.99)
+    padded = _padded(samples.images, recipe.shift)
+    start, done = time.perf_counter(), _resume(masters, checkpoint, recipe, seed)
+    steps = -(-len(samples) // recipe.batch)
+    for epoch in range(done, recipe.epochs):
+        draw = generator(seed, "epoch", epoch)
+        order = torch.randperm(len(samples), generator=draw)
+        total = 0.0
+        for k, rows in enumerate(order.split(recipe.batch)):
+            images = _augmented(padded, rows, epoch, recipe, draw).to(torch.bfloat16)
+            loss = F.cross_entropy(model(images).float(), samples.labels[rows], label_smoothing=recipe.smoothing)
+            loss.backward()
+            masters.step(_triangle((epoch * steps + k + 1) / (recipe.epochs * steps + 1)), clip=5.0)
+            total += float(loss.detach())
+        _save_checkpoint(masters, checkpoint, recipe, seed, epoch + 1)
+        if loud:
+            seconds = time.perf_counter() - start
+            print(f"epoch {epoch + 1}/{recipe.epochs} loss {total / steps:.4f} {seconds:.0f} s", flush=True)
+    masters.show(masters.averages)
+    model.float().requires_grad_(False)
+    _measure_norms(model, padded, recipe, generator(seed, "norms"))
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: nn.Module, samples: Samples, batch: int = 500) -> Tensor:
+    """(n, classes) float32 of all samples."""
+    rows = torch.arange(len(samples)).split(batch)
+    return torch.cat([model(samples.pixels(r).to(memory_format=torch.channels_last)) for r in rows]).float()
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Share of rows whose largest logit is the label's, in percent."""
+    return 100 * float((scores.argmax(1) == labels).float().mean())
+
+
+def _triangle(t: float, peak: float = 0.2) -> float:
+    return min(t / peak, (1 - t) / (1 - peak))
+
+
+def _padded(images: Tensor, shift: int) -> Tensor:
+    """(n, H + 2 shift, W + 2 shift, 3) uint8: channels last, so that a gathered batch already is."""
+    if not shift:
+        return images.permute(0, 2, 3, 1).contiguous()
+    grown = [F.pad(part.float(), [shift] * 4, mode="reflect").byte() for part in images.split(2000)]
+    return torch.cat(grown).permute(0, 2, 3, 1).contiguous()
+
+
+def _augmented(padded: Tensor, rows: Tensor, epoch: int, recipe: Recipe, draw: torch.Generator) -> Tensor:
+    """(m, 3, H, W) in [0, 1], shifted at random; a picture is mirrored in every second epoch."""
+    n, h, w = len(rows), padded.shape[1] - 2 * recipe.shift, padded.shape[2] - 2 * recipe.shift
+    by = torch.randint(2 * recipe.shift + 1, (2, n, 1), generator=draw)
+    ys, xs = by[0] + torch.arange(h), by[1] + torch.arange(w)
+    if recipe.flip:
+        mirrored = (rows * 2654435761 // 65536 + epoch) % 2 == 1  # a fixed half in even epochs, the others in odd ones
+        xs = torch.where(mirrored[:, None], xs.flip(1), xs)
+    return padded[rows[:, None, None], ys[:, :, None], xs[:, None, :]].permute(0, 3, 1, 2).float() / 255
+
+
+@torch.no_grad()
+def _measure_norms(model: ResNet, padded: Tensor, recipe: Recipe, draw: torch.Generator, pictures: int = 5000) -> None:
+    """Running statistics belong to the averaged weights: measure them afresh."""
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    for part in norms:
+        part.reset_running_stats()
+        part.momentum = None
+    model.train()
+    rows = torch.randperm(len(padded), generator=draw)[:pictures]
+    parts = [part for part in rows.split(250) if len(part) > 1]
+    for number, part in enumerate(parts):
+        model(_augmented(padded, part, number, recipe, draw))
+    for part in norms:
+        part.momentum = 0.1
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------
+
+
+def _identity(recipe: Recipe, seed: int) -> str:
+    return json.dumps({"recipe": asdict(recipe), "seed": seed}, sort_keys=True)
+
+
+def _save_checkpoint(masters: Masters, file: Path | None, recipe: Recipe, seed: int, epochs: int) -> None:
+    if file is None:
+        return
+    meta = {"run": _identity(recipe, seed), "epochs": str(epochs)}
+    write_beside(file, lambda tmp: save_file(masters.state(), str(tmp), metadata=meta))
+
+
+def _resume(masters: Masters, file: Path | None, recipe: Recipe, seed: int) -> int:
+    """How many epochs are done; restores what they left."""
+    if file is None or not file.is_file():
+        return 0
+    with safe_open(str(file), framework="pt") as f:
+        meta = f.metadata()
+        if meta["run"] != _identity(recipe, seed):
+            return 0
+        masters.restore({key: f.get_tensor(key) for key in f.keys()})  # noqa: SIM118 (safe_open is no dict)
+    return int(meta["epochs"])
