@@ -11,7 +11,7 @@ import torch
 from palimpsest.probes.plan import Group, Plan
 from palimpsest.tiny import phrases
 
-PARAPHRASES = 10  # prompts for each target and seed
+PARAPHRASES = 6  # prompts for each target and seed
 
 
 def with_paraphrases(plan: Plan, n: int = PARAPHRASES) -> Plan:
