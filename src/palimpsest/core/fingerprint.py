@@ -43,9 +43,18 @@ def quick_state(root: nn.Module) -> dict[str, tuple[int, int, int]]:
 
 
 def hook_count(root: nn.Module) -> int:
-    """How many hooks and instance-level forwards hang on a model's modules."""
+    """How many hooks and instance-level forwards hang on a model's modules.
+
+    Those of the model's own library are not counted: transformers hangs hooks that collect hidden states on a text
+    encoder when it is first asked for them, and they change nothing.
+    """
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return sum(sum(len(getattr(m, kind)) for kind in kinds) + ("forward" in m.__dict__) for m in root.modules())
+
+    def ours(module: nn.Module) -> int:
+        hooks = [hook for kind in kinds for hook in getattr(module, kind).values()]
+        return sum(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
+
+    return sum(ours(m) + ("forward" in m.__dict__) for m in root.modules())
 
 
 def _wrapped_sum(t: Tensor) -> int:
