@@ -89,13 +89,22 @@ def split(data: Dataset, request: ForgetRequest) -> Split:
     Raises:
         BadRequest: a class, identity or sample that the data do not have, nothing to forget, or nothing left.
     """
-    mask = _chosen(data, request)
+    mask = chosen(data, request)
     if bool(mask.all()):
         raise BadRequest(
             f"The request would forget all {len(mask)} samples, and nothing would be left to keep; forget fewer, or "
             "delete the model."
         )
     return Split(forget=data.samples[mask], retain=data.samples[~mask])
+
+
+def drawn(data: Dataset, share: float, seed: int = 0) -> ForgetRequest:
+    """A request for a random share of the samples, in (0, 1), by row number; equal seeds draw equal rows."""
+    if not 0 < share < 1:
+        raise BadRequest(f"The share of samples to forget is {share}; it must lie between 0 and 1.")
+    n = len(data.samples)
+    rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: max(1, round(share * n))].sort().values
+    return ForgetRequest(kind="samples", items=tuple(map(str, rows.tolist())))
 
 
 def record(data: Dataset, request: ForgetRequest) -> dict[str, Any]:
@@ -105,7 +114,7 @@ def record(data: Dataset, request: ForgetRequest) -> dict[str, Any]:
     on the pictures alone, so that a third person can check a claim without the record holding any picture or name.
     `request` is the sha256 of the request's own text.
     """
-    mask = _chosen(data, request)
+    mask = chosen(data, request)
     wanted = data.samples[mask]
     each = sorted(_content(wanted, i) for i in range(len(wanted)))
     asked = json.dumps({**request.plain(), "items": sorted(request.items)}, sort_keys=True, ensure_ascii=False)
@@ -125,8 +134,12 @@ def _content(samples: Samples, row: int) -> str:
     return digest.hexdigest()
 
 
-def _chosen(data: Dataset, request: ForgetRequest) -> Tensor:
-    """(n,) bool."""
+def chosen(data: Dataset, request: ForgetRequest) -> Tensor:
+    """(n,) bool: which samples must be forgotten.
+
+    Raises:
+        BadRequest: as `split`, except that everything may be chosen.
+    """
     rule = {"class": _of_classes, "identity": _of_groups, "samples": _of_names}[request.kind]
     mask = rule(data, request.items)
     if not bool(mask.any()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -62,15 +62,24 @@ OPTIONAL = ("text_encoder_3", "tokenizer_3")  # SD3 runs without its T5 encoder
 VARIANTS = ("", "Img2Img", "Inpaint")  # pipelines of the same models for other tasks
 
 
-def load(model: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32") -> Host:
+def load(
+    model: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    factory: str = "",
+    labels: Sequence[str] = (),
+) -> Host:
     """Loads a model as a host, from local files alone.
 
     Args:
         model: `tiny/<name>` for a shipped model; a diffusers folder; one .safetensors file of a Stable Diffusion
-            checkpoint; a transformers image-classification folder; or the id of a repository that is already in the
-            local Hugging Face cache.
+            checkpoint; a folder of a transformers, timm or palimpsest image classifier; the .safetensors state of a
+            classifier, with its factory; or the id of a repository that is already in the local Hugging Face cache.
         device: "cpu", "cuda", "cuda:1", "mps".
         dtype: "float32", "float16" or "bfloat16".
+        factory: "module:function" that makes the classifier whose state `model` is. It is code: name only your own.
+        labels: the classes' names of such a classifier; other models know theirs.
 
     Raises:
         BadRequest: no such device or precision.
@@ -82,10 +91,14 @@ def load(model: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "fl
     if name.startswith("tiny/"):
         return _folder(_shipped(name), name, place, precision)
     path = Path(name).expanduser()
+    if path.is_file() and factory:
+        from palimpsest.hosts.factory import from_state
+
+        return from_state(path, factory, labels=labels, device=place, dtype=precision)
     if path.is_file():
         return _file(path, place, precision)
     if path.is_dir():
-        return _folder(path, name, place, precision)
+        return _folder(path, name, place, precision, factory)
     return _folder(_cached(name), name, place, precision)
 
 
@@ -107,19 +120,37 @@ def _dtype(dtype: str) -> torch.dtype:
 # -- folders ---------------------------------------------------------------------------------------------
 
 
-def _folder(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Host:
+def _folder(folder: Path, name: str, device: torch.device, dtype: torch.dtype, factory: str = "") -> Host:
     if (folder / "model_index.json").is_file():
         return _pipeline(folder, name, device, dtype)
-    config = folder / "config.json"
-    if config.is_file() and any("ForImageClassification" in a for a in _json(config).get("architectures") or ()):
-        _weights(folder, ".")
+    if (folder / "config.json").is_file():
+        host = _classifier(folder, _json(folder / "config.json"), name, device, dtype, factory)
+        if host is not None:
+            return host
+    raise Unsupported(
+        f"{folder} holds neither a diffusers pipeline (model_index.json) nor an image classifier (config.json of "
+        "transformers with an ...ForImageClassification architecture, of timm, or with a factory). Point to the "
+        "folder that has one of them."
+    )
+
+
+def _classifier(
+    folder: Path, config: Mapping[str, Any], name: str, device: torch.device, dtype: torch.dtype, factory: str
+) -> Host | None:
+    from palimpsest.hosts import factory as made
+
+    if any("ForImageClassification" in a for a in config.get("architectures") or ()):
         from palimpsest.hosts.vision import from_folder
 
+        _weights(folder, ".")
         return from_folder(folder, name=name, device=device, dtype=dtype)
-    raise Unsupported(
-        f"{folder} holds neither a diffusers pipeline (model_index.json) nor a transformers image classifier "
-        "(config.json with an ...ForImageClassification architecture). Point to the folder that has one of them."
-    )
+    if made.is_own(config):
+        _weights(folder, ".")
+        return made.from_own(folder, config, name=name, device=device, dtype=dtype, factory=factory)
+    if made.is_timm(config):
+        _weights(folder, ".")
+        return made.from_timm(folder, config, name=name, device=device, dtype=dtype)
+    return None
 
 
 def _pipeline(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Host:

@@ -18,6 +18,7 @@ class Masters:
         average: decay of the exponential average, in [0, 1).
         dtype: what the module computes in.
         muon: False trains every weight by AdamW.
+        momentum: of Muon; lower for runs of few hundred steps.
 
     Cost: 16 bytes a parameter, and about 0.15 s a step for 7 M parameters on one core.
     Source: Muon, K. Jordan et al. 2024, with the scale of Liu et al. 2025 (arXiv 2502.16982).
@@ -32,6 +33,7 @@ class Masters:
         dtype: torch.dtype = torch.bfloat16,
         muon: bool = True,
         weight_decay: float = 0.01,
+        momentum: float = 0.95,
     ) -> None:
         self.names = [name for name, weight in module.named_parameters() if weight.requires_grad]
         weights = dict(module.named_parameters())
@@ -61,7 +63,7 @@ class Masters:
                     matrices,
                     lr=lr,
                     weight_decay=weight_decay,
-                    momentum=0.95,
+                    momentum=momentum,
                     ns_steps=5,
                     adjust_lr_fn="match_rms_adamw",
                 )

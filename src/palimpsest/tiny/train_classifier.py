@@ -1,9 +1,14 @@
-"""Train a small classifier, and the models that never saw what another one forgets."""
+"""Train a small classifier, and the models that never saw what another one forgets.
+
+`python -m palimpsest.tiny.train_classifier --data cifar10_jpeg --out runs/cifar --without class:cat --seed 1`
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +20,9 @@ from torch.nn import functional as F
 
 from palimpsest.core.files import write_beside
 from palimpsest.core.samples import Samples
+from palimpsest.data.forget import ForgetRequest, chosen, drawn, split
+from palimpsest.data.read import Dataset, read
+from palimpsest.hosts.factory import save
 from palimpsest.tiny.masters import Masters
 from palimpsest.tiny.resnet import ResNet, resnet, whiten
 from palimpsest.train.randomness import generator
@@ -28,6 +36,7 @@ class Recipe:
         epochs: passes over the data.
         batch: pictures a step.
         lr: peak step size of Muon and AdamW; it rises over the first fifth of the steps and falls to zero.
+        momentum: of Muon.
         width: channels of the network's first stage.
         smoothing: label smoothing, in [0, 1).
         shift: largest random shift in pixels, each way, on reflected borders.
@@ -37,6 +46,7 @@ class Recipe:
     epochs: int = 7
     batch: int = 256
     lr: float = 3e-3
+    momentum: float = 0.95
     width: int = 32
     smoothing: float = 0.1
     shift: int = 3
@@ -44,6 +54,7 @@ class Recipe:
 
 
 CIFAR = Recipe()
+FACTORY = "palimpsest.tiny.resnet:resnet"
 
 
 def train(
@@ -64,7 +75,7 @@ def train(
     whiten(model, samples.pixels(torch.randperm(len(samples), generator=generator(seed, "whiten"))[:2000]))
     model.backbone.stem.requires_grad_(False)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    masters = Masters(model, lr=recipe.lr, average=0.99)
+    masters = Masters(model, lr=recipe.lr, average=0.99, momentum=recipe.momentum)
     padded = _padded(samples.images, recipe.shift)
     start, done = time.perf_counter(), _resume(masters, checkpoint, recipe, seed)
     steps = -(-len(samples) // recipe.batch)
@@ -163,3 +174,65 @@ def _resume(masters: Masters, file: Path | None, recipe: Recipe, seed: int) -> i
             return 0
         masters.restore({key: f.get_tensor(key) for key in f.keys()})  # noqa: SIM118 (safe_open is no dict)
     return int(meta["epochs"])
+
+
+# -- the command -----------------------------------------------------------------------------------------
+
+
+def without(data: Dataset, words: str) -> ForgetRequest | None:
+    """What an oracle never sees: "" nothing, "random:0.1" a random tenth, else a forget request."""
+    if not words:
+        return None
+    kind, _, share = words.partition(":")
+    return drawn(data, float(share)) if kind == "random" else ForgetRequest.parse(words)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m palimpsest.tiny.train_classifier --data cifar10_jpeg --out runs/cifar [--without class:cat]`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="a data set with the splits train and test")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without", default="", help="class:cat, random:0.1, samples:list.csv: never seen")
+    for field, kind in (("epochs", int), ("batch", int), ("lr", float), ("width", int)):
+        parser.add_argument(f"--{field}", type=kind, default=getattr(CIFAR, field))
+    asked = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    recipe = Recipe(epochs=asked.epochs, batch=asked.batch, lr=asked.lr, width=asked.width)
+    data, test = read(asked.data, split="train"), read(asked.data, split="test")
+    request = without(data, asked.without)
+    kept = data.samples if request is None else split(data, request).retain
+    begin = time.process_time()
+    model = train(
+        kept, len(data.classes), recipe, seed=asked.seed, checkpoint=asked.out / "checkpoint.safetensors", loud=True
+    )
+    seconds = time.process_time() - begin
+    model.half().float()  # as it is stored
+    scores = {"train": logits(model, data.samples), "test": logits(model, test.samples)}
+    reached = {"test": accuracy(scores["test"], test.samples.labels)}
+    if request is not None:
+        gone = chosen(data, request)
+        reached["retain"] = accuracy(scores["train"][~gone], data.samples.labels[~gone])
+        reached["forget"] = accuracy(scores["train"][gone], data.samples.labels[gone])
+    else:
+        reached["retain"] = accuracy(scores["train"], data.samples.labels)
+    about = {"recipe": asdict(recipe), "seed": asked.seed, "without": asked.without, "accuracy": reached}
+    about |= {"cpu_seconds": round(seconds, 1)}
+    tensors = {key: value.half() for key, value in scores.items()}
+    write_beside(asked.out / "logits.safetensors", lambda tmp: save_file(tensors, str(tmp)))
+    arguments = {"classes": len(data.classes), "width": recipe.width}
+    save(
+        model,
+        asked.out,
+        factory=FACTORY,
+        arguments=arguments,
+        labels=data.classes,
+        head="head",
+        backbone="backbone",
+        about=about,
+    )
+    print(json.dumps(about), flush=True)
+
+
+if __name__ == "__main__":
+    main()
