@@ -52,7 +52,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Inattention(FineTune):
-    """One LoRA in keys and values: loss = sum over layers |softmax(q k^T) at (pixels of the mask, concept's tokens)|."""
+    """One LoRA in keys and values; loss = sum over layers |softmax(q k^T) at pixels of the mask, concept's tokens|."""
 
     steps: int
     lr: float
@@ -140,7 +140,7 @@ class MACE(ModelEdit):
         paper="https://arxiv.org/abs/2403.06135",
         family="closed form",
         needs="Denoiser",
-        claim="Erases up to 100 concepts at once, surpassing prior methods on objects, celebrities, content and styles.",
+        claim="Erases up to 100 concepts at once, surpassing prior methods on objects, people, content and styles.",
         systems=(197,),
     )
 
