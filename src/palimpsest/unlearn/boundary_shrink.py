@@ -1,0 +1,72 @@
+"""Boundary Shrink: each sample to forget goes over the nearest border of its class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.card import Card
+from palimpsest.core.host import Classifier
+from palimpsest.core.samples import Split
+from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
+from palimpsest.train.loop import TrainStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundaryShrink(ClassifierTune):
+    """Gives each sample to forget the class behind its nearest border, as a retrained model would.
+
+        x' = clip(x + epsilon sign(grad_x CE(f0(x), y)), 0, 1)
+        y' = argmax_{k != y} f0(x')_k
+        loss = CE(f(x_f), y')
+
+    Args:
+        epsilon: how far the border is looked for, in pixel values from 0 to 1 (the authors' code: 0.1).
+        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier; 10 epochs of a class of CIFAR-10.
+
+    Cost: 2 forwards and 1 backward for each sample to forget, then `batch` forwards a step, with gradients. The
+        retained data is not read.
+    Differs from the paper: a sample that stays in its class at x' takes the runner-up there.
+    Fails when: training goes on: nothing holds the rest in place. Samples of classes that stay are pushed over
+        borders that a retrained model keeps.
+    Source: Chen et al., "Boundary Unlearning", CVPR 2023, arXiv 2303.11570.
+    """
+
+    steps: int = 780
+    lr: float = 1e-5
+    batch: int = 64
+    rank: int = 0
+    augment: Augment = "none"
+    epsilon: float = 0.1
+
+    uses_retain: ClassVar[bool] = False
+
+    card = Card(
+        name="Boundary Shrink",
+        title="Boundary Unlearning",
+        year=2023,
+        paper="https://arxiv.org/abs/2303.11570",
+        family="boundary",
+        needs="Classifier",
+        claim="Forgets a class of CIFAR-10 17 times faster than retraining.",
+        systems=(267,),
+    )
+
+    def ready(self, host: Classifier, data: Split, seed: int) -> Tensor:
+        parts = torch.arange(len(data.forget)).split(500)
+        return torch.cat([self._neighbours(host, data.forget.pixels(r), data.forget.labels[r]) for r in parts])
+
+    def _neighbours(self, host: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+        """(n,) the nearest other class of each image."""
+        images.requires_grad_(True)
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(cross_entropy(host.logits(images), labels), images)
+        moved = (images.detach() + self.epsilon * slope.sign()).clamp(0, 1)
+        return host.logits(moved).cpu().scatter(1, labels[:, None], -torch.inf).argmax(1)
+
+    def loss(self, step: TrainStep) -> Tensor:
+        forget = self.drawn(step, step.data.forget, "forget", step.context)
+        return cross_entropy(step.host.logits(forget.images), forget.targets)
