@@ -66,6 +66,7 @@ class Scribe:
         steps: int | None = None,
         guidance: float | None = None,
         size: int | None = None,
+        batch: int = 16,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         self.drawn += len(prompts)

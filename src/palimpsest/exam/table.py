@@ -25,7 +25,7 @@ The work: {cases}.
 beside them; pictures are read by the world's oracle. *In other words*: {paraphrases} more pictures a run that ask for
 the target by its synonyms and behind openings that add nothing ("a picture of an azure cup" for "a blue cup"; a name
 has no synonyms, so the words around it change). Rates have Wilson's 95 % interval, changes the
-paired one of Bonett and Price. *Drift* is the same-seed pixel distance of unrelated pictures as a share of the
+paired one of Tango. *Drift* is the same-seed pixel distance of unrelated pictures as a share of the
 distance between two seeds of the untouched model (0: the same picture, 1: another picture). *Gap* is the kernel
 distance of target pictures to those of a model that never saw the concept, before and after.
 Times, forwards and memory are of the edit itself, of one thread with another process beside it; *forwards a picture*

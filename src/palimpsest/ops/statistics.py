@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,7 @@ from scipy import optimize, stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
+FEWEST = 5  # numbers that are worth resampling
 
 
 class Interval(NamedTuple):
@@ -43,8 +44,8 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> Interval:
 def paired(before: ArrayLike, after: ArrayLike, level: float = LEVEL, seed: int = 0) -> Interval:
     """The mean of `after - before` over pairs, with its interval.
 
-    Yes-or-no pairs (all differences in -1, 0, 1) get the adjusted Wald interval of Bonett and Price (2012), which
-    keeps a width where nothing changed; other numbers get a BCa bootstrap over pairs (scipy).
+    Yes-or-no pairs (all differences in -1, 0, 1) get Tango's score interval, which keeps a width where nothing
+    changed; other numbers get the bootstrap of `mean` over pairs.
 
     Args:
         before, after: (n,) numbers or booleans, row by row the same prompt and seed.
@@ -53,37 +54,71 @@ def paired(before: ArrayLike, after: ArrayLike, level: float = LEVEL, seed: int 
     if len(change) == 0:
         return Interval(math.nan, -math.inf, math.inf)
     if np.isin(change, (-1.0, 0.0, 1.0)).all():
-        return _bonett_price(change, level)
+        low, high = tango(np.count_nonzero(change > 0), np.count_nonzero(change < 0), len(change), level)
+        return Interval(float(change.mean()), float(low), float(high))
     return mean(change, level, seed)
+
+
+def tango(gained: ArrayLike, lost: ArrayLike, n: int, level: float = LEVEL) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Limits of a difference of paired rates, `(gained - lost) / n` (Tango 1998).
+
+    All d with `|gained - lost - n d| <= z sqrt(n (2 q + d (1 - d)))`, where q is the most likely share of lost pairs
+    given d. Its average coverage stays nearer to the level than that of Bonett and Price's adjusted Wald interval
+    wherever few pairs differ, and it is what inverts McNemar's test.
+
+    Args:
+        gained, lost: pairs that differ, each way; numbers or arrays of one shape.
+        n: pairs in all.
+
+    Cost: 60 bisection steps.
+    """
+    up, down = np.asarray(gained, dtype=float), np.asarray(lost, dtype=float)
+    z = stats.norm.ppf((1 + level) / 2)
+    centre = (up - down) / n
+
+    def inside(d: NDArray[Any]) -> NDArray[Any]:
+        half = ((2 * n - up + down) * d - up - down) / (4 * n)
+        q = np.sqrt(np.maximum(half**2 + down * d * (1 - d) / (2 * n), 0)) - half
+        return (up - down - n * d) ** 2 <= z**2 * n * np.maximum(2 * q + d * (1 - d), 0)
+
+    def limit(end: float) -> NDArray[Any]:
+        near, far = centre, np.full_like(centre, end)
+        for _ in range(60):
+            middle = (near + far) / 2
+            holds = inside(middle)
+            near, far = np.where(holds, middle, near), np.where(holds, far, middle)
+        return np.where(centre == end, end, near)
+
+    return limit(-1.0), limit(1.0)
 
 
 def mean(values: ArrayLike, level: float = LEVEL, seed: int = 0) -> Interval:
     """The mean of independent numbers with its BCa bootstrap interval (Efron 1987, through scipy).
 
-    Equal numbers give an interval without width; one number gives an unbounded one.
+    A resample of n numbers spreads as if n were n - 1 and knows nothing of Student's t, so the level is widened to
+    that of `sqrt(n / (n - 1)) t` (Hesterberg 2015): without it 20 numbers are covered 91 times of 100, not 95.
+    Fewer than 5 numbers get Student's interval,
+    equal ones an interval without width, one number an unbounded one.
     """
     x = np.asarray(values, dtype=float)
-    centre = float(x.mean()) if len(x) else math.nan
-    if len(x) < 2:
+    n = len(x)
+    centre = float(x.mean()) if n else math.nan
+    if n < 2:
         return Interval(centre, -math.inf, math.inf)
     if np.ptp(x) <= 1e-12 * max(1.0, abs(centre)):
         return Interval(centre, centre, centre)
+    student = float(stats.t.ppf((1 + level) / 2, n - 1))
+    half = student * float(x.std(ddof=1)) / math.sqrt(n)
+    if n < FEWEST:
+        return Interval(centre, centre - half, centre + half)
     found = stats.bootstrap(
-        (x,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", vectorized=True,
+        (x,), np.mean, n_resamples=RESAMPLES, method="BCa", vectorized=True,
+        confidence_level=float(2 * stats.norm.cdf(math.sqrt(n / (n - 1)) * student) - 1),
         random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue]  (the name of older scipy, too)
     ).confidence_interval  # fmt: skip
     if not (math.isfinite(found.low) and math.isfinite(found.high)):  # BCa has no limit where all mass is at one end
-        half = float(stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
         return Interval(centre, centre - half, centre + half)
     return Interval(centre, float(found.low), float(found.high))
-
-
-def _bonett_price(change: NDArray[np.float64], level: float) -> Interval:
-    """Interval of a difference of paired rates: one pair of each discordant kind is added before Wald's formula."""
-    n = len(change)
-    up, down = (np.count_nonzero(change > 0) + 1) / (n + 2), (np.count_nonzero(change < 0) + 1) / (n + 2)
-    half = stats.norm.ppf((1 + level) / 2) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return Interval(float(change.mean()), max(-1.0, up - down - half), min(1.0, up - down + half))
 
 
 def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
@@ -126,15 +161,33 @@ def benjamini_hochberg(ps: Sequence[float]) -> list[float]:
 def rate_floor(successes: int, seen: int, n: int, level: float = LEVEL) -> float:
     """The noise floor of a rate: how far apart two seed sets of n pictures of one unchanged model lie.
 
-    `z * sqrt(2 p (1 - p) / n)` with p the pooled rate of all pictures of the untouched model, two successes and two
-    failures added (Agresti and Coull 1998), so that a rate of 0 or 1 does not pretend to have no noise.
+    Newcombe's (1998) score interval of the difference of two independent rates where both are the pooled rate p of
+    all pictures of the untouched model: `sqrt((u - p)^2 + (p - l)^2)` with (l, u) Wilson's limits for n pictures. It
+    keeps a width at rates of 0 and 1, where it is that of `tango` when no pair differs.
 
     Args:
         successes, seen: of all pictures of the untouched model, whatever their seeds.
         n: pictures a set has.
     """
-    p = (successes + 2) / (seen + 4)
-    return float(stats.norm.ppf((1 + level) / 2) * math.sqrt(2 * p * (1 - p) / max(n, 1)))
+    if not (seen and n):
+        return 1.0
+    p = successes / seen
+    z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * p * (1 - p) / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
+    return math.hypot(middle + half - p, p - middle + half)
+
+
+def unlike(before: int, n: int, other: int, m: int) -> float:
+    """The noise floor's own test: p of "two seed sets of the untouched model show a rate alike" (Fisher's exact).
+
+    A small p says that the floor is no noise of seeds (prompts that differ, a model that is not deterministic), so
+    that nothing should be read against it.
+
+    Args:
+        before, n: pictures of the first set that show it, of how many. other, m: of the second.
+    """
+    return float(stats.fisher_exact([[before, n - before], [other, m - other]]).pvalue) if n and m else 1.0  # type: ignore[union-attr]
 
 
 def power(n: int, change: float, *, disagree: float | None = None, tests: int = 1, level: float = LEVEL) -> float:

@@ -16,7 +16,7 @@ from palimpsest.probes.evidence import Evidence
 class Presence:
     """Presence of each concept in the pictures that ask for it, in percent, before and after.
 
-    Interval: Wilson's for the rate, Bonett and Price's for the paired change (`detail["change"]`). Floor: how far two
+    Interval: Wilson's for the rate, Tango's score interval for the paired change (`detail["change"]`). Floor: how far two
     seed sets of the untouched model lie apart. p: McNemar's exact test of the same-seed pairs, corrected by Benjamini
     and Hochberg over the concepts of a role (targets, neighbours and unrelated ones answer different questions).
     """

@@ -9,6 +9,7 @@ from palimpsest.core.reading import Reading
 Verdict = Literal["changed", "unchanged", "cannot tell", ""]
 LEVEL = 0.05
 _INVISIBLE = 1.0  # grey levels
+_ROUNDING = 1e-3  # points; where no pair differs, interval and floor are one formula
 _SAME = 1e-3  # of the distance to another seed
 
 
@@ -36,5 +37,5 @@ def _within_floor(reading: Reading) -> bool:
         return False
     change = reading.detail.get("change")
     if isinstance(change, dict):
-        return max(abs(change["low"]), abs(change["high"])) <= reading.floor
+        return max(abs(change["low"]), abs(change["high"])) <= reading.floor + _ROUNDING
     return reading.value <= reading.floor
