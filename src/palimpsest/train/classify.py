@@ -155,6 +155,17 @@ def picked(samples: Samples, n: int, draws: torch.Generator) -> Samples:
     return samples[torch.randperm(len(samples), generator=draws)[: n or len(samples)]]
 
 
+def joined(first: Samples, second: Samples) -> Samples:
+    """Both, one after the other; groups only where both have them."""
+    both = bool(first.groups or not len(first)) and bool(second.groups or not len(second))
+    return Samples(
+        images=torch.cat([first.images, second.images]),
+        labels=torch.cat([first.labels, second.labels]),
+        names=first.names + second.names,
+        groups=first.groups + second.groups if both else (),
+    )
+
+
 def cross_entropies(host: Classifier, samples: Samples, batch: int) -> list[Callable[[], Tensor]]:
     """The mean cross-entropy of each batch of samples in their order, as functions of the host as it stands."""
 

@@ -1,0 +1,64 @@
+"""Retrain: a fresh model of what is kept. The gold standard, and what all others save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from palimpsest.core.card import Card
+from palimpsest.core.concept import Request
+from palimpsest.core.host import Classifier
+from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.patch import Patch
+from palimpsest.core.trace import Trace
+from palimpsest.train.classify import Augment, checked
+from palimpsest.train.scratch import Fit, changes, copied, reset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrain(ModelEdit):
+    """Draws all weights afresh and trains them on the retained data; classes and regressors alike.
+
+        w = argmin CE(f(x_r), y_r) from random w, SGD with Nesterov momentum, one cycle of lr, decay 5e-4
+
+    Args:
+        epochs: passes over the retained data.
+        lr: the peak; batch: pictures a step; augment: what they go through.
+
+    Cost: `epochs` forwards and backwards of every retained picture.
+    Differs from an oracle: the recipe is this one, whatever the model itself was trained with.
+    Fails when: the recipe does not suit the model; look at its accuracy on what is kept first.
+
+    Example:
+        >>> patch = Retrain(epochs=10)(host, request, data=split)   # doctest: +SKIP
+    """
+
+    epochs: float = 30.0
+    lr: float = 0.1
+    batch: int = 128
+    augment: Augment = "flip"
+
+    card = Card(
+        name="Retrain",
+        title="Towards Making Systems Forget with Machine Unlearning",
+        year=2015,
+        paper="https://doi.org/10.1109/SP.2015.35",
+        family="baseline",
+        needs="Classifier",
+        claim="The gold standard: it never saw what is forgotten.",
+    )
+
+    def __post_init__(self) -> None:
+        at_least("epochs", self.epochs, 0.0)
+        at_least("lr", self.lr, 0.0)
+        at_least("batch", self.batch, 2, "batch norms need two pictures")
+
+    def run(self, host: Classifier, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+        split = checked(host, data, values=data is not None and data.forget.labels.is_floating_point())
+        student, seed = copied(host), rng.initial_seed()
+        reset(student, seed)
+        fit = Fit(epochs=self.epochs, lr=self.lr, batch=self.batch, augment=self.augment)
+        fit(student, split.retain, seed=seed, trace=trace)
+        return Patch(base="", deltas=changes(host, student))
