@@ -40,6 +40,8 @@ class SAFREE(SamplingEdit):
         until: share of all steps that may be filtered beside the first (10 of 50 in the authors' code).
         slope, middle: of the self-validating filter.
         scales: of the features in the widest and in the next stage of the decoder; (1, 1) leaves them.
+        padding: also filter the states behind the prompt, which have read all of it. The authors leave them; a model
+            that draws from them (the small ones do) does not notice the filter otherwise.
         expand: also span the concept by sentences of its kind.
 
     Several targets span one subspace. Request.toward and Request.keep are not used.
@@ -62,6 +64,7 @@ class SAFREE(SamplingEdit):
     slope: float = 2.5
     middle: float = 5.333
     scales: tuple[float, float] = (0.9, 0.2)
+    padding: bool = False
     expand: bool = False
 
     card = Card(
@@ -129,6 +132,7 @@ class SAFREE(SamplingEdit):
         hit = torch.zeros(len(states), 1, dtype=torch.bool, device=states.device)
         for j in trigger.nonzero().flatten().tolist():
             hit[cuts[j] : cuts[j + 1]] = True
+        hit[cuts[-1] :] = self.padding and bool(trigger.any())
         real = slice(0, int(cond.lengths[0]))
         beta = 1 - float(torch.cosine_similarity(safe[real], states[real], dim=-1).mean())
         share = float(torch.sigmoid(torch.tensor(2 * self.slope * (10 * beta - self.middle))))
