@@ -57,7 +57,7 @@ class Inattention(FineTune):
     steps: int
     lr: float
     batch: int
-    rank: int
+    rank: int = 1
 
     clip = 1.0
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.delta import LowRank
-from palimpsest.core.errors import Damaged, Unsupported, WrongBase
-from palimpsest.core.fingerprint import raw_bytes
+from palimpsest.core.errors import Damaged, Unsupported
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Hook, Patch, merge
 from palimpsest.core.trace import Trace
+from palimpsest.ops.gated import gated
 from palimpsest.ops.guidance import away_from
 from palimpsest.ops.prompts import answered, kept
 from palimpsest.train.finetune import FineTune
@@ -45,7 +43,7 @@ class Membrane(FineTune):
     steps: int
     lr: float
     batch: int
-    rank: int
+    rank: int = 1
     eta: float
     anchoring: float
     anchors: int
@@ -179,8 +177,7 @@ class SPM(ModelEdit):
         self._membrane()
 
     def _membrane(self) -> Membrane:
-        own = {f: getattr(self, f) for f in Membrane.__dataclass_fields__}
-        return Membrane(**own)
+        return Membrane(**{f.name: getattr(self, f.name) for f in fields(Membrane)})
 
     def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
         found: list[Patch] = []
@@ -209,103 +206,7 @@ class SPM(ModelEdit):
         """Lets the membranes act, each row through its own gates, until the context ends."""
         try:
             names = list(hook.params["names"])
-            layers = _layers(hook.tensors)
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError) as e:
             raise Damaged(f"The patch's hook {hook.id} is not what this version writes: {e}.") from e
-        modules = dict(host.root.named_modules())
-        missing = sorted(name for name in layers if name.rpartition(".")[0] not in modules)
-        if missing:
-            raise WrongBase(f"A membrane belongs to {missing[0]!r}, which {host.name} does not have.")
-        gates = Gates(host, names)
-        with ExitStack() as stack:
-            stack.enter_context(gates.watching())
-            for name, membranes in layers.items():
-                module = modules[name.rpartition(".")[0]]
-                handle = module.register_forward_hook(_through(gates, membranes))
-                stack.callback(handle.remove)
+        with gated(host, names, hook.tensors):
             yield
-
-
-class Gates:
-    """What each row of the current forward asks for: its prompt's gates, (n, concepts) in [0, 1]."""
-
-    def __init__(self, host: Any, names: Sequence[str]) -> None:
-        self.host, self.names = host, names
-        with torch.no_grad():
-            self.own = host.encode(list(names)).states
-        self.words = [set(re.findall(r"\w+", n.casefold())) for n in names]
-        self.said: dict[bytes, Tensor] = {}  # by a row's states: which share of each name its prompt says
-        self.rows: Tensor | None = None
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        encode: Callable[[Sequence[str]], Cond] = self.host.encode
-
-        def remembered(prompts: Sequence[str]) -> Cond:
-            cond = encode(prompts)
-            for row, prompt in zip(cond.states, prompts, strict=True):
-                said = set(re.findall(r"\w+", prompt.casefold()))
-                share = [len(said & words) / max(len(words), 1) for words in self.words]
-                self.said[_key(row, self.host.dtype)] = torch.tensor(share)
-            return cond
-
-        handles = [m.register_forward_pre_hook(self._read, with_kwargs=True)
-                   for m in self.host.parts("denoiser").values()]  # fmt: skip
-        before = vars(self.host).get("encode")  # another patch of this kind may be applied already
-        self.host.encode = remembered
-        try:
-            yield
-        finally:
-            del self.host.encode
-            if before is not None:
-                self.host.encode = before
-            for handle in handles:
-                handle.remove()
-
-    @torch.no_grad()
-    def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        states = kwargs["encoder_hidden_states"]
-        own = self.own.to(states)
-        near = torch.cosine_similarity(states.flatten(1)[:, None], own.flatten(1)[None], dim=-1).clamp(0, 1)
-        none = torch.zeros(len(self.names))
-        said = torch.stack([self.said.get(_key(row, states.dtype), none) for row in states])
-        self.rows = torch.maximum(near, said.to(near))
-
-
-def _key(states: Tensor, dtype: torch.dtype) -> bytes:
-    """A row's states as the network reads them: equal prompts have equal ones, bit for bit."""
-    return bytes(raw_bytes(states.to(dtype)))
-
-
-def _layers(tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[int, LowRank]]]:
-    """By the layer's tensor: which concept each membrane belongs to, and the membrane."""
-    found: dict[str, list[tuple[int, LowRank]]] = {}
-    for key in sorted(tensors):
-        k, name, part = key.split("|")
-        if part == "up":
-            membrane = LowRank(up=tensors[key], down=tensors[f"{k}|{name}|down"])
-            found.setdefault(name, []).append((int(k), membrane))
-    return found
-
-
-def _through(gates: Gates, membranes: Sequence[tuple[int, LowRank]]) -> Callable[..., Tensor | None]:
-    """A forward hook: the layer's output plus each membrane's, times the row's gate."""
-
-    def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-        if gates.rows is None:
-            return None
-        x = args[0]
-        for k, membrane in membranes:
-            up, down = membrane.up.to(x), membrane.down.to(x)
-            if isinstance(module, nn.Conv2d):
-                thin = torch.nn.functional.conv2d(
-                    x, down.view(len(down), *module.weight.shape[1:]), None, module.stride, module.padding
-                )
-                change = torch.einsum("or,nrhw->nohw", up, thin)
-            else:
-                change = (x @ down.T) @ up.T
-            gate = gates.rows[:, k].to(out).view(-1, *[1] * (out.ndim - 1))
-            out = out + gate * change
-        return out
-
-    return add
