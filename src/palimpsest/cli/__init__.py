@@ -12,21 +12,25 @@ from palimpsest.cli.audit import Audit
 from palimpsest.cli.browse import Doctor, Ls, Show
 from palimpsest.cli.erase import Erase
 from palimpsest.cli.exam import Exam
+from palimpsest.cli.export import Export
 from palimpsest.cli.sample import Sample
+from palimpsest.cli.unlearn import Unlearn
 from palimpsest.cli.verify import Verify
 from palimpsest.core.errors import BadRequest, PalimpsestError
 
 COMMANDS: dict[str, type] = {
     "erase": Erase,
+    "unlearn": Unlearn,
     "audit": Audit,
     "sample": Sample,
     "verify": Verify,
+    "export": Export,
     "exam": Exam,
     "ls": Ls,
     "show": Show,
     "doctor": Doctor,
 }
-_TAKES_METHOD = {"erase"}
+_TAKES_METHOD = {"erase", "unlearn"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

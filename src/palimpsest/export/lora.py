@@ -1,0 +1,187 @@
+"""A patch as a LoRA file that draws the same pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from palimpsest.core.delta import Delta, Dense, LowRank
+from palimpsest.core.errors import BadRequest, Unsupported, WrongBase
+from palimpsest.core.files import write_beside
+from palimpsest.core.patch import Patch
+from palimpsest.export import names
+from palimpsest.export.factors import factors, padded
+from palimpsest.export.names import Format
+
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+# Without the model at hand, only these layers are known to be linear whatever the family.
+_LINEAR = (".transformer_blocks.", ".encoder.layers.", "single_transformer_blocks.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written.
+
+    Args:
+        path: the file; `pipe.load_lora_weights(path)` reads it.
+        layers: how many layers it changes.
+        rank: of every layer; the alpha is the same number, so that the strength is 1.
+        own_rank: the largest and the smallest rank that the changes have; smaller ones are padded with zeros.
+        nbytes: of the tensors.
+    """
+
+    path: Path
+    layers: int
+    rank: int
+    own_rank: tuple[int, int]
+    nbytes: int
+
+
+def export_patch(
+    patch: Patch, host: Any, format: Format, out: str | Path, *, half: bool = False, force: bool = False
+) -> Exported:
+    """Writes a patch as a LoRA that `diffusers`, ComfyUI and kohya's tools read and that draws the same pictures.
+
+    All layers get one rank and alpha = rank: readers disagree about files whose layers differ in either. The rank is
+    the largest that any layer's change has; nothing is cut off. A dense change of full rank is exported too, in a
+    file up to about twice its size.
+
+    Args:
+        patch: every delta must be of a linear or convolution layer's weight in the denoiser or a text encoder.
+        host: the model that the patch was made for. None serves where only attention blocks and text encoder layers
+            change by dense or low-rank deltas; otherwise shapes and kinds of layers are not known without it.
+        format: "peft" (`pytorch_lora_weights.safetensors`) or "kohya" (`<folder>.safetensors`).
+        out: the folder to write to.
+        half: float16 instead of float32; half the size, rounded to three digits.
+        force: also where the host is not the model that the patch was made for.
+
+    Raises:
+        Unsupported: something that no LoRA can hold: hooks, biases, norms, embedding tables, the autoencoder.
+        BadRequest: an empty patch, or one that needs the host.
+        WrongBase: the host is another model.
+
+    Cost: one singular value decomposition for each dense or sparse delta.
+    """
+    _check(patch, host, format, force)
+    made = {name: factors(delta, _shape(name, delta, host)) for name, delta in sorted(patch.deltas.items())}
+    ranks = [up.shape[1] for up, _ in made.values()]
+    rank = max(1, *ranks)
+    dtype = torch.float16 if half else torch.float32
+    tensors: dict[str, Tensor] = {}
+    for name, (up, down) in made.items():
+        up, down = padded(up.detach().cpu(), down.detach().cpu(), rank)
+        kernel = _shape(name, patch.deltas[name], host)[2:]
+        if kernel:  # a convolution: the kernel's shape goes to the first factor, the second is 1 x 1
+            down, up = down.reshape(rank, -1, *kernel), up.reshape(len(up), rank, *([1] * len(kernel)))
+        tensors |= _keyed(name.removesuffix(".weight"), up.to(dtype), down.to(dtype), rank, format, host)
+    _finite(tensors)
+    folder = Path(out)
+    path = folder / ("pytorch_lora_weights.safetensors" if format == "peft" else f"{folder.resolve().name}.safetensors")
+    held = {key: t.contiguous().clone() for key, t in tensors.items()}
+    write_beside(path, lambda tmp: save_file(held, tmp, metadata=_header(patch, host, format, rank)))
+    return Exported(
+        path=path,
+        layers=len(made),
+        rank=rank,
+        own_rank=(max(ranks), min(ranks)),
+        nbytes=sum(t.numel() * t.element_size() for t in held.values()),
+    )
+
+
+def _keyed(name: str, up: Tensor, down: Tensor, rank: int, format: Format, host: Any) -> dict[str, Tensor]:
+    if format == "peft":
+        key = names.peft(name)
+        return {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
+    key = names.kohya(name, encoders=_encoders(host))
+    alpha = torch.tensor(float(rank), dtype=up.dtype)
+    return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha}
+
+
+def _check(patch: Patch, host: Any, format: Format, force: bool) -> None:
+    """Everything that can be known before the work."""
+    if format not in get_args(Format):
+        raise BadRequest(f"There is no format {format!r}; use one of {', '.join(get_args(Format))}.")
+    if patch.hooks:
+        raise Unsupported(
+            f"{patch.hooks[0].id} acts while the model runs, which a LoRA cannot: use the patch itself "
+            "(`palimpsest sample --patch`, or `with patch.applied(host)`)."
+        )
+    if not patch.deltas:
+        raise BadRequest("The patch changes nothing; there is nothing to export.")
+    if host is not None and not force and host.fingerprint() != patch.base:
+        raise WrongBase(
+            f"This patch was made for the model {patch.base[:12]}, but {host.name} is {host.fingerprint()[:12]}. Give "
+            "the model that it was made for, or force it if you know that the two are close."
+        )
+    refused = {name: why for name in sorted(patch.deltas) if (why := _why_not(name, host))}
+    if refused:
+        first = next(iter(refused))
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise Unsupported(f"{first}{more} cannot be part of a LoRA: {refused[first]}.")
+    if host is None and format == "kohya" and any(n.startswith("text_encoder.") for n in patch.deltas):
+        raise BadRequest("The text encoder's name in this format depends on the model family: give --model.")
+
+
+def _why_not(name: str, host: Any) -> str:
+    """Why a tensor has no place in a LoRA; "" where it has."""
+    part, layer = name.partition(".")[0], name.rpartition(".")[0]
+    if part not in PARTS:
+        return f"it belongs to the {part}, and LoRAs hold layers of {', '.join(PARTS)} only"
+    if name.endswith(".bias"):
+        return "it is a bias, and LoRAs change weights only"
+    if "norm" in layer.rpartition(".")[2]:
+        return "it is the weight of a normalisation"
+    if layer.endswith(("token_embedding", "position_embedding", "class_embedding", "shared")):
+        return "it is an embedding table, for which LoRA readers have no common name"
+    if not name.endswith(".weight"):
+        return "it is not a layer's weight"
+    if host is not None:
+        try:
+            module = host.root.get_submodule(layer)
+        except AttributeError as e:
+            raise WrongBase(f"The patch changes {name!r}, which {host.name} does not have.") from e
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            return f"it belongs to a {type(module).__name__}, and LoRAs hold linear and convolution layers only"
+    return ""
+
+
+def _shape(name: str, delta: Delta, host: Any) -> torch.Size:
+    """Of the weight that a delta changes."""
+    if host is not None:
+        return host.root.get_parameter(name).shape
+    if isinstance(delta, Dense):
+        return delta.value.shape
+    if isinstance(delta, LowRank) and any(where in f".{name}" for where in _LINEAR):
+        return torch.Size((delta.up.shape[0], delta.down.shape[1]))
+    raise BadRequest(f"The shape of {name} is not known without the model: give --model.")
+
+
+def _encoders(host: Any) -> int:
+    return 1 if host is None else len(host.parts("text_encoder"))
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> None:
+    bad = next((key for key, t in tensors.items() if not bool(torch.isfinite(t).all())), None)
+    if bad is not None:
+        raise Unsupported(f"{bad} has numbers that are not finite in {tensors[bad].dtype}; export in float32.")
+
+
+def _header(patch: Patch, host: Any, format: Format, rank: int) -> dict[str, str]:
+    """Where the file comes from; plain text, ignored by readers that do not know it."""
+    made = patch.provenance
+    told = {"base": patch.base, "patch": patch.sha256(), "method": made.get("method"), "request": made.get("request")}
+    header = {"format": "pt", "palimpsest_export": json.dumps(told, sort_keys=True)}
+    if format == "kohya":
+        header |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+        if host is not None:
+            two = _encoders(host) == 2
+            header["modelspec.sai_model_spec"] = "1.0.0"
+            header["modelspec.architecture"] = f"stable-diffusion-{'xl-v1-base' if two else 'v1'}/lora"
+    return header
