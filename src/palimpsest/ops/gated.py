@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from palimpsest.core.delta import LowRank
 from palimpsest.core.errors import Damaged, WrongBase
 from palimpsest.core.fingerprint import raw_bytes
+from palimpsest.core.host import Cond
 
 
 @contextmanager
