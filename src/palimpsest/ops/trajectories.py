@@ -48,12 +48,14 @@ def visit(
     steps: int,
     guidance: float,
     stops: Tensor | None = None,
+    first: int | None = None,
 ) -> Visited:
     """Walks `batch` rows towards prompts drawn at random.
 
     Args:
         stops: (batch,) the step, from 0, at which each row is kept; the walk ends at the last of them. None keeps
             every row at every step (steps x batch points, in order of steps).
+        first: how many steps are walked, from the noise on; None walks all.
 
     Cost: one batched forward of 2 x batch rows for each step walked; none beside what sampling takes.
     """
@@ -69,7 +71,7 @@ def visit(
             points = Visited(row=rows, x=step.x, t=step.t, x0_cond=cond, x0_null=null)
             found.append(points[here])
             order.append(here)
-        if stops is not None and step.index >= int(stops.max()):
+        if step.index + 1 == first or (stops is not None and step.index >= int(stops.max())):
             break
     points = Visited.cat(found)
     return points if stops is None else points[torch.cat(order).argsort()]
