@@ -329,6 +329,11 @@ class Twofold(Fit):
         return {"lr": 0.01}
 
 
+class Yielding(Twofold):
+    def loss(self, step: TrainStep) -> Any:
+        yield from super().loss(step)
+
+
 class Summed(Twofold):
     def loss(self, step: TrainStep) -> Tensor:  # type: ignore[override]
         first, second = super().loss(step)
@@ -338,6 +343,7 @@ class Summed(Twofold):
 def test_several_losses_add_up() -> None:
     one, two = Summed(names=(W,))(Eye(), REQUEST), Twofold(names=(W,))(Eye(), REQUEST)
     assert set(two.deltas) == {W}
+    assert same(two, Yielding(names=(W,))(Eye(), REQUEST))
     shape = torch.Size([4, 6])
     assert torch.allclose(one.deltas[W].dense(shape), two.deltas[W].dense(shape), atol=1e-5)
 

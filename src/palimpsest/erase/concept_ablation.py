@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -128,7 +128,7 @@ class ConceptAblation(FineTune):
             kept_cond=host.encode(keeping) if keeping else None,
         )
 
-    def loss(self, step: TrainStep) -> Tensor | tuple[Tensor, ...]:
+    def loss(self, step: TrainStep) -> Iterator[Tensor]:
         context: Prepared = step.context
         at = noised(step.host, context.pictures, step.batch, step.generator())
         goal = at.x0
@@ -136,9 +136,8 @@ class ConceptAblation(FineTune):
             with step.teacher():
                 goal = step.host.denoise(at.x, at.t, context.anchor[at.row])
         x0 = step.host.denoise(at.x, at.t, context.target[at.row])
-        losses = ((at.weight * (x0 - goal)).square().mean(),)
+        yield (at.weight * (x0 - goal)).square().mean()
         if context.kept is not None and context.kept_cond is not None:
             k = noised(step.host, context.kept, step.batch, step.generator("kept"))
             x0 = step.host.denoise(k.x, k.t, context.kept_cond[k.row])
-            losses += (self.keep_weight * (k.weight * (x0 - k.x0)).square().mean(),)
-        return losses
+            yield self.keep_weight * (k.weight * (x0 - k.x0)).square().mean()

@@ -53,11 +53,11 @@ class FineTune(ModelEdit, ABC):
         """Names of the parameters to train, as in `host.root.named_parameters()`."""
 
     @abstractmethod
-    def loss(self, step: TrainStep) -> Tensor | Sequence[Tensor]:
+    def loss(self, step: TrainStep) -> Tensor | Iterable[Tensor]:
         """The scalar to minimise. The host is the student; `with step.teacher():` makes it the model as it was.
 
-        Several scalars are differentiated one by one and meet in `gradient`; give each its own forward, or every
-        backward runs through the whole batch.
+        Several scalars are differentiated one by one and meet in `gradient`. Best yield them, each from a forward of
+        its own: then only one graph is in memory at a time. Those of a list or tuple may share a graph.
         """
 
     def gradient(self, step: TrainStep, parts: Sequence[Gradients]) -> Gradients:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +73,7 @@ class Loop:
     Args:
         trained: the model's own leaves.
         optimiser: over all leaves.
-        loss: of one step; several losses are differentiated one by one.
+        loss: of one step; several losses are differentiated one by one, those of a generator before it goes on.
         gradient: what the optimiser gets of the losses' gradients, one mapping for each loss.
         clip: largest norm of the gradients of the model's own leaves together; None for no limit.
         run: says which run this is, for checkpoints.
@@ -82,7 +82,7 @@ class Loop:
 
     trained: Trained
     optimiser: torch.optim.Optimizer
-    loss: Callable[[TrainStep], Tensor | Sequence[Tensor]]
+    loss: Callable[[TrainStep], Tensor | Iterable[Tensor]]
     gradient: Callable[[TrainStep, Sequence[Gradients]], Gradients]
     clip: float | None
     run: Mapping[str, Any]
@@ -120,10 +120,14 @@ class Loop:
         leaves = self.leaves
         with self.trained.student(), torch.enable_grad():
             found = self.loss(step)
-            losses = [found] if isinstance(found, Tensor) else list(found)
-            value = sum(float(loss.detach()) for loss in losses)
-            self._finite("loss", value, step)
-            parts = [_gradients_of(loss, leaves, keep=loss is not losses[-1]) for loss in losses]
+            losses = (found,) if isinstance(found, Tensor) else found
+            last = len(losses) - 1 if isinstance(losses, Sequence) else -1
+            value, parts = 0.0, []
+            for i, loss in enumerate(losses):
+                value += float(loss.detach())
+                self._finite("loss", value, step)
+                parts.append(_gradients_of(loss, leaves, keep=i < last))  # a generator's graphs are its own
+                del loss
         del found, losses
         combined = self.gradient(step, parts)
         for name, leaf in leaves.items():
