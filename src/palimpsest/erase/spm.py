@@ -12,13 +12,14 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import Damaged, Unsupported
+from palimpsest.core.errors import Damaged
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Hook, Patch, merge
 from palimpsest.core.trace import Trace
 from palimpsest.ops.gated import gated
 from palimpsest.ops.guidance import away_from
+from palimpsest.ops.parts import transformers
 from palimpsest.ops.prompts import answered, kept
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
@@ -53,13 +54,7 @@ class Membrane(FineTune):
     clip = 1.0
 
     def trains(self, host: Denoiser) -> Sequence[str]:
-        """All matrices of the transformers that hold cross-attention; the attention layers where there are none."""
-        cross = host.parts("cross_attention")
-        if not cross:
-            raise Unsupported(f"SPM puts membranes into transformers that read text; {host.name} has none.")
-        roots = {name.split(".transformer_blocks.")[0] if ".attn2" in name else name for name in cross}
-        tensors = ((f"{r}.{n}", p) for r in roots for n, p in host.root.get_submodule(r).named_parameters())
-        return sorted(name for name, p in tensors if p.ndim >= 2)
+        return transformers(host, "SPM")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
         pairs = answered(request)

@@ -38,3 +38,17 @@ def parameters(host: Denoiser, which: Which, system: str) -> list[str]:
     if not names:
         raise Unsupported(f"{host.name} has no parts that {system} calls {which!r}; train 'full' instead.")
     return sorted(names)
+
+
+def transformers(host: Denoiser, system: str) -> list[str]:
+    """Sorted names of all matrices of the transformers that read text; of the attention layers where text is joined.
+
+    Raises:
+        Unsupported: the model has no attention that reads text.
+    """
+    cross = host.parts("cross_attention")
+    if not cross:
+        raise Unsupported(f"{system} changes transformers that read text; {host.name} has none.")
+    roots = {name.split(".transformer_blocks.")[0] if ".attn2" in name else name for name in cross}
+    tensors = ((f"{root}.{n}", p) for root in roots for n, p in host.root.get_submodule(root).named_parameters())
+    return sorted(name for name, p in tensors if p.ndim >= 2)
