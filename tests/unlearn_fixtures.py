@@ -30,10 +30,9 @@ def digits() -> tuple[Dataset, Dataset]:
     raw = load_digits()
     images = np.kron(raw.images / 16 * 255, np.ones((1, 2, 2))).round().astype(np.uint8)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).numpy()
-    classes = [str(c) for c in range(10)]
     parts = []
     for rows in (order[:1000], order[1000:]):
-        parts.append(from_arrays({"images": images[rows], "labels": raw.target[rows]}, classes=classes))
+        parts.append(from_arrays({"images": images[rows], "labels": raw.target[rows]}))
     return parts[0], parts[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ import torch
 from palimpsest.core import catalog
 from palimpsest.core.concept import Concept, Kind, Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.host import Denoiser
+from palimpsest.core.files import write_text
+from palimpsest.core.host import Classifier, Denoiser
 from palimpsest.core.method import ModelEdit, versions
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
+from palimpsest.data.forget import ForgetRequest, record, split
+from palimpsest.data.read import Dataset, aligned
 from palimpsest.hosts.detect import load
 from palimpsest.ops.neighbours import nearest
 from palimpsest.probes import plan as planning
@@ -27,9 +31,23 @@ from palimpsest.receipt.make import audit as measure
 from palimpsest.worlds import concepts as words
 
 DEFAULT_ERASER = "uce"  # of the systems that take seconds, the one that spares most; see docs/systems.md
+DEFAULT_UNLEARNER = "salun"
+RECORD_FILE = "forget.json"
 NEIGHBOURS = 8  # kept by default; more than an audit looks at, so that it also looks at what was not kept
 
-__all__ = ["Erased", "Look", "audit", "concepts", "doctor", "erase", "load", "request", "sample"]
+__all__ = [
+    "Erased",
+    "Look",
+    "Unlearned",
+    "audit",
+    "concepts",
+    "doctor",
+    "erase",
+    "load",
+    "request",
+    "sample",
+    "unlearn",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +75,21 @@ class Erased:
     patch: Patch
     receipt: Receipt
     patch_path: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlearned:
+    """What `unlearn` returns.
+
+    Args:
+        patch: turns the model into one that forgot.
+        record: the deletion record: what was asked, hashes of the request and of the samples, which model, how.
+    """
+
+    patch: Patch
+    record: dict[str, Any]
+    patch_path: Path | None
+    record_path: Path | None
 
 
 def concepts(host: Any, names: str | Sequence[str | Concept], kind: Kind = "object") -> tuple[Concept, ...]:
@@ -147,6 +180,50 @@ def erase(
         trace=Trace(progress=progress),
     )
     return Erased(patch=patch, receipt=receipt, patch_path=None if out is None else Path(out) / PATCH_FILE)
+
+
+def unlearn(
+    host: Any,
+    data: Dataset,
+    asked: ForgetRequest,
+    *,
+    method: ModelEdit | str = DEFAULT_UNLEARNER,
+    out: str | Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Unlearned:
+    """Makes a classifier forget samples of its training data.
+
+    Args:
+        host: from `load`; it is unchanged afterwards.
+        data: what it learned from, from `palimpsest.data.read.read`.
+        asked: what to forget, from `palimpsest.data.forget.ForgetRequest.parse`.
+        method: a system, or its name.
+        out: folder for patch.safetensors and forget.json; None writes nothing.
+        resume: go on from a checkpoint in `out`.
+
+    Raises:
+        BadRequest: the data's classes are not the model's, or the request names nothing or everything.
+
+    Example:
+        >>> data = read("cifar10_jpeg")                                             # doctest: +SKIP
+        >>> done = unlearn(load("tiny/cifar"), data, ForgetRequest.parse("class:cat"))  # doctest: +SKIP
+        >>> done.patch.save("no-cat.safetensors")                                   # doctest: +SKIP
+    """
+    known = aligned(data, host.labels, host.name) if isinstance(host, Classifier) else data
+    parts, mark = split(known, asked), record(known, asked)
+    system = catalog.load(catalog.find(method, "unlearn").id)() if isinstance(method, str) else method
+    work = Trace(folder=Path(out) if out is not None else None, resume=resume, progress=progress)
+    patch = system(host, asked.concepts(), data=parts, seed=seed, trace=work)
+    kept = {"format": 1, **mark, "skipped": list(known.skipped), "command": command, "patch": patch.sha256()}
+    kept |= {"base": patch.base, **{key: patch.provenance[key] for key in ("method", "parameters", "seed", "versions")}}
+    if out is None:
+        return Unlearned(patch=patch, record=kept, patch_path=None, record_path=None)
+    patch_path = patch.save(Path(out) / PATCH_FILE)
+    record_path = write_text(Path(out) / RECORD_FILE, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    return Unlearned(patch=patch, record=kept, patch_path=patch_path, record_path=record_path)
 
 
 def audit(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +46,6 @@ def read(
     *,
     split: str = "train",
     size: int | None = None,
-    classes: Sequence[str] = (),
     skip_unreadable: bool = False,
 ) -> Dataset:
     """Reads a data set, from local files alone.
@@ -62,8 +63,6 @@ def read(
         source: the folder or file.
         split: which part of the data, where it has parts.
         size: side in pixels; pictures are resized (shorter side, bilinear) and cut from the centre. None: as they are.
-        classes: the classes' names in the model's order, for data that name theirs otherwise or not at all; folders
-            are matched to them by name.
         skip_unreadable: leave out pictures that cannot be decoded, and name them in `skipped`.
 
     Raises:
@@ -74,14 +73,41 @@ def read(
     if not path.exists():
         raise BadRequest(f"There is no data at {path}; give a folder of pictures, a .parquet or an .npz file.")
     if path.suffix == ".npz":
-        return _arrays(path, size, tuple(classes))
+        return _arrays(path, size)
     tables = _tables(path, split)
     if tables:
-        named, rows = rows_of_parquet(tables)
-        known = tuple(classes) or named
+        classes, rows = rows_of_parquet(tables)
     else:
-        known, rows = _folder(path, split, tuple(classes))
-    return _gather(path, rows, known, size, skip_unreadable)
+        classes, rows = _folder(path, split)
+    return _gather(path, rows, classes, size, skip_unreadable)
+
+
+def aligned(data: Dataset, labels: Sequence[str], called: str) -> Dataset:
+    """The same data with a model's labels as classes: matched by name; by order where one side has only numbers.
+
+    Args:
+        labels: the model's.
+        called: the model's name, for messages.
+
+    Raises:
+        BadRequest: the model's and the data's classes are not the same.
+    """
+    own, theirs = tuple(labels), data.classes
+    if not theirs or theirs == own:
+        return data
+    samples = data.samples
+    if set(theirs) <= set(own):
+        order = torch.tensor([own.index(name) for name in theirs])
+        return replace(data, samples=replace(samples, labels=order[samples.labels]), classes=own)
+    if len(theirs) <= len(own) and all(map(str.isdecimal, theirs)):
+        return replace(data, classes=own)
+    if len(theirs) == len(own) and all(re.fullmatch(r"(LABEL_)?\d+", name) for name in own):
+        return data
+    foreign = next((name for name in theirs if name not in own), theirs[0])
+    raise BadRequest(
+        f"The data's class {foreign!r} is none of the {len(own)} classes of {called}: {', '.join(own[:20])}. Name the "
+        "data's classes as the model does, or give the model that learned from these data."
+    )
 
 
 def _gather(
@@ -141,7 +167,7 @@ def checked_labels(labels: np.ndarray, classes: Sequence[str], names: Sequence[s
         row, limit = int(out[0]), f"0 to {len(classes) - 1}" if classes else "0 or more"
         raise BadRequest(
             f"{len(out)} labels of {where} are out of range, first {wide[row]} of {names[row]}; expected {limit}. "
-            "Correct them, or give the list of classes that they index."
+            "Correct them, or the list of classes that they index."
         )
     return torch.from_numpy(wide)
 
@@ -193,20 +219,16 @@ def _tables(path: Path, split: str) -> list[Path]:
     return []
 
 
-def _folder(path: Path, split: str, classes: tuple[str, ...]) -> tuple[tuple[str, ...], Iterator[Row]]:
+def _folder(path: Path, split: str) -> tuple[tuple[str, ...], Iterator[Row]]:
     root = path / split if (path / split).is_dir() else path
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise BadRequest(f"{root} is empty or holds no folders; expected one folder of pictures for each class.")
     named = tuple(p.name for p in folders)
-    known = classes or named
-    foreign = [n for n in named if n not in known]
-    if foreign:
-        raise BadRequest(f"The folder {foreign[0]!r} of {root} is none of the classes {', '.join(known)}.")
     empty = [p.name for p in folders if not any(_pictures(p))]
     if empty:
         raise BadRequest(f"The class folder {empty[0]!r} of {root} holds no pictures; fill it or remove it.")
-    return known, _rows_of_folders(path, folders, known)
+    return named, _rows_of_folders(path, folders, named)
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
@@ -228,18 +250,16 @@ def _rows_of_folders(path: Path, folders: Sequence[Path], classes: tuple[str, ..
 # -- arrays ----------------------------------------------------------------------------------------------
 
 
-def _arrays(path: Path, size: int | None, classes: tuple[str, ...]) -> Dataset:
+def _arrays(path: Path, size: int | None) -> Dataset:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as e:  # zipfile.BadZipFile is a ValueError's sibling only from 3.13 on
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise Damaged(f"{path} cannot be read as arrays: {e}. It is truncated, damaged or holds Python objects.") from e
-    return from_arrays(arrays, size=size, classes=classes, where=str(path))
+    return from_arrays(arrays, size=size, where=str(path))
 
 
-def from_arrays(
-    arrays: dict[str, np.ndarray], *, size: int | None = None, classes: Sequence[str] = (), where: str = "the arrays"
-) -> Dataset:
+def from_arrays(arrays: dict[str, np.ndarray], *, size: int | None = None, where: str = "the arrays") -> Dataset:
     """Samples from arrays, named as in an .npz file (see `read`).
 
     Raises:
@@ -255,7 +275,7 @@ def from_arrays(
     groups: tuple[str, ...] = ()
     if identity is not None:
         groups = tuple(f"s{i}" for i in identity) if identity.dtype.kind in "iu" else tuple(map(str, identity))
-    known = tuple(classes) or tuple(str(c) for c in arrays.get("classes", ()))
+    known = tuple(str(c) for c in arrays.get("classes", ()))
     labels = arrays.get("labels")
     if labels is None:
         if not groups:

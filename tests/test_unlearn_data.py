@@ -1,0 +1,299 @@
+"""Users' pictures become Samples, and forget requests split them; what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from palimpsest.core.errors import BadRequest, Damaged
+from palimpsest.data.forget import ForgetRequest, chosen, drawn, record, split
+from palimpsest.data.read import Dataset, aligned, from_arrays, read
+
+COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "owl": (30, 30, 200)}
+
+
+def picture(colour: tuple[int, int, int], size: tuple[int, int] = (16, 16), kind: str = "PNG") -> bytes:
+    out = BytesIO()
+    Image.new("RGB", size, colour).save(out, format=kind)
+    return out.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """train/<class>/<person>/<n>.png: two classes of two people, and one person of a third class."""
+    for name, people in {"cat": ("ann", "bob"), "dog": ("ann", "bob"), "owl": ("ann",)}.items():
+        for person in people:
+            where = tmp_path / "pets" / "train" / name / person
+            where.mkdir(parents=True)
+            for n in range(2):
+                (where / f"{n}.png").write_bytes(picture(COLOURS[name]))
+    return tmp_path / "pets"
+
+
+def table(path: Path, rows: list[dict[str, object]], names: list[str] | None = None) -> Path:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    made = arrow.Table.from_pylist(rows)
+    if names is not None:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(made, path)
+    return path
+
+
+def arrays(n: int = 6) -> dict[str, np.ndarray]:
+    return {
+        "images": np.arange(n, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2).repeat(3, 3),
+        "labels": np.arange(n) % 3,
+        "identity": np.arange(n) // 2 + 1,
+        "classes": np.array(["cat", "dog", "owl"]),
+    }
+
+
+# -- reading ---------------------------------------------------------------------------------------------
+
+
+def test_an_image_folder(folder: Path) -> None:
+    data = read(folder)
+    assert data.classes == ("cat", "dog", "owl")
+    assert data.samples.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 2
+    assert data.samples.groups[:4] == ("ann", "ann", "bob", "bob")
+    assert data.samples.names[0] == "train/cat/ann/0.png"
+    assert tuple(data.samples.images[4, :, 3, 3].tolist()) == COLOURS["dog"]
+    assert torch.equal(read(folder / "train").samples.images, data.samples.images)
+
+
+def test_pictures_are_turned_and_made_coloured(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    wide = Image.new("L", (16, 8), 0)
+    wide.putpixel((0, 0), 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the first row is the last column
+    wide.save(tmp_path / "a" / "0.png", exif=exif)
+    images = read(tmp_path).samples.images
+    assert tuple(images.shape) == (1, 3, 16, 8)
+    assert images[0, :, 0, 7].tolist() == [255] * 3
+
+
+def test_pictures_of_several_sizes_need_a_side(folder: Path) -> None:
+    (folder / "train" / "owl" / "ann" / "1.png").write_bytes(picture(COLOURS["owl"], (40, 20)))
+    with pytest.raises(BadRequest, match=r"0\.png is 16x16.*1\.png is 40x20.*--size"):
+        read(folder)
+    data = read(folder, size=8)
+    assert tuple(data.samples.images.shape) == (10, 3, 8, 8)
+    assert tuple(data.samples.images[9, :, 4, 4].tolist()) == COLOURS["owl"]
+
+
+def test_unreadable_pictures_are_named_and_counted_and_skipped_when_told(folder: Path) -> None:
+    whole = picture(COLOURS["cat"], kind="JPEG")
+    (folder / "train" / "cat" / "ann" / "0.png").write_bytes(b"no picture")
+    (folder / "train" / "dog" / "bob" / "1.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Damaged, match=r"2 of 10 pictures.*cat/ann/0\.png.*dog/bob/1\.png.*--skip-unreadable"):
+        read(folder)
+    data = read(folder, skip_unreadable=True)
+    assert len(data.samples) == 8
+    assert [name.split(" ")[0] for name in data.skipped] == ["train/cat/ann/0.png", "train/dog/bob/1.png"]
+
+
+def test_empty_folders_are_named(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(BadRequest, match="There is no data at"):
+        read(tmp_path / "nothing")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(BadRequest, match="one folder of pictures for each class"):
+        read(tmp_path / "bare")
+    (folder / "train" / "yak").mkdir()
+    with pytest.raises(BadRequest, match=r"'yak' of .* holds no pictures"):
+        read(folder)
+
+
+def test_parquet_as_hugging_face_writes_it(tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": picture(COLOURS["dog"]), "path": None}, "label": 1, "identity": "ann"}] * 2
+    table(tmp_path / "set" / "data" / "train-00000-of-00002.parquet", rows, ["cat", "dog"])
+    table(tmp_path / "set" / "data" / "train-00001-of-00002.parquet", rows[:1], ["cat", "dog"])
+    table(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", rows[:1], ["cat", "dog"])
+    data = read(tmp_path / "set")
+    assert (data.classes, data.samples.names, data.samples.groups) == (("cat", "dog"), ("0", "1", "2"), ("ann",) * 3)
+    assert len(read(tmp_path / "set", split="test").samples) == 1
+    with pytest.raises(BadRequest, match="no parquet files of the split 'valid'; it has test, train"):
+        read(tmp_path / "set", split="valid")
+
+
+def test_parquet_with_paths_and_plain_bytes(tmp_path: Path) -> None:
+    rows = [
+        {"image": {"bytes": picture(c), "path": f"{n}.png"}, "label": i} for i, (n, c) in enumerate(COLOURS.items())
+    ]
+    assert read(table(tmp_path / "a.parquet", rows)).samples.names == ("cat.png", "dog.png", "owl.png")
+    plain = [{"image": image["bytes"], "label": 0} for image in images]
+    assert read(table(tmp_path / "b.parquet", plain)).samples.names == ("0", "1", "2")
+    with pytest.raises(BadRequest, match="no column 'label'; its columns are image"):
+        read(table(tmp_path / "c.parquet", [{"image": b""}]))
+    with pytest.raises(BadRequest, match=r"1 labels .* out of range, first 2 of owl\.png; expected 0 to 1"):
+        read(table(tmp_path / "d.parquet", rows, ["cat", "dog"]))
+    (tmp_path / "e.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(Damaged, match="cannot be read"):
+        read(tmp_path / "e.parquet")
+
+
+def test_arrays_in_every_layout(tmp_path: Path) -> None:
+    want = from_arrays(arrays()).samples
+    assert want.groups == ("s1", "s1", "s2", "s2", "s3", "s3")
+    first = arrays() | {"images": arrays()["images"].transpose(0, 3, 1, 2)}
+    grey = arrays() | {"images": arrays()["images"][..., 0]}
+    for form in (first, grey):
+        assert torch.equal(from_arrays(form).samples.images, want.images)
+    np.savez(tmp_path / "a.npz", **arrays())
+    assert torch.equal(read(tmp_path / "a.npz").samples.images, want.images)
+    people = {key: value for key, value in arrays().items() if key in ("images", "identity")}
+    assert from_arrays(people).classes == ("s1", "s2", "s3")
+    assert from_arrays(people).samples.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    values = from_arrays({"images": arrays()["images"], "labels": np.linspace(0, 1, 6)})
+    assert values.classes == ()
+    assert values.samples.labels.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": np.array([0, 1, 2, 0, 1, 3])}, "first 3 of 5; expected 0 to 2"),
+        ({"labels": np.array([0, 1, 2, 0, -1, 0])}, "first -1 of 4; expected 0 to 2"),
+        ({"labels": np.array([0.0, 1.5, 2, 0, 1, 2])}, "expected whole numbers"),
+        ({"labels": np.array([0, 1])}, "6 pictures and 2 labels"),
+        ({"images": np.zeros((6, 8, 8, 3), np.float32)}, "is float32 .* expected uint8"),
+        ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, "has no pictures"),
+    ],
+)
+def test_wrong_arrays_are_told(change: dict[str, np.ndarray], words: str) -> None:
+    with pytest.raises(BadRequest, match=words):
+        from_arrays(arrays() | change)
+
+
+def test_arrays_with_objects_or_damage_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.array([{}], dtype=object))
+    (tmp_path / "b.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:50])
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(Damaged, match="cannot be read as arrays"):
+            read(tmp_path / name)
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(BadRequest, match=r"value of 1 .* is nan"):
+        from_arrays({"images": arrays(2)["images"], "labels": np.array([0.0, np.nan])})
+
+
+# -- a model's classes and the data's --------------------------------------------------------------------
+
+
+def test_classes_are_matched_by_name_or_by_order() -> None:
+    data = from_arrays(arrays())
+    assert aligned(data, ("cat", "dog", "owl"), "m") is data
+    turned = aligned(data, ("yak", "owl", "dog", "cat"), "m")
+    assert turned.samples.labels.tolist() == [3, 2, 1, 3, 2, 1]
+    assert aligned(data, ("LABEL_0", "LABEL_1", "LABEL_2"), "m").classes == data.classes
+    numbered = from_arrays({key: value for key, value in arrays().items() if key != "classes"})
+    assert aligned(numbered, ("cat", "dog", "owl"), "m").classes == ("cat", "dog", "owl")
+    with pytest.raises(BadRequest, match="class 'owl' is none of the 3 classes of m: cat, dog, yak"):
+        aligned(data, ("cat", "dog", "yak"), "m")
+
+
+# -- forget requests -------------------------------------------------------------------------------------
+
+
+def test_requests_are_parsed(tmp_path: Path) -> None:
+    assert ForgetRequest.parse("class:cat, dog") == ForgetRequest(kind="class", items=("cat", "dog"))
+    assert ForgetRequest.parse("identity:s7").plain() == {"kind": "identity", "items": ["s7"]}
+    for text in ("3\n5\n", "index,why\n3,wrong\n5,wrong\n", "why,path\nwrong,3\nwrong,5\n", "\ufeff3\r\n\r\n5\r\n3"):
+        (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+        assert ForgetRequest.parse(f"samples:{tmp_path / 'list.csv'}").items == ("3", "5")
+
+
+@pytest.mark.parametrize("text", ["cat", "class", "style:neon", "class:", "class: ,", "identity:", "class:cat,cat"])
+def test_senseless_requests_are_refused(text: str) -> None:
+    with pytest.raises(BadRequest):
+        ForgetRequest.parse(text)
+
+
+def test_lists_that_are_missing_or_empty_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="cannot be read"):
+        ForgetRequest.parse(f"samples:{tmp_path / 'none.csv'}")
+    (tmp_path / "empty.csv").write_text("path\n")
+    with pytest.raises(BadRequest, match="is empty"):
+        ForgetRequest.parse(f"samples:{tmp_path / 'empty.csv'}")
+
+
+def test_splits(folder: Path) -> None:
+    data = read(folder)
+    cats = split(data, ForgetRequest.parse("class:cat"))
+    assert set(cats.forget.labels.tolist()) == {0}
+    assert set(cats.retain.labels.tolist()) == {1, 2}
+    both = split(data, ForgetRequest.parse("class:cat,dog"))
+    assert len(both.retain) == 2
+    bob = split(data, ForgetRequest.parse("identity:bob"))
+    assert set(bob.forget.groups) == {"bob"}
+    assert set(bob.forget.labels.tolist()) == {0, 1}
+    named = split(data, ForgetRequest(kind="samples", items=("train/owl/ann/1.png", "0")))
+    assert named.forget.names == ("train/cat/ann/0.png", "train/owl/ann/1.png")
+
+
+@pytest.mark.parametrize(
+    ("request_text", "words"),
+    [
+        ("class:cow", "no class 'cow'.* Did you mean 'owl'.* Known: cat, dog, owl"),
+        ("identity:s9", "no identity 's9'.* Known: s1, s2, s3"),
+        ("class:cat,dog,owl", "would forget all 6 samples"),
+        ("class:yak", "No sample of the data belongs to yak"),
+    ],
+)
+def test_requests_that_do_not_fit_the_data(request_text: str, words: str) -> None:
+    data = from_arrays(arrays() | {"classes": np.array(["cat", "dog", "owl"])})
+    if request_text == "class:yak":
+        data = from_arrays(arrays() | {"classes": np.array(["cat", "dog", "owl", "yak"])})
+    with pytest.raises(BadRequest, match=words):
+        split(data, ForgetRequest.parse(request_text))
+
+
+def test_unknown_samples_and_missing_identities() -> None:
+    data = from_arrays({key: value for key, value in arrays().items() if key != "identity"})
+    with pytest.raises(BadRequest, match="2 of 3 samples to forget are not in the data, first '6'"):
+        split(data, ForgetRequest(kind="samples", items=("1", "6", "x.png")))
+    with pytest.raises(BadRequest, match="do not say whom"):
+        split(data, ForgetRequest.parse("identity:s1"))
+
+
+def test_a_record_depends_on_the_content_alone() -> None:
+    data, request = from_arrays(arrays()), ForgetRequest.parse("class:cat,dog")
+    mark = record(data, request)
+    assert (mark["samples"], mark["of"], mark["items"]) == (4, 6, ["cat", "dog"])
+    order = torch.tensor([5, 3, 1, 0, 2, 4])
+    turned = Dataset(samples=data.samples[order], classes=data.classes)
+    assert record(turned, ForgetRequest.parse("class:dog,cat")) == {**mark, "items": ["dog", "cat"]}
+    data.samples.images[0, 0, 0, 0] += 1
+    assert record(data, request)["content"] != mark["content"]
+    assert record(data, request)["request"] == mark["request"]
+
+
+def test_a_random_share_is_drawn_by_its_seed() -> None:
+    data = from_arrays(arrays())
+    assert len(drawn(data, 0.5).items) == 3
+    assert drawn(data, 0.5, seed=1) == drawn(data, 0.5, seed=1)
+    assert len({drawn(data, 0.5, seed=s).items for s in range(9)}) > 1
+    with pytest.raises(BadRequest, match="between 0 and 1"):
+        drawn(data, 1.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5, unique=True))
+def test_a_split_is_a_partition(rows: list[int]) -> None:
+    data = from_arrays(arrays())
+    request = ForgetRequest(kind="samples", items=tuple(map(str, rows)))
+    parts = split(data, request)
+    assert sorted(parts.forget.names + parts.retain.names) == sorted(data.samples.names)
+    assert parts.forget.names == tuple(str(r) for r in sorted(rows))
+    assert int(chosen(data, request).sum()) == len(rows)
