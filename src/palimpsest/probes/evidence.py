@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,15 @@ from palimpsest.core.patch import Patch, diff
 from palimpsest.core.reading import Evaluator
 from palimpsest.core.trace import Trace
 from palimpsest.probes.evaluators import Judge, classes_of, decide
-from palimpsest.probes.plan import Plan, Shot
+from palimpsest.probes.gallery import Gallery
+from palimpsest.probes.plan import Plan
 
+_WHO = {
+    "before": "untouched model",
+    "after": "edited model",
+    "other": "noise floor",
+    "oracle": "model that never saw it",
+}
 SETS = ("before", "after", "other", "oracle")
 DIGITS = 5  # of the per-picture numbers that a receipt keeps: readings are computed from what it keeps
 
@@ -94,6 +102,7 @@ def collect(
     oracle: Any = None,
     drawn: Mapping[str, Tensor] | None = None,
     batch: int = 16,
+    gallery: Gallery | None = None,
     trace: Trace | None = None,
 ) -> Evidence:
     """Draws the pictures of a plan from the untouched and the edited model and lets every judge read each once.
@@ -104,24 +113,27 @@ def collect(
         oracle: a model that never saw the target, drawn with the same prompts and seeds.
         drawn: pictures of an earlier audit of the same host, oracle and plan; all but "after" are taken from it.
         batch: pictures that are drawn at once.
+        gallery: keeps every batch as soon as it is drawn; what it already has is not drawn again.
         trace: takes seconds, forwards and progress.
 
     Cost: `plan.pictures()` pictures (one more set with an oracle), each read once by each judge.
     """
     trace = trace or Trace()
+    gallery = Gallery() if gallery is None else gallery
     start = time.perf_counter()
+    draw = partial(_draw, gallery=gallery, plan=plan, trace=trace, batch=batch)
     shown = {k: v for k, v in (drawn or {}).items() if k != "after"}
     if "before" not in shown:
-        shown["before"] = _draw(host, plan, plan.shots, trace, "untouched model", batch)
+        shown["before"] = draw(host, "before")
     with ExitStack() as stack:
         if isinstance(edited, Patch):
             stack.enter_context(edited.applied(host))
         model = host if isinstance(edited, Patch) else edited
-        shown["after"] = _draw(model, plan, plan.shots, trace, "edited model", batch)
+        shown["after"] = draw(model, "after")
     if "other" not in shown:
-        shown["other"] = _draw(host, plan, plan.twin_shots, trace, "noise floor", batch)
+        shown["other"] = draw(host, "other")
     if oracle is not None and "oracle" not in shown:
-        shown["oracle"] = _draw(oracle, plan, plan.shots, trace, "model that never saw it", batch)
+        shown["oracle"] = draw(oracle, "oracle")
     seen = {j.evaluator.name: {k: _look(j, v, trace) for k, v in shown.items()} for j in judges}
     patch = edited if isinstance(edited, Patch) else _diff(host, edited)
     return Evidence(
@@ -140,22 +152,32 @@ def collect(
     )
 
 
-def _draw(host: Any, plan: Plan, shots: Sequence[Shot], trace: Trace, what: str, batch: int) -> Tensor:
-    """(n, 3, H, W) uint8."""
+def _draw(host: Any, which: str, *, gallery: Gallery, plan: Plan, trace: Trace, batch: int) -> Tensor:
+    """(n, 3, H, W) uint8 of a set, batch by batch, each kept as soon as it is there."""
+    shots = plan.twin_shots if which == "other" else plan.shots
+    missing = gallery.missing(which, shots)
     with ExitStack() as stack:
-        if hasattr(host, "parts"):
+        if hasattr(host, "parts") and missing:
             stack.enter_context(trace.watching(host))
-        images = host.sample(
-            [s.prompt for s in shots],
-            [s.seed for s in shots],
-            negative=plan.negative,
-            steps=plan.steps,
-            guidance=plan.guidance,
-            size=plan.size,
-            batch=batch,
-            progress=lambda done, total: trace.tell(f"drawing: {what}", done, total),
-        )
-    return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        for i in range(0, len(missing), batch):
+            now = missing[i : i + batch]
+            images = host.sample(
+                [s.prompt for s in now],
+                [s.seed for s in now],
+                negative=plan.negative,
+                steps=plan.steps,
+                guidance=plan.guidance,
+                size=plan.size,
+                batch=batch,
+                progress=partial(_tell, trace, _WHO[which], i, len(now), len(missing)),
+            )
+            gallery.add(which, now, (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu())
+    return gallery.hang(which, shots)
+
+
+def _tell(trace: Trace, who: str, before: int, now: int, pictures: int, done: int, total: int) -> None:
+    """Progress in pictures, which move on within a batch as its denoising steps are done."""
+    trace.tell(f"drawing: {who}", before + now * done // total, pictures)
 
 
 def _look(judge: Judge, pictures: Tensor, trace: Trace, batch: int = 64) -> Seen:

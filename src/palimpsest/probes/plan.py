@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -67,6 +68,9 @@ class Plan:
         groups: who is asked for.
         first_seed: pictures count their seeds up from here.
         steps, guidance, size, negative: how they are sampled; None is the model's own default.
+        looks: how often an audit that stops early may look at its readings; 1: only at the end.
+        look: which of them this is. Look k of K has k/K of every group's pictures, seed by seed over all prompts, each
+            with the prompt and seed that it has at the last look.
     """
 
     request: Request
@@ -76,33 +80,53 @@ class Plan:
     guidance: float | None = None
     size: int | None = None
     negative: str = ""
+    look: int = field(default=1, repr=False)
+    looks: int = field(default=1, repr=False)
 
     def __post_init__(self) -> None:
+        if not 1 <= self.look <= self.looks:
+            raise BadRequest(f"look {self.look} of {self.looks} does not exist; looks count from 1.")
         if not self.shots:
             raise BadRequest("The plan has no picture to draw; give at least one prompt and one seed.")
 
     @cached_property
+    def _all(self) -> tuple[tuple[Shot, bool], ...]:
+        """Every picture of the last look, and whether this look has it."""
+        rows = []
+        for g, group in enumerate(self.groups):
+            n = len(group.prompts)
+            now = math.ceil(n * group.seeds * self.look / self.looks)
+            rows += [(g, p, s * n + i < now) for i, p in enumerate(group.prompts) for s in range(group.seeds)]
+        return tuple((Shot(group=g, prompt=p, seed=self.first_seed + i), drawn) for i, (g, p, drawn) in enumerate(rows))
+
+    @cached_property
     def shots(self) -> tuple[Shot, ...]:
         """Drawn by both the untouched and the edited model."""
-        rows = [(g, p) for g, group in enumerate(self.groups) for p in group.prompts for _ in range(group.seeds)]
-        return tuple(Shot(group=g, prompt=p, seed=self.first_seed + i) for i, (g, p) in enumerate(rows))
+        return tuple(shot for shot, drawn in self._all if drawn)
+
+    @cached_property
+    def _twins(self) -> tuple[tuple[int, Shot], ...]:
+        """(row of `shots`, the shot under another seed): the first picture of each prompt, every second one of the
+        empty prompt, which is one prompt with many seeds; half of them tell its noise."""
+        row_of = {shot.seed: row for row, shot in enumerate(self.shots)}
+        start = {g: next(s.seed for s, _ in self._all if s.group == g) for g in {s.group for s in self.shots}}
+        firsts = [
+            shot
+            for shot, _ in self._all
+            if (shot.seed - start[shot.group]) % (self.groups[shot.group].seeds if self.groups[shot.group].name else 2)
+            == 0
+        ]
+        first = self.first_seed + len(self._all)
+        return tuple((row_of[s.seed], replace(s, seed=first + i)) for i, s in enumerate(firsts) if s.seed in row_of)
 
     @cached_property
     def twins(self) -> tuple[int, ...]:
-        """Rows of `shots` that the untouched model draws once more under another seed: the first of each prompt."""
-        firsts: list[int] = []
-        row = 0
-        for group in self.groups:
-            # The empty prompt is one prompt with many seeds; half of them tell its noise.
-            n, every = len(group.prompts) * group.seeds, group.seeds if group.name else 2
-            firsts += range(row, row + n, every)
-            row += n
-        return tuple(firsts)
+        """Rows of `shots` that the untouched model draws once more under another seed."""
+        return tuple(row for row, _ in self._twins)
 
     @cached_property
     def twin_shots(self) -> tuple[Shot, ...]:
-        first = self.first_seed + len(self.shots)
-        return tuple(replace(self.shots[row], seed=first + i) for i, row in enumerate(self.twins))
+        return tuple(shot for _, shot in self._twins)
 
     def rows(self, *, role: str | None = None, group: int | None = None) -> torch.Tensor:
         """(k,) int64 rows of `shots` of a role or of a group."""
@@ -150,6 +174,7 @@ class Plan:
             for g in plain["groups"]
         )
         how = {k: plain[k] for k in ("first_seed", "steps", "guidance", "size", "negative")}
+        how |= {k: plain[k] for k in ("look", "looks") if k in plain}
         return Plan(request=Request.from_plain(plain["request"]), groups=groups, **how)
 
 

@@ -1,0 +1,90 @@
+"""Pictures that an audit has drawn so far: kept in a folder, so that an interrupted audit goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from palimpsest.core.files import write_beside
+from palimpsest.core.method import versions
+from palimpsest.core.patch import Patch
+from palimpsest.probes.plan import Plan, Shot
+
+FOLDER = ".pictures"  # beside the receipt, until it is written
+
+
+class Gallery:
+    """Drawn pictures by set, prompt and seed; in memory, and batch by batch in a folder where one is given.
+
+    Args:
+        folder: of the batches; None keeps them in memory only.
+        key: what the pictures depend on. Batches of another key are another audit's and are removed.
+        resume: take what is there; otherwise the folder starts empty.
+    """
+
+    def __init__(self, folder: Path | None = None, key: str = "", *, resume: bool = False) -> None:
+        self.folder, self.key = folder, key
+        self._held: dict[tuple[str, str, int], Tensor] = {}
+        if folder is None or not folder.is_dir():
+            return
+        for file in sorted(folder.glob("*.safetensors")):
+            if not (resume and self._read(file)):
+                file.unlink()
+
+    def missing(self, which: str, shots: Sequence[Shot]) -> list[Shot]:
+        """Shots of a set that are not drawn yet."""
+        return [s for s in shots if (which, s.prompt, s.seed) not in self._held]
+
+    def add(self, which: str, shots: Sequence[Shot], pictures: Tensor) -> None:
+        """Keeps (n, 3, H, W) uint8 pictures of shots."""
+        for shot, picture in zip(shots, pictures, strict=True):
+            self._held[which, shot.prompt, shot.seed] = picture
+        if self.folder is not None and shots:
+            of = json.dumps([which, [[s.prompt, s.seed] for s in shots]])
+            path = self.folder / f"{which}-{shots[0].seed}.safetensors"
+            write_beside(path, lambda tmp: save_file({"pictures": pictures}, tmp, {"key": self.key, "of": of}))
+
+    def hang(self, which: str, shots: Sequence[Shot]) -> Tensor:
+        """(n, 3, H, W) uint8 of shots that are all drawn."""
+        return torch.stack([self._held[which, s.prompt, s.seed] for s in shots])
+
+    def clear(self) -> None:
+        """Removes the folder: the audit is finished."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def _read(self, file: Path) -> bool:
+        """Takes a batch; false where it is another audit's or damaged."""
+        try:
+            with safe_open(str(file), framework="pt") as f:
+                said = f.metadata() or {}
+                if said.get("key") != self.key:
+                    return False
+                which, of = json.loads(said["of"])
+                pictures = f.get_tensor("pictures")
+        except (SafetensorError, KeyError, ValueError, OSError):
+            return False
+        self._held.update({(which, p, s): x for (p, s), x in zip(of, pictures, strict=True)})
+        return True
+
+
+def key(host: Any, edited: Any, plan: Plan, oracle: Any = None) -> str:
+    """sha256 of what an audit's pictures depend on besides prompt and seed: models, sampling, versions."""
+    models = [
+        m.sha256() if isinstance(m, Patch) else m.fingerprint() if hasattr(m, "fingerprint") else ""
+        for m in (host, edited, oracle)
+    ]
+    how = [plan.steps, plan.guidance, plan.size, plan.negative]
+    return hashlib.sha256(json.dumps([models, how, versions()], sort_keys=True).encode()).hexdigest()
