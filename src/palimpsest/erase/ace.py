@@ -26,7 +26,7 @@ from palimpsest.train.walks import KeptWalk
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The walk, its encoded prompts, the prior concepts, and how close each prompt (rows) is to each prior (columns)."""
+    """The walk, its encoded prompts, the prior concepts, and how close each prompt (row) is to each of them."""
 
     walk: KeptWalk
     cond: Cond
@@ -111,7 +111,8 @@ class ACE(FineTune):
         cond, other = host.encode(prompts), host.encode(prior)
         close = torch.nn.functional.cosine_similarity(last(cond)[:, None], last(other)[None], dim=-1)
         walk = KeptWalk(prompts=prompts, steps=self.walk_steps, guidance=self.guidance)
-        return Prepared(walk=walk, cond=cond, prior=other, close=close.clamp(min=0), null=host.encode([""]))
+        null = next(host.walk([""], [0], steps=1)).null  # as sampling has it: some models take zeros, not a prompt
+        return Prepared(walk=walk, cond=cond, prior=other, close=close.clamp(min=0), null=null)
 
     def loss(self, step: TrainStep) -> Tensor:
         prepared, host, k = step.context, step.host, self.priors

@@ -21,7 +21,7 @@ from palimpsest.ops import closed_form
 from palimpsest.ops.attention import captured, grid, heat, rewritten, spans
 from palimpsest.ops.drawn import draw
 from palimpsest.ops.fusion import fuse
-from palimpsest.ops.prompts import asking, filled, kept, swapped, up_to
+from palimpsest.ops.prompts import asking, filled, holds, kept, swapped
 from palimpsest.ops.text_states import text_layers
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
@@ -188,7 +188,7 @@ class MACE(ModelEdit):
     @torch.no_grad()
     def _scene(self, host: Denoiser, concept: Concept, seed: int) -> Scene:
         """Texts and pictures of a concept, by the untouched model."""
-        texts = [t for t in dict.fromkeys((*asking(concept), concept.name, *filled(concept))) if _holds(t, concept)]
+        texts = [t for t in dict.fromkeys((*asking(concept), concept.name, *filled(concept))) if holds(t, concept.name)]
         cond, found = host.encode(texts), spans(host, texts, [concept.name] * len(texts))
         place = torch.arange(cond.states.shape[1])
         tokens = torch.stack([((place >= a) & (place < b)) | (place >= n - 1)
@@ -218,10 +218,6 @@ def _around(host: Denoiser, scene: Scene, toward: Concept | None) -> Iterator[tu
         v = torch.cat([neutral[row, :start], neutral[row, start + width :]])
         m = min(len(e), len(v))
         yield e[:m], v[:m]
-
-
-def _holds(text: str, concept: Concept) -> bool:
-    return up_to(text, concept.name).casefold().endswith(concept.name.strip().casefold())
 
 
 def _focal_times(host: Denoiser, n: int, draws: torch.Generator) -> Tensor:

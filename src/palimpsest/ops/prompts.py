@@ -61,6 +61,11 @@ def up_to(prompt: str, name: str) -> str:
     return prompt if found is None else prompt[: found.end()]
 
 
+def holds(prompt: str, name: str) -> bool:
+    """Whether the name occurs in the prompt."""
+    return _word(name).search(prompt) is not None
+
+
 def swapped(prompt: str, name: str, other: str) -> str:
     """The prompt with the concept's name replaced; just the other name where the concept's does not occur."""
     text, count = _word(name).subn(lambda _: other, prompt)

@@ -1,0 +1,169 @@
+"""CRCE: what else means the concept is erased with it, what only looks like it is held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.card import Card
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.host import Cond, Denoiser
+from palimpsest.core.method import at_least
+from palimpsest.core.trace import Trace
+from palimpsest.ops.guidance import away_from
+from palimpsest.ops.neighbours import everyday, nearest
+from palimpsest.ops.parts import parameters
+from palimpsest.ops.prompts import answered, asking, filled, holds
+from palimpsest.train.finetune import FineTune
+from palimpsest.train.loop import TrainStep
+from palimpsest.train.walks import KeptWalk
+
+Texts = list[tuple[str, float]]
+"""Prompts, each with its weight."""
+MINED = 8
+"""Nearest everyday words that are looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The walk towards the target; coreferences and retained concepts, encoded, with the weight of each."""
+
+    walk: KeptWalk
+    cond: Cond
+    coref: tuple[Cond, Tensor] | None
+    retain: tuple[Cond, Tensor] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CRCE(FineTune):
+    """Fine-tunes keys, queries, values and outputs of cross-attention on the target, its coreferences and retains.
+
+    At x_t of a walk towards the target c, with the goal g = eps*(0) - eta (eps*(c) - eps*(0)) of negative guidance,
+    corefs a and retains r of closeness w to the target:
+
+        loss = |eps(c) - g|^2 + coref_weight mean over a  w_a |eps(a) - g|^2
+               + retain_weight mean over r  w_r |eps(r) - eps*(r)|^2
+
+    Coreferences are the prompts of the target that do not hold its name, the words in `corefs`, and everyday words of
+    its kind whose text states have a cosine of at least `mined` with the target's. Retains are Request.keep; without
+    it, the nearest everyday words that are no coreference.
+
+    Args:
+        corefs: words that mean the target, with commas between; for requests with one target.
+        mined: smallest cosine of a mined coreference; 1 mines none.
+        draws: coreferences, and as many retains, for each row of a step.
+        eta, guidance, walk_steps: as in ESD. steps, lr, batch, rank: as in every fine-tuning.
+
+    Request.toward replaces nothing: the goal is negative guidance.
+
+    Cost per step: 2 forwards of the walk and `draws` of the untouched model; 1 + 2 `draws` with gradients.
+    Differs from the paper: no language model; coreferences are the user's or the model's own neighbours, and their
+        weight is the cosine of text states in place of a rating; states come from walks of the untouched model.
+    Fails when: a coreference is neither given nor near in text (a nickname, a role); a retained concept is nearer to
+        the target than a coreference is.
+    Source: Xue et al., "CRCE: Coreference-Retention Concept Erasure in Text-to-Image Diffusion Models", 2025,
+        arXiv 2503.14232.
+
+    Example:
+        >>> patch = CRCE(corefs="feline, kitten")(host, Request(target=(Concept(name="cat"),)))    # doctest: +SKIP
+    """
+
+    steps: int = 1000
+    lr: float = 1e-5
+    batch: int = 1
+    rank: int = 0
+    corefs: str = ""
+    mined: float = 0.9
+    draws: int = 3
+    eta: float = 1.0
+    coref_weight: float = 1.0
+    retain_weight: float = 1.0
+    guidance: float = 3.0
+    walk_steps: int = 50
+
+    card = Card(
+        name="CRCE",
+        title="CRCE: Coreference-Retention Concept Erasure in Text-to-Image Diffusion Models",
+        year=2025,
+        paper="https://arxiv.org/abs/2503.14232",
+        family="fine-tuning",
+        needs="Denoiser",
+        claim="Erases a concept with what else means it, and keeps what only looks like it.",
+        systems=(236,),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("draws", self.draws, 1)
+        at_least("walk_steps", self.walk_steps, 1)
+        at_least("coref_weight", self.coref_weight, 0.0)
+        at_least("retain_weight", self.retain_weight, 0.0)
+
+    def trains(self, host: Denoiser) -> Sequence[str]:
+        return parameters(host, "xattn", "CRCE")
+
+    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+        corefs, retains = [], []
+        for target in request.target:
+            meant, alike = self._apart(host, target, request)
+            corefs += meant
+            retains += alike
+        # What a target's prompts ask for without its name is a coreference, not the target.
+        named = [p for p, _ in answered(request) if p not in dict(corefs)]
+        return Prepared(
+            walk=KeptWalk(prompts=named, steps=self.walk_steps, guidance=self.guidance),
+            cond=host.encode(named),
+            coref=_encoded(host, corefs),
+            retain=_encoded(host, retains),
+        )
+
+    def _apart(self, host: Denoiser, target: Concept, request: Request) -> tuple[Texts, Texts]:
+        """Texts that mean the target and texts that must stay, each with its closeness to the target."""
+        spoken = [p for p in target.prompts if not holds(p, target.name)]
+        given = [Concept(name=w.strip(), kind=target.kind) for w in self.corefs.split(",") if w.strip()]
+        taken = {c.name.casefold() for c in (*request.target, *request.keep, *given)}
+        near = nearest(host, target, [c for c in everyday(target) if c.name.casefold() not in taken], MINED)
+        meant = nearest(host, target, given, len(given)) + [(c, w) for c, w in near if w >= self.mined]
+        others = [(c, w) for c, w in near if w < self.mined]
+        alike = nearest(host, target, request.keep, len(request.keep)) or others
+        return [(p, 1.0) for p in spoken] + _texts(meant), _texts(alike)
+
+    def loss(self, step: TrainStep) -> Tensor:
+        prepared, host, draws = step.context, step.host, step.generator("draws")
+        at = prepared.walk.points(step)
+        n = len(at)
+        goal = away_from(at.x0_null, at.x0_cond, self.eta)
+        conds, goals, weights = [prepared.cond[at.row]], [goal], [torch.full((n,), 1 / n)]
+        for part, share in ((prepared.coref, self.coref_weight), (prepared.retain, self.retain_weight)):
+            if part is None:
+                continue
+            cond, closeness = part
+            k = n * self.draws
+            rows = torch.randint(len(cond), (k,), generator=draws)
+            conds.append(cond[rows])
+            weights.append(share * closeness[rows] / k)
+            if part is prepared.coref:
+                goals.append(goal.repeat(self.draws, 1, 1, 1))
+            else:
+                with step.teacher():
+                    x, t = at.x.repeat(self.draws, 1, 1, 1), at.t.repeat(self.draws)
+                    goals.append(host.denoise(x, t, cond[rows]))
+        times = at.t.repeat(sum(map(len, conds)) // n)
+        alpha, sigma = host.noise(times)
+        now = host.denoise(at.x.repeat(len(times) // n, 1, 1, 1), times, Cond.cat(conds))
+        off = (alpha / sigma * (now - torch.cat(goals))).square().flatten(1).mean(1)  # of the predicted noise
+        return (torch.cat(weights).to(off) * off).sum()
+
+
+def _texts(concepts: Sequence[tuple[Concept, float]]) -> Texts:
+    return [(p, w) for c, w in concepts for p in dict.fromkeys((*asking(c), *filled(c)))]
+
+
+def _encoded(host: Denoiser, texts: Texts) -> tuple[Cond, Tensor] | None:
+    if not texts:
+        return None
+    return host.encode([p for p, _ in texts]), torch.tensor([w for _, w in texts]).clamp(min=0)
