@@ -127,9 +127,8 @@ def test_parquet_as_hugging_face_writes_it(tmp_path: Path) -> None:
 
 
 def test_parquet_with_paths_and_plain_bytes(tmp_path: Path) -> None:
-    rows = [
-        {"image": {"bytes": picture(c), "path": f"{n}.png"}, "label": i} for i, (n, c) in enumerate(COLOURS.items())
-    ]
+    images = [{"bytes": picture(colour), "path": f"{name}.png"} for name, colour in COLOURS.items()]
+    rows = [{"image": image, "label": label} for label, image in enumerate(images)]
     assert read(table(tmp_path / "a.parquet", rows)).samples.names == ("cat.png", "dog.png", "owl.png")
     plain = [{"image": image["bytes"], "label": 0} for image in images]
     assert read(table(tmp_path / "b.parquet", plain)).samples.names == ("0", "1", "2")
