@@ -19,7 +19,7 @@ from palimpsest.core.errors import BadRequest, Unsupported, WrongBase
 from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.patch import Hook, Patch, merge
 from palimpsest.export import export_patch, names
-from palimpsest.export.factors import RESIDUAL, factors, padded
+from palimpsest.export.factors import RESIDUAL, balanced, factors, padded
 
 SAME = 1e-3  # of the range of pixels
 
@@ -164,6 +164,33 @@ def test_the_shipped_model_forgets_by_lora_alone(tmp_path: Path) -> None:
     assert largest(drawn(), edited) <= SAME
 
 
+def test_a_thousand_concepts_in_one_patch(tmp_path: Path) -> None:
+    from palimpsest.core.concept import Concept, Request
+    from palimpsest.erase.uce import UCE
+
+    host = fresh_host("sd")
+    names_ = [f"thing {i}" for i in range(1000)]
+    request = Request(target=tuple(Concept(name=n) for n in names_), toward=(Concept(name="x"),))
+    made = UCE(tokens="last", ridge=0.5)(host, request)
+    patch = Patch.load(made.save(tmp_path / "patch.safetensors"))
+    assert patch.sha256() == made.sha256()
+    cond = host.tokens([*names_, "x"])
+    last = cond.states[torch.arange(1001), cond.lengths - 2].double()
+    e, v = last[:1000], last[1000:].expand(1000, -1)
+    gram = e.T @ e + 0.5 * torch.eye(e.shape[1], dtype=torch.float64)
+    weights_: dict[str, Any] = {
+        n: m.weight for role in ("cross_key", "cross_value") for n, m in host.parts(role).items()
+    }
+    old = {n: w.detach().double().clone() for n, w in weights_.items()}
+    with patch.applied(host):
+        for name, w in weights_.items():
+            wanted = torch.linalg.solve(gram, (old[name] @ (v.T @ e + 0.5 * torch.eye(e.shape[1]))).T).T
+            assert largest(w.double(), wanted) < 1e-4, name
+            assert largest(w.double(), old[name]) > 1e-2
+    found = read_back(export_patch(patch, host, "kohya", tmp_path / "lora").path, host)
+    assert largest(found[f"{name}.weight"], patch.deltas[f"{name}.weight"].dense(old[name].shape)) < 1e-5
+
+
 def test_a_scaled_lora_is_a_scaled_patch(tmp_path: Path) -> None:
     host = fresh_host("sd")
     patch = everywhere(host, "unet")
@@ -199,7 +226,7 @@ def test_half_is_half_the_size(tmp_path: Path) -> None:
     whole, half = (export_patch(patch, host, "peft", tmp_path / str(h), half=h) for h in (False, True))
     assert half.nbytes * 2 == whole.nbytes
     assert {t.dtype for t in load_file(half.path).values()} == {torch.float16}
-    large = Patch(base=patch.base, deltas={n: d.scaled(1e6) for n, d in patch.deltas.items()})
+    large = Patch(base=patch.base, deltas={n: d.scaled(1e12) for n, d in patch.deltas.items()})
     with pytest.raises(Unsupported, match="float32"):
         export_patch(large, host, "peft", tmp_path / "large", half=True)
     assert not (tmp_path / "large").exists()
@@ -264,6 +291,10 @@ def test_factors_are_small_and_exact() -> None:
     twice = Rows(index=torch.tensor([2, 2]), value=torch.ones(2, 4))
     up, down = factors(twice, torch.Size((3, 4)))
     assert torch.equal(up @ down, twice.dense(torch.Size((3, 4))))
+    even = balanced(1000 * up, down)
+    assert torch.equal(even[0] @ even[1], 1000 * (up @ down))
+    assert 0.5 <= float(even[0].max()) / float(even[1].max()) <= 2
+    assert balanced(up * 0, down)[0].eq(0).all()
     wide = padded(up, down, 5)
     assert wide[0].shape[1] == 5
     assert torch.equal(wide[0] @ wide[1], up @ down)

@@ -17,7 +17,7 @@ from palimpsest.core.errors import BadRequest, Unsupported, WrongBase
 from palimpsest.core.files import write_beside
 from palimpsest.core.patch import Patch
 from palimpsest.export import names
-from palimpsest.export.factors import factors, padded
+from palimpsest.export.factors import balanced, factors, padded
 from palimpsest.export.names import Format
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
@@ -67,7 +67,7 @@ def export_patch(
         BadRequest: an empty patch, or one that needs the host.
         WrongBase: the host is another model.
 
-    Cost: one singular value decomposition for each dense or sparse delta.
+    Cost: one symmetric eigendecomposition for each dense or sparse delta; none for low-rank ones.
     """
     _check(patch, host, format, force)
     made = {name: factors(delta, _shape(name, delta, host)) for name, delta in sorted(patch.deltas.items())}
@@ -76,7 +76,7 @@ def export_patch(
     dtype = torch.float16 if half else torch.float32
     tensors: dict[str, Tensor] = {}
     for name, (up, down) in made.items():
-        up, down = padded(up.detach().cpu(), down.detach().cpu(), rank)
+        up, down = padded(*balanced(up.detach().cpu(), down.detach().cpu()), rank)
         kernel = _shape(name, patch.deltas[name], host)[2:]
         if kernel:  # a convolution: the kernel's shape goes to the first factor, the second is 1 x 1
             down, up = down.reshape(rank, -1, *kernel), up.reshape(len(up), rank, *([1] * len(kernel)))
