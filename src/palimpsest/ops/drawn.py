@@ -64,9 +64,10 @@ def draw(
     *,
     steps: int,
     guidance: float,
+    negative: str = "",
     batch: int = 32,
 ) -> Drawn:
-    """n pictures of prompts taken in turn; they never become pixels.
+    """n pictures of prompts taken in turn, away from the negative prompt; they never become pixels.
 
     Cost: steps x 2 forwards a picture (1 where guidance <= 1).
     """
@@ -74,7 +75,8 @@ def draw(
     seeds = torch.randint(2**31, (n,), generator=generator).tolist()
     found = []
     for part in batches(range(n), batch):
-        walk = host.walk([prompts[rows[i]] for i in part], [seeds[i] for i in part], steps=steps, guidance=guidance)
+        texts, starts = [prompts[rows[i]] for i in part], [seeds[i] for i in part]
+        walk = host.walk(texts, starts, negative=negative, steps=steps, guidance=guidance)
         for _ in walk:
             pass
         found.append(walk.x)  # type: ignore[attr-defined]
