@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Generator
 
 from palimpsest import tiny
-from palimpsest.tiny.assemble import PACKED, pack, unpack
+from palimpsest.tiny.assemble import pack, packed_in, unpack
 from palimpsest.tiny.masters import Masters, knots, ramp
 from palimpsest.tiny.measure import WORLDS, score_words
 from palimpsest.tiny.phrases import reopen, reword
@@ -115,7 +115,9 @@ def test_retrain_oracle_is_unpacked_once_and_loads(tmp_path: Path, monkeypatch: 
 
 def test_packed_weights_are_off_by_half_a_step_at_most(tmp_path: Path) -> None:
     pack(tiny.path("sd"), tmp_path)
-    unpack(tmp_path / PACKED, tmp_path / "unet.safetensors")
+    packed = packed_in(tmp_path)
+    assert packed == "unet.int8.safetensors"
+    unpack(tmp_path / packed, tmp_path / "unet.safetensors")
     before = load_file(tiny.path("sd") / "unet" / "diffusion_pytorch_model.safetensors")
     after = load_file(tmp_path / "unet.safetensors")
     for key, value in before.items():

@@ -1,6 +1,6 @@
-"""Small models trained on the worlds and shipped with the package: real diffusers folders, and the worlds' oracles.
+"""Small models that are shipped with the package: real diffusers folders, classifiers, and the worlds' oracles.
 
-`path(name)` gives a folder that plain diffusers loads; `oracle(world)` gives the reader of a world.
+`path(name)` gives a folder: a pipeline's loads with plain diffusers. `oracle(world)` gives the reader of a world.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palimpsest.tiny.assemble import PACKED, assembled
+from palimpsest.tiny.assemble import assembled, packed_in
 
 if TYPE_CHECKING:
     from palimpsest.tiny.oracles import Oracle
@@ -17,28 +17,29 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def names() -> tuple[str, ...]:
-    """The pipelines that are shipped, e.g. "sd", "portraits", "sd-without-star"."""
+    """The models that are shipped, e.g. "sd", "portraits", "sd-without-star", "cifar"."""
+    whole = ("model_index.json", "config.json")
     return tuple(
         sorted(
             folder.name
             for folder in WEIGHTS.iterdir()
-            if (folder / "model_index.json").is_file() or (folder / PACKED).is_file()
+            if packed_in(folder) or any((folder / file).is_file() for file in whole)
         )
     )
 
 
 def path(name: str) -> Path:
-    """The folder of a shipped pipeline; loads with plain `StableDiffusionPipeline.from_pretrained`.
+    """The folder of a shipped model; a pipeline's loads with plain `StableDiffusionPipeline.from_pretrained`.
 
     A retrain oracle ("sd-without-star") is unpacked once into the cache, `assemble.cache()`.
 
     Raises:
-        ValueError: no pipeline of this name is shipped.
+        ValueError: no model of this name is shipped.
     """
     if name not in names():
-        raise ValueError(f"no tiny pipeline {name!r}; shipped are {', '.join(names())}")
+        raise ValueError(f"no tiny model {name!r}; shipped are {', '.join(names())}")
     folder = WEIGHTS / name
-    if (folder / PACKED).is_file():
+    if packed_in(folder):
         return assembled(folder, WEIGHTS / name.partition("-without-")[0])
     return folder
 
