@@ -23,7 +23,9 @@ REQUEST = Request(
     target=(Concept(name="star"),), keep=(Concept(name="moon"), Concept(name="ring")), toward=(Concept(name="square"),)
 )
 QUICK = {"steps": 2, "walk_steps": 3}
-SYSTEMS = [i for i, e in catalog.entries().items() if e.module.startswith("palimpsest.")]
+SYSTEMS = [
+    i for i, e in catalog.entries().items() if e.module.startswith("palimpsest.") and e.card.needs == "Denoiser"
+]
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
 
 

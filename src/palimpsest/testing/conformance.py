@@ -34,8 +34,8 @@ class Incapable:
         return ""
 
 
-def check_method(method: ModelEdit, host: Any, request: Request, *, seed: int = 0) -> Patch:
-    """Every law of a ModelEdit on one host; cost: two runs of the method.
+def check_method(method: ModelEdit, host: Any, request: Request, *, data: Any = None, seed: int = 0) -> Patch:
+    """Every law of a ModelEdit on one host, with the data that it learns from; cost: two runs of the method.
 
     Deterministic under its seed; the host bit for bit untouched and free of hooks; its patch saves, loads, applies
     and reverts exactly, changes something, composes with nothing lost, knows its base and its provenance; hosts that
@@ -47,7 +47,7 @@ def check_method(method: ModelEdit, host: Any, request: Request, *, seed: int = 
     assert isinstance(method.card, Card), f"{type(method).__name__} has no card"
     _check_refusal(method, request)
     before, hooks = host.fingerprint(), hook_count(host.root)
-    patch, again = method(host, request, seed=seed), method(host, request, seed=seed)
+    patch, again = (method(host, request, data=data, seed=seed) for _ in range(2))
     assert host.fingerprint() == before, f"{method.id} changed its host"
     assert hook_count(host.root) == hooks, f"{method.id} left hooks on its host"
     assert _content(patch) == _content(again), f"{method.id} is not deterministic under its seed"

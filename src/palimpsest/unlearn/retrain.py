@@ -12,6 +12,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
+from palimpsest.core.samples import Split
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, checked
 from palimpsest.train.scratch import Fit, changes, copied, reset
@@ -56,7 +57,7 @@ class Retrain(ModelEdit):
         at_least("batch", self.batch, 2, "batch norms need two pictures")
 
     def run(self, host: Classifier, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
-        split = checked(host, data, values=data is not None and data.forget.labels.is_floating_point())
+        split = checked(host, data, values=isinstance(data, Split) and data.forget.labels.is_floating_point())
         student, seed = copied(host), rng.initial_seed()
         reset(student, seed)
         fit = Fit(epochs=self.epochs, lr=self.lr, batch=self.batch, augment=self.augment)

@@ -1,0 +1,79 @@
+"""Gradient Collision: the source task's mini-batches are made to pull the weights in different directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from palimpsest.core.card import Card
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.method import at_least
+from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
+from palimpsest.train.loop import TrainStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientCollision(ClassifierTune):
+    """Disposes of a source task: no step learns it again, since what helps one mini-batch harms another.
+
+        g_i = grad_w CE(f(x_i), y_i) over mini-batches i of the data to forget
+        loss = CE(f(x_r), y_r) + weight mean_{i < j} cos(g_i, g_j)
+
+    Args:
+        weight: of the collision.
+        parts: mini-batches that collide in a step; each has `batch` / `parts` samples.
+        steps, lr, batch, augment: as in every fine-tuning of a classifier.
+
+    Cost per step: 2 `batch` forwards; the gradients of the parts are differentiated once more, so a step costs about
+        three of a plain fine-tuning.
+    Differs from the paper: the source task is the forget set of one classifier; the paper scrubs a network that was
+        transferred to a target task of its own head.
+    Fails when: judged by the forget accuracy: the loss speaks of relearning, not of answers, which may stay right.
+    Source: Koh et al., "Disposable Transfer Learning for Selective Source Task Unlearning", ICCV 2023,
+        arXiv 2308.09971.
+    """
+
+    steps: int = 200
+    lr: float = 1e-3
+    batch: int = 256
+    augment: Augment = "flip"
+    weight: float = 1.0
+    parts: int = 4
+
+    card = Card(
+        name="Gradient Collision",
+        title="Disposable Transfer Learning for Selective Source Task Unlearning",
+        year=2023,
+        paper="https://arxiv.org/abs/2308.09971",
+        family="gradients",
+        needs="Classifier",
+        claim="Keeps the target task and makes the source task much harder to learn again.",
+        systems=(177,),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("parts", self.parts, 2, "one mini-batch has none to collide with")
+        if self.rank:
+            raise BadRequest("Gradient Collision compares gradients of the weights themselves; leave rank at 0.")
+
+    def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(list(leaves), lr=self.lr)
+
+    def loss(self, step: TrainStep) -> Tensor:
+        forget = self.drawn(step, step.data.forget, "forget")
+        retain = self.drawn(step, step.data.retain, "retain")
+        leaves = list(step.trained.leaves.values())
+        pulls = []
+        for rows in torch.arange(len(forget.rows)).chunk(self.parts):
+            loss = cross_entropy(step.host.logits(forget.images[rows]), forget.targets[rows])
+            found = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+            pulls.append(torch.cat([g.reshape(-1) for g in found]))
+        unit = functional.normalize(torch.stack(pulls), dim=1, eps=1e-12)
+        count = len(unit) * (len(unit) - 1)
+        alike = (unit.sum(0).square().sum() - unit.square().sum()) / max(1, count)  # the mean over pairs
+        return cross_entropy(step.host.logits(retain.images), retain.targets) + self.weight * alike
