@@ -88,7 +88,7 @@ def test_data_that_makes_no_sense_is_refused_in_words(system: str) -> None:
     with pytest.raises(BadRequest, match="Split"):
         quick(system)(host, REQUEST)
     other = classifier() if system in REGRESS else regressor()[0]
-    with pytest.raises(BadRequest, match="outputs and labels|out of range"):
+    with pytest.raises(BadRequest, match=r"outputs and labels|out of range"):
         quick(system)(other, REQUEST, data=split)
     if system not in REGRESS:
         wild = replace(split.forget, labels=split.forget.labels + 7)

@@ -180,15 +180,18 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets.to(logits.device))
 
 
-def gone(data: Split) -> Tensor:
-    """(g,) classes that are forgotten altogether: no retained sample has them. Empty when samples are forgotten."""
-    return data.forget.labels[~torch.isin(data.forget.labels, data.retain.labels)].unique()
+def gone(data: Split, classes: int) -> Tensor:
+    """(g,) classes that are forgotten altogether: no retained sample has them. Empty when samples are forgotten.
+
+    Where no data is retained, those of the forget set, unless they are all of the `classes`.
+    """
+    lost = data.forget.labels[~torch.isin(data.forget.labels, data.retain.labels)].unique()
+    return lost if len(lost) < classes else lost[:0]
 
 
 def wrong_labels(data: Split, classes: int, draws: torch.Generator) -> Tensor:
     """(n,) a random label for each sample to forget: neither its own nor, if another is left, one that is forgotten."""
     labels = data.forget.labels
     score = torch.rand(len(labels), classes, generator=draws)
-    if len(data.retain) and len(gone(data)) < classes:
-        score[:, gone(data)] -= 1
+    score[:, gone(data, classes)] -= 1
     return score.scatter(1, labels[:, None], -2.0).argmax(1)

@@ -112,7 +112,7 @@ class ConceptInference(ClassifierTune):
             labels = wrong_labels(data, len(host.labels), generator(seed, "labels"))[rows]
         else:
             like = functional.normalize(weights, dim=1) @ functional.normalize(weights, dim=1).T
-            like[:, gone(data)] -= 2
+            like[:, gone(data, len(host.labels))] -= 2
             labels = like.fill_diagonal_(-torch.inf).argmax(1)[data.forget.labels[rows]]
         return Prepared(rows=rows, labels=labels)
 

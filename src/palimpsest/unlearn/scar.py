@@ -91,7 +91,7 @@ class SCAR(ClassifierTune):
         return torch.optim.Adam(list(leaves), lr=self.lr)
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
-        lost = gone(data)
+        lost = gone(data, len(host.labels))
         foreign = self._foreign(data, seed)
         features, answers = all_seen(host, foreign)
         said = answers.argmax(1)
