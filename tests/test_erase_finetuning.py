@@ -1,0 +1,373 @@
+"""Fine-tuning erasers on a small random pipeline, each against its paper's loop written once more, naively."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+from torch.nn.functional import mse_loss
+
+from hosts_fixtures import sd_pipeline
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.trace import Trace
+from palimpsest.erase import ant, concept_ablation, domain_correction, salun
+from palimpsest.erase.all_but_one import AllButOne
+from palimpsest.erase.ant import ANT
+from palimpsest.erase.concept_ablation import ConceptAblation
+from palimpsest.erase.domain_correction import BESIDE, DomainCorrection
+from palimpsest.erase.salun import SalUn
+from palimpsest.hosts.sd import SDHost
+from palimpsest.ops.drawn import draw, noised
+from palimpsest.ops.parts import parameters
+from palimpsest.train.walks import KeptWalk
+
+STAR, MOON, RING = (Concept(name=n, prompts=(f"a red {n}",)) for n in ("star", "moon", "ring"))
+TO_MOON = Request(target=(STAR,), toward=(MOON,))
+PROMPTS = ["a red star", "an image of star", "a photo of star", "a picture of star", "a painting of star",
+           "a drawing of star"]  # fmt: skip
+FAST: dict[str, Any] = {"steps": 3, "batch": 2, "walk_steps": 4, "lr": 1e-3, "guidance": 2.0}
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SDHost:
+    torch.manual_seed(0)
+    return SDHost(sd_pipeline(tmp_path_factory.mktemp("sd"), request.param), name="small sd")
+
+
+def eps(host: SDHost, net: Any, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
+    """The noise that a network predicts, in the papers' parametrisation."""
+    out = net(x, t, encoder_hidden_states=host.encode(prompts).states).sample
+    if host.prediction == "epsilon":
+        return out
+    alpha, sigma = host.noise(t)
+    return alpha * out + sigma * x
+
+
+def old(host: SDHost, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
+    with torch.no_grad():
+        return eps(host, host.pipeline.unet, x, t, prompts)
+
+
+def noise_in(host: SDHost, at: Any) -> Tensor:
+    alpha, sigma = host.noise(at.t)
+    return (at.x - alpha * at.x0) / sigma
+
+
+def moons(prompts: list[str]) -> list[str]:
+    return [p.replace("star", "moon") for p in prompts]
+
+
+def of(prompts: list[str], at: Any) -> list[str]:
+    return [prompts[int(i)] for i in at.row]
+
+
+class Naive:
+    """A copy of the network, trained by plain Adam on gradients that a test computes."""
+
+    def __init__(self, host: SDHost, names: list[str], lr: float, clip: float | None = None) -> None:
+        self.net = copy.deepcopy(host.pipeline.unet)
+        named = {f"unet.{n}": p for n, p in self.net.named_parameters()}
+        self.trained = {n: named[n].requires_grad_(True) for n in names}
+        self.start = {n: p.detach().clone() for n, p in self.trained.items()}
+        self.adam, self.clip = torch.optim.Adam(self.trained.values(), lr=lr), clip
+
+    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        found = torch.autograd.grad(loss, list(self.trained.values()), allow_unused=True)
+        zeros = {n: torch.zeros_like(p) for n, p in self.trained.items()}
+        return {n: zeros[n] if g is None else g for n, g in zip(self.trained, found, strict=True)}
+
+    def step(self, gradients: Mapping[str, Tensor]) -> None:
+        for n, p in self.trained.items():
+            p.grad = gradients[n].clone()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.trained.values(), self.clip)
+        self.adam.step()
+
+    def agrees(self, patch: Any) -> None:
+        mine = torch.cat([(p.detach() - self.start[n]).flatten() for n, p in self.trained.items()])
+        theirs = torch.cat(
+            [patch.deltas[n].dense(p.shape).flatten() if n in patch.deltas else torch.zeros(p.numel())
+             for n, p in self.trained.items()]
+        )  # fmt: skip
+        assert set(patch.deltas) <= set(self.trained)
+        assert float(mine.norm()) > 0
+        assert float((mine - theirs).norm()) < 0.02 * float(mine.norm())
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[tuple[Any, ...], Any]]:
+    """Every call of a function while it goes on working: its arguments and what it returned."""
+    real: Callable[..., Any] = getattr(owner, name)
+    calls: list[tuple[tuple[Any, ...], Any]] = []
+
+    def watched(*args: Any, **more: Any) -> Any:
+        calls.append((args, real(*args, **more)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(owner, name, watched)
+    return calls
+
+
+# -- Concept Ablation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["model", "noise"])
+@pytest.mark.parametrize("keep_weight", [0.0, 0.5])
+def test_concept_ablation(host: SDHost, monkeypatch: pytest.MonkeyPatch, objective: Any, keep_weight: float) -> None:
+    calls = recorded(monkeypatch, concept_ablation, "noised")
+    request = Request(target=(STAR,), toward=(MOON,), keep=(RING,))
+    method = ConceptAblation(**FAST, objective=objective, keep_weight=keep_weight)
+    patch = method(host, request)
+    naive = Naive(host, parameters(host, "kv", ""), lr=1e-3, clip=1.0)
+    keeping = [*moons(PROMPTS), *(p.replace("star", "ring") for p in PROMPTS)]
+    points = [at for _, at in calls]
+    for k in range(3):
+        at = points.pop(0)
+        goal = noise_in(host, at) if objective == "noise" else old(host, at.x, at.t, moons(of(PROMPTS, at)))
+        loss = mse_loss(eps(host, naive.net, at.x, at.t, of(PROMPTS, at)), goal)
+        if keep_weight:
+            stays = points.pop(0)
+            out = eps(host, naive.net, stays.x, stays.t, of(keeping, stays))
+            loss = loss + keep_weight * mse_loss(out, noise_in(host, stays))
+        naive.step(naive.gradients(loss))
+        assert len(at) == 2, k
+    naive.agrees(patch)
+
+
+def test_concept_ablation_draws_no_more_than_it_uses_and_trains_at_one_forward_and_one_with_gradients(
+    host: SDHost,
+) -> None:
+    trace = Trace()
+    ConceptAblation(**FAST)(host, TO_MOON, trace=trace)
+    assert trace.forwards["denoiser"] == 6 * 4 * 2 + 3 * 2 * (1 + 1)  # six pictures, then three steps
+    assert trace.forwards["text_encoder"] <= 6 + 6 + 6 + 1
+    assert "autoencoder" not in trace.forwards
+
+
+# -- SalUn -----------------------------------------------------------------------------------------------
+
+
+def test_salun(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = recorded(monkeypatch, salun, "noised")
+    method = SalUn(**FAST, share=0.3, keep_weight=0.5, mask_guidance=2.0)
+    patch = method(host, Request(target=(STAR,), keep=(MOON,)))
+    every, *points = [at for _, at in calls]
+    names = parameters(host, "full", "")
+
+    scout = Naive(host, names, lr=0.0)
+    sums = {n: torch.zeros_like(p) for n, p in scout.trained.items()}
+    for i in range(0, 6, 2):
+        at = every[i : i + 2]
+        cond, null = eps(host, scout.net, at.x, at.t, of(PROMPTS, at)), eps(host, scout.net, at.x, at.t, [""] * 2)
+        loss = -mse_loss((1 + 2.0) * cond - 2.0 * null, noise_in(host, at))
+        sums = {n: sums[n] + g for n, g in scout.gradients(loss).items()}
+    sizes = torch.cat([g.abs().flatten() for g in sums.values()])
+    least = sizes.sort(descending=True).values[round(0.3 * len(sizes)) - 1]
+
+    naive = Naive(host, names, lr=1e-3)
+    for _ in range(3):
+        f, r = points.pop(0), points.pop(0)
+        with torch.no_grad():
+            goal = eps(host, naive.net, f.x, f.t, moons(of(PROMPTS, f)))
+        loss = mse_loss(eps(host, naive.net, f.x, f.t, of(PROMPTS, f)), goal)
+        out = eps(host, naive.net, r.x, r.t, of(moons(PROMPTS), r))
+        loss = loss + 0.5 * mse_loss(out, noise_in(host, r))
+        naive.step({n: g * (sums[n].abs() >= least) for n, g in naive.gradients(loss).items()})
+    naive.agrees(patch)
+    moved = sum(int((d.dense(scout.trained[n].shape) != 0).sum()) for n, d in patch.deltas.items())
+    assert moved <= 0.301 * len(sizes)
+
+
+def test_salun_labels() -> None:
+    two = Request(target=(STAR, Concept(name="key")), keep=(MOON, RING))
+    asked, answers, texts = SalUn()._labels(two)
+    assert asked[0] == "a red star"
+    assert [texts[i] for i in answers[0]] == ["a red moon", "a red ring"]
+    assert [texts[i] for i in answers[asked.index("a photo of key")]] == ["a photo of moon", "a photo of ring"]
+    _, answers, texts = SalUn()._labels(replace(two, toward=(Concept(name="cup"),)))
+    assert [texts[i] for i in answers[0]] == ["a red cup"]
+    _, answers, texts = SalUn()._labels(replace(two, keep=()))
+    assert [texts[i] for i in answers[0]] == [""]
+
+
+# -- All but One -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("toward", [False, True])
+def test_all_but_one(host: SDHost, monkeypatch: pytest.MonkeyPatch, toward: bool) -> None:
+    calls = recorded(monkeypatch, KeptWalk, "points")
+    method = AllButOne(**FAST, eta=0.7, keep_weight=0.4)
+    patch = method(host, TO_MOON if toward else Request(target=(STAR,)))
+    naive = Naive(host, parameters(host, "xattn", ""), lr=1e-3)
+    for _, at in calls:
+        prompts, none = of(PROMPTS, at), [""] * 2
+        null = old(host, at.x, at.t, none)
+        if toward:
+            guidance = old(host, at.x, at.t, moons(prompts)) - null
+        else:
+            guidance = -0.7 * (old(host, at.x, at.t, prompts) - null)
+        mine = eps(host, naive.net, at.x, at.t, none)
+        loss = mse_loss(eps(host, naive.net, at.x, at.t, prompts) - mine, guidance) + 0.4 * mse_loss(mine, null)
+        naive.step(naive.gradients(loss))
+    naive.agrees(patch)
+
+
+def test_all_but_one_costs_what_its_formula_needs(host: SDHost) -> None:
+    trace = Trace()
+    AllButOne(**{**FAST, "steps": 8})(host, TO_MOON, trace=trace)
+    assert trace.forwards["denoiser"] == 8 * 2 * (2 + 1 + 2)
+
+
+# -- Domain correction -----------------------------------------------------------------------------------
+
+
+def patches(weights: Mapping[str, Tensor]) -> nn.Module:
+    """The discriminator for latents of 4 x 8 x 8: two halvings."""
+    net = nn.Sequential(
+        nn.Conv2d(4, 64, 4, 2, 1), nn.LeakyReLU(0.2),
+        nn.Conv2d(64, 128, 4, 2, 1), nn.BatchNorm2d(128, track_running_stats=False), nn.LeakyReLU(0.2),
+        nn.Conv2d(128, 1, 4, 1, 1),
+    )  # fmt: skip
+    net.load_state_dict({n.removeprefix(BESIDE): w for n, w in weights.items()})
+    return net
+
+
+def test_domain_correction(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = recorded(monkeypatch, domain_correction, "noised")
+    starts = recorded(monkeypatch, DomainCorrection, "beside")
+    settings = {**FAST, "steps": 4, "warmup": 0.25, "discriminator_lr": 2e-3, "surgery": 0.8}
+    patch = DomainCorrection(**settings)(host, Request(target=(STAR,), toward=(MOON,), keep=(RING,)))
+    judge = patches(starts[0][1])
+    adam = torch.optim.Adam(judge.parameters(), lr=2e-3, betas=(0.5, 0.999))
+    naive = Naive(host, parameters(host, "xattn", ""), lr=1e-3, clip=1.0)
+    keeping = [*moons(PROMPTS), *(p.replace("star", "ring") for p in PROMPTS)]
+    points, conflicts = [at for _, at in calls], 0
+
+    def clean(at: Any, noise: Tensor) -> Tensor:
+        alpha, sigma = host.noise(at.t)
+        return (at.x - sigma * noise) / alpha
+
+    def score(latents: Tensor, label: float) -> Tensor:
+        return bce(latents, torch.full_like(latents, label))
+
+    for k in range(4):
+        at = points.pop(0)
+        anchor = clean(at, old(host, at.x, at.t, moons(of(PROMPTS, at))))
+        target = clean(at, eps(host, naive.net, at.x, at.t, of(PROMPTS, at)))
+        if k >= 1:
+            real_fake = judge(torch.cat([anchor, target]))  # batch statistics are those of both
+            stays = points.pop(0)
+            keep = mse_loss(eps(host, naive.net, stays.x, stays.t, of(keeping, stays)), noise_in(host, stays))
+            g, h = naive.gradients(score(judge(target), 0.0)), naive.gradients(keep)
+            for n in g:
+                dot = (g[n] * h[n]).sum()
+                if dot < 0:
+                    g[n], conflicts = g[n] - 0.8 * dot / h[n].square().sum() * h[n], conflicts + 1
+        adam.zero_grad()
+        real_fake = judge(torch.cat([anchor, target.detach()]))
+        (score(real_fake[:2], 0.0) + score(real_fake[2:], 1.0)).backward()
+        adam.step()
+        if k >= 1:
+            naive.step(g)
+    assert conflicts > 0
+    assert not points
+    naive.agrees(patch)
+
+
+@pytest.mark.parametrize(("side", "levels"), [(2, 1), (4, 2), (8, 3), (16, 4), (64, 4), (128, 4)])
+def test_the_discriminator_fits_all_latents(side: int, levels: int) -> None:
+    net = domain_correction.discriminator(16, side).to_empty(device="cpu")
+    assert net(torch.zeros(2, 16, side, side)).shape[:2] == (2, 1)
+    assert sum(isinstance(m, nn.Conv2d) for m in net) <= 1 + levels
+
+
+# -- ANT -------------------------------------------------------------------------------------------------
+
+
+def objective(host: SDHost, net: Any, late: Any, early: Any, **w: float) -> Tensor:
+    def of_part(at: Any, sign: float) -> Tensor:
+        prompts, none = of(PROMPTS, at), [""] * len(at)
+        null = old(host, at.x, at.t, none)
+        goal = null + sign * w["eta"] * (old(host, at.x, at.t, prompts) - null)
+        drift = mse_loss(eps(host, net, at.x, at.t, none), null)
+        return mse_loss(eps(host, net, at.x, at.t, prompts), goal) + w["keep"] * drift
+
+    return of_part(late, -1) + w["first"] * of_part(early, 1)
+
+
+def test_ant(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = recorded(monkeypatch, ANT, "_objective")
+    walks = recorded(monkeypatch, ant, "visit")
+    weights = {"eta": 0.9, "keep": 0.5, "first": 0.7}
+    method = ANT(**FAST, eta=0.9, keep_weight=0.5, early_weight=0.7, early=0.5, groups=2, mask_prompts=2,
+                 mask_points=2)  # fmt: skip
+    patch = method(host, Request(target=(STAR,)))
+    names, points = parameters(host, "full", ""), [args[3:5] for args, _ in calls]
+
+    scout, masks = Naive(host, names, lr=0.0), dict.fromkeys(names, True)
+    for _ in range(4):
+        sums = {n: torch.zeros_like(p) for n, p in scout.trained.items()}
+        for late, early in (points.pop(0), points.pop(0)):
+            for n, g in scout.gradients(objective(host, scout.net, late, early, **weights)).items():
+                sums[n] = sums[n] + g
+        for n, g in sums.items():
+            sizes = g.abs().flatten().sort(descending=True).values
+            masks[n] = masks[n] & (g.abs() >= sizes[round(0.5 * len(sizes)) - 1])
+    naive = Naive(host, names, lr=1e-3)
+    for late, early in points:
+        loss = objective(host, naive.net, late, early, **weights)
+        naive.step({n: g * masks[n] for n, g in naive.gradients(loss).items()})
+    naive.agrees(patch)
+    times = {int(t) for _, at in walks for t in at.t}
+    first = set(sorted(times, reverse=True)[:2])  # half of four steps
+    assert all({int(t) for t in early.t} <= first for _, early in points)
+    assert not any({int(t) for t in late.t} & first for late, _ in points)
+    shared = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+    assert 0 < shared < 0.5
+
+
+def test_ant_without_masks_trains_all_and_in_low_rank(host: SDHost) -> None:
+    trace = Trace()
+    patch = ANT(**FAST, share=1.0, rank=1)(host, Request(target=(STAR, MOON)), trace=trace)
+    assert any(".resnets." in n for n in patch.deltas)
+    assert trace.forwards["denoiser"] == 4 * 2 * 2 + 3 * 2 * 4 - 2 * 2 * 3 + 2 * 2 * 3  # one walk, three steps
+
+
+# -- what they share -------------------------------------------------------------------------------------
+
+
+def test_drawn_pictures_are_what_sampling_draws(host: SDHost) -> None:
+    pictures = draw(host, ["star", "moon"], 3, torch.Generator().manual_seed(1), steps=4, guidance=2.0, batch=2)
+    assert pictures.row.tolist() == [0, 1, 0]
+    seeds = torch.randint(2**31, (3,), generator=torch.Generator().manual_seed(1)).tolist()
+    images = host.sample(["star", "moon", "star"], seeds, steps=4, guidance=2.0)
+    assert torch.allclose(host.pixels(pictures.x0), images, atol=1e-3)
+    at = noised(host, pictures, 5, torch.Generator().manual_seed(2))
+    assert sorted(at.row.tolist()) in ([0, 0, 0, 1, 1], [0, 0, 0, 0, 1])
+    alpha, sigma = host.noise(at.t)
+    assert torch.allclose(at.weight, alpha / sigma)
+    assert float(noise_in(host, at).std()) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ConceptAblation(objective="x"), "model, noise"),  # type: ignore[arg-type]
+        (lambda: ConceptAblation(pictures=0), "pictures"),
+        (lambda: SalUn(rank=2), "low-rank"),
+        (lambda: SalUn(share=0.0), "share"),
+        (lambda: AllButOne(train="kv"), "xattn"),  # type: ignore[arg-type]
+        (lambda: ANT(rank=2), "share=1"),
+        (lambda: ANT(early=1.0), "early"),
+        (lambda: DomainCorrection(warmup=1.0), "warmup"),
+    ],
+)
+def test_parameters_are_checked(make: Callable[[], Any], words: str) -> None:
+    with pytest.raises(BadRequest, match=words):
+        make()
