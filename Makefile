@@ -35,6 +35,10 @@ bench: $(VENV)/.installed
 exam: $(VENV)/.installed
 	$(BIN)/palimpsest exam erase
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The site: $(CURDIR)/site/index.html"
+
 # The receipt is tested in a real browser. Where none can be installed those tests are skipped, and say so.
 browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
@@ -50,6 +54,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
 	@touch $@
 
 clean:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -27,9 +29,11 @@ def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     found = blocks(page)
     assert found
+    module = ModuleType("example")  # later blocks of a page use what earlier ones define
+    monkeypatch.setitem(sys.modules, "example", module)
     for language, code in found:
         if language == "python":
-            exec(compile(code, str(page), "exec"), {"__name__": "example"})
+            exec(compile(code, str(page), "exec", dont_inherit=True), module.__dict__)
             continue
         for line in code.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
