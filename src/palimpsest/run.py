@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from palimpsest.core.host import Classifier, Denoiser
 from palimpsest.core.method import ModelEdit, versions
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
+from palimpsest.data.concepts import Listed, is_list, read_concepts
 from palimpsest.data.forget import ForgetRequest, record, split
 from palimpsest.data.read import Dataset, aligned
 from palimpsest.hosts.detect import load
 from palimpsest.ops.neighbours import nearest
 from palimpsest.probes import plan as planning
 from palimpsest.probes.evaluators import judge, judges_for
+from palimpsest.probes.forecast import lines as foresee
+from palimpsest.probes.forecast import needed, time_host
 from palimpsest.receipt.make import PATCH_FILE, Receipt
 from palimpsest.receipt.make import audit as measure
 from palimpsest.worlds import concepts as words
@@ -59,6 +63,9 @@ class Look:
         seeds: pictures a prompt.
         steps, guidance: of sampling; None is the model's own default.
         judges: folders of classifiers or CLIP models, or "nudenet"; a drawn world's oracle is always there.
+        sees: a change of so many points, in any one neighbour or unrelated concept, is to be seen 9 times of 10; seeds
+            are raised to what that needs.
+        stop_early: look four times, and stop drawing as soon as every answer is clear.
     """
 
     prompts: int = 20
@@ -66,6 +73,8 @@ class Look:
     steps: int | None = None
     guidance: float | None = None
     judges: tuple[str, ...] = ()
+    sees: float | None = None
+    stop_early: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +101,14 @@ class Unlearned:
     record_path: Path | None
 
 
-def concepts(host: Any, names: str | Sequence[str | Concept], kind: Kind = "object") -> tuple[Concept, ...]:
-    """Names, with commas between or as a list, as concepts; a drawn world's model knows their kind and prompts.
+def concepts(host: Any, names: str | Path | Sequence[str | Concept], kind: Kind = "object") -> tuple[Concept, ...]:
+    """Names, with commas between, as a list or in a CSV file, as concepts; a drawn world's model knows their kind.
 
     Raises:
-        BadRequest: a name that the model's world does not have.
+        BadRequest: a name that the model's world does not have, or a file that is no list (`data.concepts`).
     """
+    if isinstance(names, Path) or is_list(names):
+        return tuple(_listed(host, row, kind) for row in read_concepts(str(names)))
     listed = [n.strip() for n in names.split(",") if n.strip()] if isinstance(names, str) else list(names)
     world = words.world_of(getattr(host, "folder", None))
     return tuple(
@@ -106,19 +117,30 @@ def concepts(host: Any, names: str | Sequence[str | Concept], kind: Kind = "obje
     )
 
 
+def _listed(host: Any, row: Listed, kind: Kind) -> Concept:
+    """What a file says of a concept goes before what the world knows and what holds for all."""
+    known = concepts(host, [row.name], kind)[0]
+    return replace(known, kind=row.kind or known.kind, prompts=row.prompts or known.prompts)
+
+
 def request(
     host: Any,
-    target: str | Sequence[str | Concept],
+    target: str | Path | Sequence[str | Concept],
     *,
-    keep: str | Sequence[str | Concept] = (),
+    keep: str | Path | Sequence[str | Concept] = (),
     toward: str | Sequence[str | Concept] = (),
     kind: Kind = "object",
 ) -> Request:
     """A request about a model; where nothing is kept by name, the model's nearest neighbours of the target are.
 
+    Targets and kept concepts are names with commas between, lists, or CSV files with the columns name, kind, prompts
+    and toward (all but the first optional); a file's own `toward` serves where none is given here.
+
     Neighbours are ranked by the cosine of the model's own text states. Models of drawn worlds choose among the
     world's words of the same kind; for other models there is no such list, and nothing is kept unless named.
     """
+    if not toward and (isinstance(target, Path) or is_list(target)):
+        toward = [row.toward for row in read_concepts(str(target)) if row.toward]
     asked = Request(
         target=concepts(host, target, kind),
         keep=concepts(host, keep, kind),
@@ -156,7 +178,7 @@ def erase(
         method: a system, or its name.
         out: folder for patch.safetensors, receipt.json and receipt.html; None writes nothing.
         oracle: a model that never saw the target, to compare with.
-        resume: go on from a checkpoint in `out`.
+        resume: go on from what an interrupted run left in `out`.
 
     Example:
         >>> host = load("tiny/sd")                                   # doctest: +SKIP
@@ -165,18 +187,20 @@ def erase(
     """
     asked = target if isinstance(target, Request) else request(host, target)
     system = catalog.load(catalog.find(method, "erase").id)() if isinstance(method, str) else method
-    plan = _plan(host, asked, look)  # before the work, so that an impossible plan costs nothing
+    drawn = plan(host, asked, look)  # before the work, so that an impossible plan costs nothing
     work = Trace(folder=Path(out) if out is not None else None, resume=resume, progress=progress)
     patch = system(host, asked, seed=seed, trace=work)
     receipt = measure(
         host,
         patch,
         asked,
-        plan=plan,
+        plan=drawn,
         judges=_judges(host, asked, look),
         oracle=oracle,
         out=out,
         command=command,
+        resume=resume,
+        stop_early=look is not None and look.stop_early,
         trace=Trace(progress=progress),
     )
     return Erased(patch=patch, receipt=receipt, patch_path=None if out is None else Path(out) / PATCH_FILE)
@@ -202,7 +226,7 @@ def unlearn(
         asked: what to forget, from `palimpsest.data.forget.ForgetRequest.parse`.
         method: a system, or its name.
         out: folder for patch.safetensors and forget.json; None writes nothing.
-        resume: go on from a checkpoint in `out`.
+        resume: go on from what an interrupted run left in `out`.
 
     Raises:
         BadRequest: the data's classes are not the model's, or the request names nothing or everything.
@@ -234,6 +258,7 @@ def audit(
     out: str | Path | None = None,
     look: Look | None = None,
     oracle: Any = None,
+    resume: bool = False,
     command: str = "",
     progress: Progress | None = None,
 ) -> Receipt:
@@ -243,6 +268,7 @@ def audit(
         before: the untouched model.
         after: a Patch, the path of one, or the edited model or its path.
         target: what the edit was about.
+        resume: take the pictures that an interrupted audit left in `out`.
     """
     asked = target if isinstance(target, Request) else request(before, target)
     edited = _edited(before, after) if isinstance(after, (str, Path)) else after
@@ -250,11 +276,13 @@ def audit(
         before,
         edited,
         asked,
-        plan=_plan(before, asked, look),
+        plan=plan(before, asked, look),
         judges=_judges(before, asked, look),
         oracle=oracle,
         out=out,
         command=command,
+        resume=resume,
+        stop_early=look is not None and look.stop_early,
         trace=Trace(progress=progress),
     )
 
@@ -325,17 +353,38 @@ def _is_patch(path: Path) -> bool:
         return path.name == PATCH_FILE
 
 
-def _plan(host: Any, asked: Request, look: Look | None) -> planning.Plan:
+def plan(host: Any, asked: Request, look: Look | None = None) -> planning.Plan:
+    """The pictures that an audit of a request draws; `forecast` says what they can show and how long they take."""
     look = look or Look()
-    return planning.plan(
-        host,
-        asked,
-        world=words.world_of(getattr(host, "folder", None)),
-        prompts_per_concept=look.prompts,
-        seeds=look.seeds,
-        steps=look.steps,
-        guidance=look.guidance,
-    )
+
+    def with_seeds(seeds: int) -> planning.Plan:
+        return planning.plan(
+            host,
+            asked,
+            world=words.world_of(getattr(host, "folder", None)),
+            prompts_per_concept=look.prompts,
+            seeds=seeds,
+            steps=look.steps,
+            guidance=look.guidance,
+        )
+
+    found = with_seeds(look.seeds)
+    if look.sees is None:
+        return found
+    if not 0 < look.sees <= 100:
+        raise BadRequest(f"sees is {look.sees:g}; it must be points above 0, at most 100.")
+    others = [g for g in found.groups if g.role in ("neighbour", "unrelated")] or list(found.groups)
+    tests = max(sum(g.role == o.role for g in others) for o in others)
+    pictures = needed(look.sees / 100, tests)
+    return with_seeds(max(look.seeds, math.ceil(pictures / min(len(g.prompts) for g in others))))
+
+
+def forecast(
+    host: Any, target: str | Sequence[str | Concept] | Request, *, look: Look | None = None, oracle: bool = False
+) -> str:
+    """What an audit would draw, what it could show and how long it would take, in plain words; draws a few to time."""
+    chosen = plan(host, target if isinstance(target, Request) else request(host, target), look)
+    return "\n".join(foresee(chosen, time_host(host, chosen), oracle=oracle))
 
 
 def _judges(host: Any, asked: Request, look: Look | None) -> list[Any]:

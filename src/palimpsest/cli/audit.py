@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from palimpsest.cli.options import Loading, Looking, look, say
 
@@ -18,7 +20,7 @@ class Audit(Loading, Looking):
     after: str
     """The edited model, or a patch for the untouched one."""
     concept: str
-    """What the edit was about, or several with commas between."""
+    """What the edit was about: names with commas between, or a CSV file with the columns name, kind and prompts."""
     keep: str = ""
     """What should have stayed; the model's own neighbours where not given."""
     kind: Literal["identity", "object", "class", "attribute", "style", "domain"] = "object"
@@ -27,6 +29,10 @@ class Audit(Loading, Looking):
     """A model that never saw the concept, to compare with."""
     out: Path = Path("audit")
     """Folder for the results."""
+    plan: Annotated[bool, tyro.conf.arg(aliases=["--dry-run"])] = False
+    """Print the plan, what it can show, what a change of 2 points would need, and the minutes; then stop."""
+    resume: bool = False
+    """Go on with the pictures that an interrupted audit left in the out folder."""
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest import run
@@ -34,9 +40,13 @@ class Audit(Loading, Looking):
 
         host = run.load(self.before, device=self.device, dtype=self.dtype)
         request = run.request(host, self.concept, keep=self.keep, kind=self.kind)
+        print(run.forecast(host, request, look=look(self), oracle=bool(self.oracle)))
+        if self.plan:
+            return 0
         with bars() as progress:
             receipt = run.audit(
                 host, self.after, request, out=self.out, look=look(self), command=command, progress=progress,
+                resume=self.resume,
                 oracle=run.load(self.oracle, device=self.device, dtype=self.dtype) if self.oracle else None,
             )  # fmt: skip
         say(receipt)

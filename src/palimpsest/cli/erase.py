@@ -17,13 +17,13 @@ class Erase(Loading, Looking):
     """Make a text-to-image model unable to draw a concept. Writes patch.safetensors, receipt.json and receipt.html."""
 
     target: Positional[str]
-    """The concept, or several with commas between."""
+    """The concept, several with commas between, or a CSV file with the columns name, kind, prompts and toward."""
     model: str = "tiny/sd"
     """A diffusers folder, a single .safetensors checkpoint, or one of the shipped tiny models."""
     method: str = ""
     """The system, e.g. rece, esd, sld, uce; the default is named when used. Its own options follow as --name value."""
     keep: str = ""
-    """What must stay, with commas between; the model's own neighbours of the target where not given."""
+    """What must stay, with commas between or a CSV file; the model's own neighbours of the target where not given."""
     toward: str = ""
     """What the target becomes; nothing (the empty prompt) where not given."""
     kind: Literal["identity", "object", "class", "attribute", "style", "domain"] = "object"
@@ -35,7 +35,9 @@ class Erase(Loading, Looking):
     seed: int = 0
     """Of everything random in the method."""
     resume: bool = False
-    """Go on from the checkpoint in the out folder."""
+    """Go on from the checkpoint and the pictures in the out folder."""
+    dry_run: bool = False
+    """Print what would be done, drawn and shown, and the minutes; then stop."""
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest import run
@@ -49,6 +51,10 @@ class Erase(Loading, Looking):
         request = run.request(host, self.target, keep=self.keep, toward=self.toward, kind=self.kind)
         if not self.keep:
             print(f"Keeping the model's own neighbours: {', '.join(c.name for c in request.keep)}.")
+        if self.dry_run:
+            print(f"{entry.card.name} ({entry.id}): {method}")
+            print(run.forecast(host, request, look=look(self), oracle=bool(self.oracle)))
+            return 0
         with bars() as progress:
             done = run.erase(
                 host, request, method=method, out=self.out, seed=self.seed, resume=self.resume, look=look(self),

@@ -34,6 +34,10 @@ class Looking:
     """Scale of classifier-free guidance; the model's own default where not given."""
     judge: tuple[str, ...] = ()
     """Evaluators: folders of classifiers or CLIP models, or "nudenet". Drawn worlds bring their own."""
+    sees: float | None = None
+    """Draw as many seeds as a change of so many points in any one other concept needs to be seen 9 times of 10."""
+    stop_early: bool = False
+    """Look four times and stop drawing as soon as every answer is clear; intervals and p allow for the looks."""
 
 
 def look(options: Looking) -> Any:
@@ -46,6 +50,8 @@ def look(options: Looking) -> Any:
         steps=options.sample_steps,
         guidance=options.guidance,
         judges=options.judge,
+        sees=options.sees,
+        stop_early=options.stop_early,
     )
 
 

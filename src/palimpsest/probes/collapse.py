@@ -52,8 +52,9 @@ class Collapse:
                 continue
             before, after = values["collapse, before"][rows], values["collapse, after"][rows]
             n = len(rows)
-            rate = statistics.wilson(int((after > 0).sum()), n)
-            change = statistics.paired((before > 0).numpy(), (after > 0).numpy())
+            level = 1 - (1 - statistics.LEVEL) / evidence.plan.looks
+            rate = statistics.wilson(int((after > 0).sum()), n, level)
+            change = statistics.paired((before > 0).numpy(), (after > 0).numpy(), level)
             found.append(
                 Reading(
                     name="collapse",
@@ -65,8 +66,8 @@ class Collapse:
                     unit="%",
                     higher_is_better=False,
                     before=round(100 * float((before > 0).float().mean()), 3),
-                    floor=round(100 * statistics.rate_floor(int((before > 0).sum()), n, n), 3),
-                    p=statistics.mcnemar((before > 0).numpy(), (after > 0).numpy()),
+                    floor=round(100 * statistics.rate_floor(int((before > 0).sum()), n, n, level), 3),
+                    p=min(1.0, evidence.plan.looks * statistics.mcnemar((before > 0).numpy(), (after > 0).numpy())),
                     detail={
                         "change": {k: round(100 * v, 3) for k, v in change._asdict().items()},
                         **{kind: int((after == i).sum()) for i, kind in enumerate(KINDS) if i},

@@ -51,7 +51,9 @@ class Gallery:
         if self.folder is not None and shots:
             of = json.dumps([which, [[s.prompt, s.seed] for s in shots]])
             path = self.folder / f"{which}-{shots[0].seed}.safetensors"
-            write_beside(path, lambda tmp: save_file({"pictures": pictures}, tmp, {"key": self.key, "of": of}))
+            write_beside(
+                path, lambda tmp: save_file({"pictures": pictures.contiguous()}, tmp, {"key": self.key, "of": of})
+            )
 
     def hang(self, which: str, shots: Sequence[Shot]) -> Tensor:
         """(n, 3, H, W) uint8 of shots that are all drawn."""

@@ -155,6 +155,7 @@ class Plan:
             n = len(group.prompts) * group.seeds
             sees = f"shows a change of {100 * statistics.detectable(n, tests=tests):.0f} points" if group.name else ""
             lines.append(f"  {group.role:10} {group.name or '(no prompt)':20} {n:4} pictures  {sees}".rstrip())
+            lines[-1] += f"; {group.reason}" if group.name else f"  {group.reason}"
         return "\n".join(lines)
 
     def plain(self) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from palimpsest.probes.evidence import Evidence
 class Presence:
     """Presence of each concept in the pictures that ask for it, in percent, before and after.
 
-    Interval: Wilson's for the rate, Tango's score interval for the paired change (`detail["change"]`). Floor: how far two
-    seed sets of the untouched model lie apart. p: McNemar's exact test of the same-seed pairs, corrected by Benjamini
-    and Hochberg over the concepts of a role (targets, neighbours and unrelated ones answer different questions).
+    Interval: Wilson's for the rate, Tango's score interval for the paired change (`detail["change"]`). Floor: how far
+    two seed sets of the untouched model lie apart; `detail["seeds apart"]` is the p of Fisher's test that they do so by
+    chance. p: McNemar's exact test of the same-seed pairs, corrected by Benjamini and Hochberg over the concepts of a
+    role (targets, neighbours and unrelated ones answer different questions). An audit that may stop early spends its
+    level over its looks (`probes.stopping`).
     """
 
     name = "presence"
@@ -56,12 +58,14 @@ def _of(evidence: Evidence, judge: str, asked: Sequence[tuple[int, list[int]]]) 
         torch.cat([_hits(evidence, judge, which, g, classes) for g, classes in asked])
         for which in ("before", "after", "other")
     ]
-    n = len(before)
-    rate = statistics.wilson(int(after.sum()), n)
-    change = statistics.paired(before.numpy(), after.numpy())
-    floor = statistics.rate_floor(int(before.sum() + other.sum()), n + len(other), n)
+    n, shown, again = len(before), int(before.sum()), int(other.sum())
+    level = 1 - (1 - statistics.LEVEL) / plan.looks
+    rate = statistics.wilson(int(after.sum()), n, level)
+    change = statistics.paired(before.numpy(), after.numpy(), level)
+    floor = statistics.rate_floor(shown + again, n + len(other), n, level)
     group = plan.groups[asked[0][0]]
     detail: dict[str, object] = {"change": {k: _percent(v) for k, v in change._asdict().items()}}
+    detail["seeds apart"] = float(f"{statistics.unlike(shown, n, again, len(other)):.4g}")
     if len(asked) > 1:
         detail["concepts"] = [plan.groups[g].name for g, _ in asked]
     else:
@@ -78,7 +82,7 @@ def _of(evidence: Evidence, judge: str, asked: Sequence[tuple[int, list[int]]]) 
         higher_is_better=group.role != "target",
         before=_percent(float(before.float().mean())),
         floor=_percent(floor),
-        p=statistics.mcnemar(before.numpy(), after.numpy()),
+        p=min(1.0, plan.looks * statistics.mcnemar(before.numpy(), after.numpy())),
         evaluator=evidence.evaluators[judge],
         detail=detail,
     )

@@ -14,7 +14,9 @@ from palimpsest.core.trace import Trace
 from palimpsest.probes import plan as planning
 from palimpsest.probes.evaluators import Judge, judges_for
 from palimpsest.probes.evidence import Evidence, collect
+from palimpsest.probes.gallery import FOLDER, Gallery, key
 from palimpsest.probes.plan import Plan
+from palimpsest.probes.stopping import collect_until_clear
 from palimpsest.probes.suite import readings as read
 from palimpsest.receipt.build import build
 from palimpsest.receipt.write import thumbnails, write
@@ -59,6 +61,8 @@ def audit(
     oracle: Any = None,
     out: str | Path | None = None,
     command: str = "",
+    resume: bool = False,
+    stop_early: bool = False,
     trace: Trace | None = None,
 ) -> Receipt:
     """Measures what an edit changed and writes the receipt.
@@ -72,13 +76,18 @@ def audit(
         oracle: a model that never saw the target, to compare with.
         out: folder for receipt.json, receipt.html and, where `after` is a patch, patch.safetensors.
         command: what the user typed, for the receipt.
+        resume: take the pictures that an interrupted audit left in `out`.
+        stop_early: look four times, and stop drawing as soon as every answer is clear.
         trace: takes cost and progress.
 
     Cost: the plan's pictures, see `Plan.describe`; reading and writing take seconds.
     """
     chosen = default_plan(before, request) if plan is None else plan
     used = judges_for(before) if judges is None else list(judges)
-    evidence = collect(before, after, chosen, used, oracle=oracle, trace=trace)
+    of = key(before, after, chosen, oracle)
+    gallery = None if out is None else Gallery(Path(out) / FOLDER, of, resume=resume)
+    draw = collect_until_clear if stop_early else collect
+    evidence = draw(before, after, chosen, used, oracle=oracle, gallery=gallery, trace=trace)
     found = tuple(read(evidence))
     data = build(
         evidence,
@@ -96,6 +105,8 @@ def audit(
     if isinstance(after, Patch):
         after.save(folder / PATCH_FILE)
     json_path, html_path = write(folder, data, pictures)
+    if gallery is not None:
+        gallery.clear()
     return Receipt(data=data, readings=found, evidence=evidence, json=json_path, html=html_path)
 
 

@@ -1,0 +1,86 @@
+"""What an audit will take and what it will be able to show, told before it runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from palimpsest.ops import statistics
+from palimpsest.probes.plan import Plan
+
+WOBBLE = 0.02  # share of pictures that flip either way around a small change; planned for, not measured
+CHANGE = 0.02  # the change that a thorough audit should see
+_QUICK = 2.0  # seconds for one short picture below which a whole batch is timed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast a host draws: seconds a picture = fixed + steps x step, measured in batches of `batch`."""
+
+    fixed: float
+    step: float
+    batch: int
+
+    def seconds(self, pictures: int, steps: int) -> float:
+        return pictures * (self.fixed + steps * self.step)
+
+
+def needed(change: float, tests: int = 1) -> int:
+    """Same-seed pictures of a concept with which a change of its rate is seen 9 times of 10.
+
+    Args:
+        change: of the rate, 0..1; `WOBBLE` of the pictures more flip, half of them each way.
+        tests: concepts that are corrected for together.
+    """
+    return statistics.pictures_needed(change, disagree=min(1.0, change + WOBBLE), tests=tests)
+
+
+def time_host(host: Any, plan: Plan, batch: int = 16) -> Speed:
+    """Draws a few pictures of few steps and takes the time.
+
+    Cost: one picture of 1 and 3 steps, and a batch of the same where one took less than 2 seconds.
+    """
+    prompt = plan.shots[0].prompt
+
+    def timed(pictures: int, steps: int) -> float:
+        start = time.perf_counter()
+        host.sample(
+            [prompt] * pictures, list(range(pictures)), steps=steps, guidance=plan.guidance, size=plan.size, batch=batch
+        )
+        return (time.perf_counter() - start) / pictures
+
+    timed(1, 1)  # the first one also warms caches
+    n = batch if timed(1, 3) < _QUICK else 1
+    few, many = timed(n, 1), timed(n, 3)
+    step = max(0.0, (many - few) / 2)
+    return Speed(fixed=max(0.0, few - step), step=step, batch=n)
+
+
+def minutes(plan: Plan, speed: Speed, *, oracle: bool = False) -> float:
+    """Expected minutes of an audit's drawing; reading and writing add seconds."""
+    return speed.seconds(plan.pictures(3 if oracle else 2), plan.steps or 50) / 60
+
+
+def lines(plan: Plan, speed: Speed | None = None, *, oracle: bool = False, change: float = CHANGE) -> list[str]:
+    """The plan in plain words: pictures, what they can show, what a small change would need, minutes."""
+    found = plan.describe().splitlines()
+    prompts = {r: max((len(g.prompts) for g in plan.groups if g.role == r), default=0) for r in ("target", "neighbour")}
+    tests = {r: sum(g.role == r for g in plan.groups) for r in prompts}
+    for role, n in prompts.items():
+        if n:
+            one = needed(change, tests[role])
+            whole = math.ceil(needed(change) / tests[role])
+            text = f"To see a change of {100 * change:g} points in one {role}: {one} pictures of each"
+            text += f" (say {n} prompts x {math.ceil(one / n)} seeds)"
+            if tests[role] > 1:
+                text += f"; in all {tests[role]} together: {whole} of each"
+            found.append(text + ".")
+    if speed is not None:
+        about = minutes(plan, speed, oracle=oracle)
+        steps = plan.steps or 50
+        each, about = speed.seconds(1, steps), minutes(plan, speed, oracle=oracle)
+        said = "less than a minute" if about < 1 else f"{about:.0f} minutes"
+        found.append(f"Expected: {said} of drawing, {1000 * each:.0f} ms a picture of {steps} steps (just measured).")
+    return found
