@@ -19,6 +19,9 @@ from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, augmented, cross_entropy, stream
 from palimpsest.train.randomness import generator
 
+CLIP = 5.0
+"""Largest norm of all gradients in training from scratch: squared errors of raw values start far out."""
+
 
 def copied(host: Any) -> Any:
     """The host with tensors of its own, in float32. Cost: the model's memory once more (twice in half precision).
@@ -102,6 +105,7 @@ class Fit:
                 loss = _loss(student.logits(images), samples.labels[rows])
                 optimiser.zero_grad()
                 loss.backward()
+                nn.utils.clip_grad_norm_(parameters, CLIP)
                 optimiser.step()
                 trace.tell("training", k + 1, total)
         student.root.eval().requires_grad_(False)
