@@ -1,0 +1,156 @@
+"""Homoglyph unlearning: the text encoder learns to read one text as another, and everything else as before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.card import Card
+from palimpsest.core.concept import Concept, Kind, Request
+from palimpsest.core.errors import BadRequest, Unsupported
+from palimpsest.core.host import Cond, Denoiser
+from palimpsest.core.method import at_least
+from palimpsest.core.trace import Trace
+from palimpsest.ops.neighbours import CANDIDATES
+from palimpsest.ops.prompts import asking, filled, holds, kept, swapped
+from palimpsest.train.finetune import FineTune
+from palimpsest.train.loop import TrainStep
+from palimpsest.train.randomness import generator
+
+ORDER: tuple[Kind, ...] = ("attribute", "object", "style", "domain")
+SLOTS: dict[Kind, int] = {"attribute": 0, "object": 1, "class": 1, "identity": 1, "style": 2, "domain": 3}
+"""Where a target stands in a caption."""
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """What is to be read anew, target by target, what stays; and both as the teacher encodes them."""
+
+    texts: list[list[str]]
+    read_as: list[Cond]
+    staying: list[str]
+    stays: Cond
+
+
+@dataclass(frozen=True, kw_only=True)
+class Homoglyphs(FineTune):
+    """Matches the student's states of a text to the teacher's states of the text without the target.
+
+        loss = (1 - mean cos(E(p), E*(p))) + weight * sum over targets (1 - mean cos(E(p with target), E*(p without)))
+
+    A target whose name is one character is a homoglyph, as in the paper: Request.toward names the character that it
+    looks like, and the texts are those of Request.keep and captions of everyday words that hold it. Any other target is
+    a word: its prompts, and captions with it, are read with its replacement, or without the word.
+
+    Args:
+        weight: of what is read anew. characters: how many of a text's characters are replaced; 0 for all.
+        captions: sentences of everyday words, in which targets are put and which stay as they are.
+        steps, lr, batch, rank: as in every fine-tuning; the paper's batches are 128 texts.
+
+    Request.keep is read as before, and so are the captions and the empty prompt.
+
+    Cost per step: 1 text forward with gradients for each target and one for what stays; the denoiser never runs.
+    Differs from the paper: targets that are words (the paper has characters only); captions are made of
+        everyday words, where it takes a data set's; no step of the learning rate; batches are drawn, not epochs.
+    Fails when: the concept is asked for in words that no text holds; the target's words are needed elsewhere.
+    Source: Struppek et al., "Exploiting Cultural Biases via Homoglyphs in Text-to-Image Synthesis", JAIR 2023,
+        arXiv 2209.08891.
+
+    Example:
+        >>> cyrillic, latin = Concept(name="\\u043e"), Concept(name="o")
+        >>> patch = Homoglyphs()(host, Request(target=(cyrillic,), toward=(latin,)))    # doctest: +SKIP
+    """
+
+    steps: int = 500
+    lr: float = 1e-4
+    batch: int = 128
+    rank: int = 0
+    weight: float = 1.0
+    characters: int = 1
+    captions: int = 400
+
+    card = Card(
+        name="Homoglyph unlearning",
+        title="Exploiting Cultural Biases via Homoglyphs in Text-to-Image Synthesis",
+        year=2023,
+        paper="https://arxiv.org/abs/2209.08891",
+        family="fine-tuning",
+        needs="Denoiser",
+        claim="Fine-tuning the text encoder makes it robust to homoglyphs, other prompts staying as they were.",
+        systems=(263,),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("weight", self.weight, 0.0)
+        at_least("characters", self.characters, 0)
+        at_least("captions", self.captions, 1, "something must stay")
+
+    def trains(self, host: Denoiser) -> Sequence[str]:
+        names = [f"{e}.{p}" for e, module in host.parts("text_encoder").items() for p, _ in module.named_parameters()]
+        if not names:
+            raise Unsupported(f"Homoglyph unlearning trains a text encoder; {host.name} has none.")
+        return sorted(names)
+
+    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+        captions = [_caption(*words) for words in _everyday(self.captions, request)]
+        names = {c.name for c in request.target}
+        staying = [p for p in dict.fromkeys((*kept(request), *captions, "")) if not any(holds(p, n) for n in names)]
+        pairs = [self._pairs(c, to, staying) for c, to in zip(request.target, request.replacements(), strict=True)]
+        return Prepared(
+            texts=[[p for p, _ in found] for found in pairs],
+            read_as=[host.encode([q for _, q in found]) for found in pairs],
+            staying=staying,
+            stays=host.encode(staying),
+        )
+
+    def _pairs(self, target: Concept, toward: Concept | None, texts: Sequence[str]) -> list[tuple[str, str]]:
+        if len(target.name) > 1:
+            other = "" if toward is None else toward.name
+            slot, every = SLOTS[target.kind], _everyday(self.captions, Request(target=(target,)))
+            both = [[_caption(*w[:slot], name, *w[slot + 1 :]) for name in (target.name, other)] for w in every]
+            asked = dict.fromkeys((*asking(target), *filled(target)))
+            own = [(p, " ".join(swapped(p, target.name, other).split())) for p in asked]
+            return [*own, *((a, b) for a, b in both)]
+        plain = "" if toward is None else toward.name
+        if len(plain) != 1:
+            raise BadRequest(f"{target.name!r} is a homoglyph; name the one character that it looks like in `toward`.")
+        count = self.characters or -1
+        found = [(t.replace(plain, target.name, count), t) for t in texts if plain in t]
+        if not found:
+            raise BadRequest(f"No text of what is kept holds {plain!r}; keep concepts whose names or prompts do.")
+        return found
+
+    def loss(self, step: TrainStep) -> Tensor:
+        context: Prepared = step.context
+        loss = _apart(step, context.staying, context.stays, "stays")
+        for k, (texts, goal) in enumerate(zip(context.texts, context.read_as, strict=True)):
+            loss = loss + self.weight * _apart(step, texts, goal, k)
+        return loss
+
+
+def _apart(step: TrainStep, texts: Sequence[str], goal: Cond, what: object) -> Tensor:
+    """1 - the mean cosine of the student's states with the goal's over some texts; so for pooled states, if any."""
+    rows = torch.randperm(len(texts), generator=step.generator(what))[: step.batch]
+    found, goal = step.host.encode([texts[int(i)] for i in rows]), goal[rows]
+    apart = 1 - torch.cosine_similarity(found.states, goal.states, dim=-1).mean()
+    if found.pooled is None or goal.pooled is None:
+        return apart
+    return apart + 1 - torch.cosine_similarity(found.pooled, goal.pooled, dim=-1).mean()
+
+
+def _everyday(n: int, request: Request) -> list[tuple[str, str, str, str]]:
+    """n different rows of (attribute, thing, style, scene), some of them empty, without the request's targets."""
+    names = {c.name.casefold() for c in request.target}
+    kinds = [[w for w in ("", *CANDIDATES[kind]) if w.casefold() not in names] for kind in ORDER]
+    draws = generator(0, "everyday")
+    rows = [[w[int(torch.randint(len(w), (1,), generator=draws))] for w in kinds] for _ in range(n)]
+    return [tuple("" if float(torch.rand((), generator=draws)) < 0.4 else w for w in row) for row in rows]  # type: ignore[misc]
+
+
+def _caption(attribute: str, thing: str, style: str, scene: str) -> str:
+    return ", ".join(part for part in (" ".join(w for w in ("a", attribute, thing) if w), style, scene) if part)
