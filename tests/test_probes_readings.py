@@ -241,3 +241,20 @@ def test_verdicts_from_their_definition() -> None:
 
 def test_damage_is_in_the_fixture() -> None:
     assert isinstance(damaging(Scribe()).deltas["unet.weight"], Dense)
+
+
+def test_closeness_ranks_concepts_by_their_pictures() -> None:
+    from palimpsest.ops.neighbours import alike
+    from palimpsest.probes.closeness import Closeness
+
+    base = torch.tensor([[9.0, 0.0, 0.0], [9.0, 0.1, 0.0]])
+    vectors = {
+        "star": base + torch.tensor([0.0, 1.0, 0.0]),
+        "moon": base + torch.tensor([0.0, 0.9, 0.2]),
+        "house": base + torch.tensor([0.0, -1.0, 0.3]),
+    }
+    assert [n for n, _ in alike(vectors, "star")] == ["moon", "house"]
+    found = Closeness().run(erased())
+    assert [r.detail["rank"] for r in found] == list(range(1, len(found) + 1))
+    assert all(r.role != "target" and -1 <= r.value <= 1 for r in found)
+    assert sorted((r.value for r in found), reverse=True) == [r.value for r in found]

@@ -1,4 +1,4 @@
-"""Which concepts lie close to a concept in a model's own text embeddings."""
+"""Which concepts lie close to a concept: in a model's own text embeddings, or in image embeddings of its pictures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from palimpsest.core.concept import Concept, Kind
 from palimpsest.core.host import Denoiser
@@ -77,3 +78,23 @@ def nearest(host: Denoiser, concept: Concept, candidates: Sequence[Concept], k: 
     cosines = torch.nn.functional.cosine_similarity(states[:1], states[1:])
     order = cosines.argsort(descending=True, stable=True)[:k].tolist()
     return [(candidates[i], float(cosines[i])) for i in order]
+
+
+def alike(vectors: Mapping[str, Tensor], name: str) -> list[tuple[str, float]]:
+    """The other names by how alike their pictures are to one name's, most alike first.
+
+    Cosine of the names' mean vectors after the mean of all names is taken away: what all pictures share (a frame, a
+    white ground) says nothing.
+
+    Args:
+        vectors: name -> (n, d) embeddings of its pictures, by an image encoder.
+
+    Returns:
+        (name, cosine in [-1, 1]).
+    """
+    means = torch.stack([v.float().mean(0) for v in vectors.values()])
+    means = means - means.mean(0)
+    names = list(vectors)
+    cosines = torch.nn.functional.cosine_similarity(means[names.index(name)][None], means)
+    found = [(n, float(c)) for n, c in zip(names, cosines, strict=True) if n != name]
+    return sorted(found, key=lambda entry: -entry[1])

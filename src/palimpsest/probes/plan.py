@@ -244,9 +244,11 @@ def _neighbours(host: Denoiser, request: Request, world: World | None, k: int) -
     ranked: dict[str, tuple[Concept, str, float]] = {}
     for target in request.target:
         candidates = _candidates(request, world, target)
-        for c, cosine in nearest(host, target, [c for c in candidates if c.name.casefold() not in taken], k):
+        others = [c for c in candidates if c.name.casefold() not in taken]
+        for rank, (c, cosine) in enumerate(nearest(host, target, others, k), start=1):
             also = ", kept by the request" if c.name.casefold() in kept else ""
-            why = f"close to {target.name} in the model's text embeddings (cosine {cosine:.2f}{also})"
+            where = f"cosine {cosine:.2f}, rank {rank} of {len(others)}"
+            why = f"close to {target.name} in the model's text embeddings ({where}{also})"
             if c.name not in ranked or ranked[c.name][2] < cosine:
                 ranked[c.name] = (c, why, cosine)
     chosen = sorted(ranked.values(), key=lambda entry: -entry[2])[:k]

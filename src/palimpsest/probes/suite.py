@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from palimpsest.core.reading import Reading
+from palimpsest.probes.closeness import Closeness
 from palimpsest.probes.collapse import Collapse
 from palimpsest.probes.distance import Distance
 from palimpsest.probes.drift import Drift
@@ -34,7 +35,16 @@ class Probe(Protocol):
         ...
 
 
-PROBES: tuple[Probe, ...] = (Presence(), Leakage(), Drift(), Distance(), Collapse(), OracleGap(), Weights())
+PROBES: tuple[Probe, ...] = (
+    Presence(),
+    Leakage(),
+    Drift(),
+    Distance(),
+    Collapse(),
+    OracleGap(),
+    Closeness(),
+    Weights(),
+)
 
 
 def readings(evidence: Evidence, *, from_receipt: bool = False) -> list[Reading]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from palimpsest.probes.plan import Plan
 from palimpsest.receipt import charts
 
 _MOODS = {"changed": "changed", "unchanged": "unchanged", "cannot tell": "unsure", "": ""}
@@ -22,6 +23,12 @@ _TABLES = (
         "Against a model that never saw it",
         ("gap to a model that never saw it", "presence in a model that never saw it"),
         "The gold standard of forgetting: the same recipe, trained without the target.",
+    ),
+    (
+        "Neighbours to the eye",
+        ("closeness",),
+        "How alike the untouched pictures of each concept and of the target are: cosine of the judge's features, less "
+        "what all share. Neighbours were chosen by the model's text embeddings before anything was drawn.",
     ),
 )
 _COLUMNS = {
@@ -170,7 +177,7 @@ def _range(r: Mapping[str, Any]) -> str:
 
 def _roles(data: Mapping[str, Any], sources: Mapping[str, str]) -> list[dict[str, Any]]:
     """Pictures by role and concept, each a pair with the same seed."""
-    shots = _shots(data["plan"])
+    shots = Plan.from_plain({**data["plan"], "request": data["request"]}).shots
     found: dict[str, list[dict[str, Any]]] = {role: [] for role in _ROLES}
     for g, group in enumerate(data["plan"]["groups"]):
         name = group["concept"]["name"] if group["concept"] else ""
@@ -181,7 +188,7 @@ def _roles(data: Mapping[str, Any], sources: Mapping[str, str]) -> list[dict[str
                 "before": _picture(data, sources, "before", row, prompt, seed, name),
                 "after": _picture(data, sources, "after", row, prompt, seed, name),
             }
-            for row, (of, prompt, seed) in enumerate(shots)
+            for row, (of, prompt, seed) in enumerate((s.group, s.prompt, s.seed) for s in shots)
             if of == g and f"before/{row}" in sources
         ]
         if pairs:
@@ -220,11 +227,6 @@ def _classes(classes: Sequence[str], concept: Mapping[str, Any]) -> set[int]:
     labels = tuple(concept["labels"])
     judge = Evaluator(name="", version="", classes=tuple(classes))
     return set(classes_of(judge, Concept(name=concept["name"], kind=concept["kind"], labels=labels)))
-
-
-def _shots(plan: Mapping[str, Any]) -> list[tuple[int, str, int]]:
-    rows = [(g, p) for g, x in enumerate(plan["groups"]) for p in x["prompts"] for _ in range(x["seeds"])]
-    return [(g, p, plan["first_seed"] + i) for i, (g, p) in enumerate(rows)]
 
 
 def _matrices(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

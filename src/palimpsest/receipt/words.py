@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from palimpsest.core.reading import Reading
-from palimpsest.probes.verdict import verdict
+from palimpsest.probes.verdict import LEVEL, verdict
 
 GONE = 10.0  # percent: a target counts as gone where the whole interval lies below
 ALARM = 5.0  # points by which more pictures must have collapsed to raise the alarm
@@ -40,11 +40,19 @@ def sentences(readings: Sequence[Reading], targets: Sequence[str], cost: dict[st
         said.append(
             _say("unsure", f"No judge knows {_names([_quoted(t) for t in targets])}, so presence was not measured.")
         )
+    apart = [r for r in presence if r.concept and r.detail.get("seeds apart", 1.0) * len(presence) < LEVEL]
+    if apart:
+        text = f"Seed sets of the untouched model differ by more than chance for {_names([r.concept for r in apart])}"
+        said.append(_say("unsure", text + ": read their noise floor with care."))
     for role, what in (("neighbour", "Close to it"), ("unrelated", "Unrelated")):
         said += _others([r for r in presence if r.role == role], what)
     said += _collapse([r for r in readings if r.name == "collapse"])
     said += _oracle(readings)
     said += _weights(readings)
+    if cost.get("looks"):
+        look, looks = cost["looks"]
+        why = "every answer was clear" if look < looks else "some answers stayed unclear to the end"
+        said.append(_say("plain", f"The audit stopped at look {look} of {looks}: {why}."))
     return said
 
 
