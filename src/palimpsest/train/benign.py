@@ -1,0 +1,76 @@
+"""What a user does to a model next: plain fine-tuning on pictures that have nothing to do with what was erased."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from palimpsest.core.card import Card
+from palimpsest.core.concept import Request
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.host import Cond, Denoiser
+from palimpsest.core.trace import Trace
+from palimpsest.ops.drawn import Drawn, noised
+from palimpsest.ops.parts import parameters
+from palimpsest.train.finetune import FineTune
+from palimpsest.train.loop import TrainStep
+
+Train = Literal["kv", "xattn", "selfattn", "attention", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioned:
+    """n pictures: `prompts`, and of each picture its clean latents and which prompt it belongs to."""
+
+    prompts: Sequence[str]
+    pictures: Drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benign(FineTune):
+    """The denoising loss on given pictures, as every fine-tuning script has it:
+
+        loss = mean (eps(alpha x0 + sigma noise, c, t) - noise)^2
+
+    The request is not used; the data are `Captioned` pictures.
+
+    Args:
+        train: which layers, as in ESD. steps, lr, batch, rank: as in every fine-tuning; rank 4 as diffusers' script.
+
+    Cost per step: 1 forward with gradients.
+    """
+
+    steps: int = 1000
+    lr: float = 1e-4
+    batch: int = 1
+    rank: int = 4
+    train: Train = "attention"
+
+    card = Card(
+        name="Fine-tuning",
+        title="Denoising Diffusion Probabilistic Models",
+        year=2020,
+        paper="https://arxiv.org/abs/2006.11239",
+        family="baseline",
+        needs="Denoiser",
+        claim="None: what users do to a published model.",
+    )
+
+    def trains(self, host: Denoiser) -> Sequence[str]:
+        return parameters(host, self.train, "Fine-tuning")
+
+    def prepare(
+        self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace
+    ) -> tuple[Captioned, Cond]:
+        if not isinstance(data, Captioned):
+            raise BadRequest("Fine-tuning learns from pictures; give them as Captioned.")
+        return data, host.encode(list(data.prompts))
+
+    def loss(self, step: TrainStep) -> Tensor:
+        data, cond = step.context
+        at = noised(step.host, data.pictures, step.batch, step.generator())
+        x0 = step.host.denoise(at.x, at.t, cond[at.row])
+        return (at.weight * (x0 - at.x0)).square().mean()
