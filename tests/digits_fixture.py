@@ -45,7 +45,7 @@ def digits() -> tuple[Samples, Samples]:
 
 def trained(samples: Samples, outputs: int = 10, steps: int = 150) -> ClassifierHost:
     """A fresh network trained on samples, seeded."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
         net = Net(outputs)
         optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
