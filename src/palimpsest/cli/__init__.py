@@ -14,6 +14,7 @@ from palimpsest.cli.erase import Erase
 from palimpsest.cli.exam import Exam
 from palimpsest.cli.export import Export
 from palimpsest.cli.sample import Sample
+from palimpsest.cli.sign import Keygen, Sign
 from palimpsest.cli.unlearn import Unlearn
 from palimpsest.cli.verify import Verify
 from palimpsest.core.errors import BadRequest, PalimpsestError
@@ -24,6 +25,8 @@ COMMANDS: dict[str, type] = {
     "audit": Audit,
     "sample": Sample,
     "verify": Verify,
+    "sign": Sign,
+    "keygen": Keygen,
     "export": Export,
     "exam": Exam,
     "ls": Ls,

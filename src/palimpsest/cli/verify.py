@@ -17,11 +17,13 @@ class Verify:
     """A receipt.json."""
     remeasure: Literal["none", "sample", "all"] = "none"
     """How many pictures to draw and judge again."""
+    public_key: Path | None = None
+    """Of who is said to have signed it; the signature beside the receipt is then checked."""
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest.receipt.verify import verify
 
-        findings = verify(self.receipt, remeasure=self.remeasure)
+        findings = verify(self.receipt, remeasure=self.remeasure, public_key=self.public_key)
         for finding in findings:
             print(finding)
         return int(any(not f.ok for f in findings))

@@ -24,6 +24,7 @@ from palimpsest.probes.suite import readings as read
 from palimpsest.probes.weights import Weights
 from palimpsest.receipt import redraw, words
 from palimpsest.receipt.build import SCHEMA, alike, evaluator, look, picture_hash, plain, reading, seal
+from palimpsest.receipt.sign import SUFFIX, signed_by
 from palimpsest.receipt.write import HTML_FILE, LOSSLESS, decode, render
 
 Status = Literal["same", "differs", "not checked"]
@@ -58,6 +59,7 @@ def verify(
     before: Any = None,
     after: Any = None,
     judges: Sequence[Judge] | None = None,
+    public_key: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Finding]:
     """Checks a receipt.json and what lies beside it.
@@ -70,6 +72,7 @@ def verify(
         path: of receipt.json.
         before, after: the models, where they cannot be loaded by the names that the receipt keeps.
         judges: likewise; by default loaded by what the receipt says.
+        public_key: of who is said to have signed it; a signature that is missing or another's is then a finding.
 
     Returns:
         All findings; `all(f.ok for f in findings)` is the verdict.
@@ -84,6 +87,12 @@ def verify(
     data = load(path)
     # Whatever was altered, a receipt whose parts do not fit together must end in a finding, never in a crash.
     found = [_seal(data)]
+    signature = path.with_name(path.name + SUFFIX)
+    if public_key is not None:
+        found.append(_signature(path, Path(public_key)))
+    elif signature.is_file():
+        why = f"{signature.name} is there: give the public key of who signed"
+        found.append(Finding(status="not checked", what="signature", detail=why))
     broken = _guarded("the receipt's parts", lambda: evidence_of(data) and [])
     if broken:
         return [*found, *broken]
@@ -184,6 +193,19 @@ def _seal(data: Mapping[str, Any]) -> Finding:
     return Finding(
         status="differs", what="seal", detail=f"it says {str(data['seal'])[:12]}, the content gives {now[:12]}: altered"
     )
+
+
+def _signature(path: Path, public: Path) -> Finding:
+    if not path.with_name(path.name + SUFFIX).is_file():
+        return Finding(status="differs", what="signature", detail=f"there is no {path.name}{SUFFIX} beside the receipt")
+    try:
+        good = signed_by(path, public)
+    except Damaged as e:
+        return Finding(status="differs", what="signature", detail=str(e))
+    if good:
+        return Finding(status="same", what="signature", detail=f"by the key of {public.name}")
+    text = f"it was not made for these bytes by the key of {public.name}: the receipt was altered, or another signed it"
+    return Finding(status="differs", what="signature", detail=text)
 
 
 def _readings(data: Mapping[str, Any]) -> list[Finding]:
