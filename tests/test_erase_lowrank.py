@@ -23,7 +23,7 @@ from palimpsest.erase.realera import RealEra, perturbed
 from palimpsest.erase.spm import SPM
 from palimpsest.ops import closed_form
 from palimpsest.ops.attention import captured
-from palimpsest.ops.fusion import fuse
+from palimpsest.ops.fusion import fuse, refine
 from palimpsest.ops.prompts import answered
 from palimpsest.train.walks import KeptWalk
 
@@ -104,6 +104,16 @@ def test_a_fused_edit_acts_on_its_own_states_as_if_alone() -> None:
         for name in "ab":
             alone = states @ change[name].dense(torch.Size((7, 12))).T
             assert largest(states @ found[name].dense(torch.Size((7, 12))).T, alone) < 1e-3
+
+
+def test_refinement_in_parts_is_the_solve_at_once() -> None:
+    g = torch.Generator().manual_seed(6)
+    e, v, k = (torch.randn(n, 12, generator=g) for n in (40, 40, 9))
+    at_once = closed_form.erase(e, v, keep=closed_form.gram(k), keep_weight=0.4, ridge=0.3)
+    parts = refine(zip(e.split(7), v.split(7), strict=True), keep=closed_form.gram(k), keep_weight=0.4, ridge=0.3)
+    assert largest(parts.dense(), at_once.dense()) < 1e-9
+    with pytest.raises(BadRequest, match="no state"):
+        refine([])
 
 
 def test_fusion_refuses_what_it_cannot_solve() -> None:

@@ -1,4 +1,4 @@
-"""Attention taps and rewrites on a small random pipeline: maps by hand, no change where nothing is changed, no traces."""
+"""Attention taps and rewrites on a small random pipeline: maps by hand, no change unasked, no traces."""
 
 from __future__ import annotations
 

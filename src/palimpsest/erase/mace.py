@@ -20,7 +20,7 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
 from palimpsest.ops.attention import captured, grid, heat, rewritten, spans
 from palimpsest.ops.drawn import draw
-from palimpsest.ops.fusion import fuse
+from palimpsest.ops.fusion import fuse, refine
 from palimpsest.ops.prompts import asking, filled, holds, kept, swapped
 from palimpsest.ops.text_states import text_layers
 from palimpsest.train.finetune import FineTune
@@ -159,11 +159,12 @@ class MACE(ModelEdit):
         keep = None
         if kept(request):
             keep = closed_form.gram(host.encode(kept(request)).states.flatten(0, 1))
-        old, new = zip(*(pair for s, t in zip(scenes, request.replacements(), strict=True)
-                         for pair in _around(host, s, t)), strict=True)  # fmt: skip
-        edit = closed_form.erase(
-            torch.cat(old), torch.cat(new), keep=keep, keep_weight=self.keep_weight, ridge=self.ridge
+        around = (
+            pair
+            for scene, toward in zip(scenes, request.replacements(), strict=True)
+            for pair in _around(host, scene, toward)
         )
+        edit = refine(around, keep=keep, keep_weight=self.keep_weight, ridge=self.ridge)
         refined = closed_form.edit_layers(weights, edit)
         with Patch(base="", deltas=refined).applied(host, force=True):
             loras = self._loras(host, request, scenes, seed, trace)

@@ -1,6 +1,6 @@
-"""Closed-form fusion of low-rank edits that were made apart: each acts on its own states, as if it were alone.
+"""Closed forms over many concepts that store nothing for any state: refinement of layers, fusion of low-rank edits.
 
-Edit i changes the layers by D_i and was made for states c. The fused change D of a layer W minimises
+Fusion joins edits that were made apart, so that each acts on its own states as if it were alone. Edit i changes the layers by D_i and was made for states c. The fused change D of a layer W minimises
 
     sum_i sum_{c of edit i} |D c - D_i c|^2 + keep_weight sum_k |D k|^2 + ridge |D|^2
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from palimpsest.core.delta import LowRank
 from palimpsest.core.errors import BadRequest
-from palimpsest.ops.closed_form import gram
+from palimpsest.ops.closed_form import ROWS, StateEdit, gram
 
 Edit = tuple[Tensor, Mapping[str, LowRank]]
 """The states (n, d) that an edit was made for, and its change of each layer (out, d)."""
@@ -70,10 +70,46 @@ def fuse(
     }
 
 
-def _times_gram(read: Tensor, states: Tensor, rows: int = 4096) -> Tensor:
+def refine(
+    pairs: Iterable[tuple[Tensor, Tensor]], *, keep: Tensor | None = None, keep_weight: float = 1.0, ridge: float = 0.5
+) -> StateEdit:
+    """`closed_form.erase` for more states than fit: pairs are read one by one and only two (d, d) sums are held.
+
+        W' = W (I + S),    S = (sum (v - e)^T e) A^-1,    A = sum e^T e + keep_weight K + ridge I
+
+    Args:
+        pairs: states (n, d) and what they are answered as, (n, d); any number.
+        keep: (d, d) Gram matrix of the states that must be answered as before.
+
+    Raises:
+        BadRequest: no pair, or a ridge that is not positive.
+
+    Cost: 2 n d^2 for the sums, d^3 / 3 + 2 d^3 once.
+    """
+    if not ridge > 0:
+        raise BadRequest(f"ridge is {ridge}; it must be above 0, or the refinement may have no answer.")
+    total = cross = None
+    for states, into in pairs:
+        e, v = states.detach().cpu(), into.detach().cpu()
+        if total is None or cross is None:
+            total = torch.zeros(e.shape[1], e.shape[1], dtype=torch.float64)
+            cross = torch.zeros_like(total)
+        for i in range(0, len(e), ROWS):
+            wide = e[i : i + ROWS].double()
+            total.addmm_(wide.T, wide)
+            cross.addmm_((v[i : i + ROWS].double() - wide).T, wide)
+    if total is None or cross is None:
+        raise BadRequest("There is no state to refine.")
+    if keep is not None:
+        total += keep_weight * keep
+    total.diagonal().add_(ridge)
+    return StateEdit(right=torch.cholesky_solve(cross.T, torch.linalg.cholesky(total)).T, left=None)
+
+
+def _times_gram(read: Tensor, states: Tensor) -> Tensor:
     """read (r, d) @ states^T @ states for states (n, d), a block of states at a time."""
     out = torch.zeros_like(read)
-    for part in states.split(rows):
+    for part in states.split(ROWS):
         wide = part.double()
         out.addmm_(read @ wide.T, wide)
     return out
