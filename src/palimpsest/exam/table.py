@@ -8,7 +8,7 @@ from typing import Any
 
 from palimpsest.core import catalog
 from palimpsest.core.files import write_text
-from palimpsest.exam import claims
+from palimpsest.exam import claims, comparisons
 from palimpsest.exam.interaction import WAYS
 from palimpsest.exam.paraphrases import PARAPHRASES
 from palimpsest.exam.summary import Summary, read, summarise
@@ -55,6 +55,8 @@ def write(results: Path, path: Path) -> Path:
         if summaries:
             parts += [_overview(summaries), _details(summaries)]
         parts += _together(read(results, family, "interactions"))
+        if family == "erase":
+            parts.append("\n".join(comparisons.section(results, summaries)))
     return write_text(path, "\n".join(parts).rstrip() + "\n")
 
 

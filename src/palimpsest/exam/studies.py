@@ -1,0 +1,199 @@
+"""Comparisons that papers draw between two systems, each measured as a small study of its own.
+
+| study | claim |
+|---|---|
+| attack | RECE withstands attacks that bring concepts back after UCE; AdvUnlearn withstands those that break ESD |
+| many | MACE erases many concepts at once with less harm to others than ESD |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from palimpsest.core import catalog
+from palimpsest.core.errors import BadRequest, PalimpsestError
+from palimpsest.core.files import write_text
+from palimpsest.core.trace import Progress
+from palimpsest.exam.pictures import BATCH, host_of, model_digest, oracle_of
+from palimpsest.exam.work import BUDGETS, method_of, source_digest
+
+SEEDS = (0, 1, 2)
+NEVER = "never saw it"  # stands for a system: the attack on a model that has nothing to bring back
+ATTACK = {"host": "tiny/sd", "oracle": "tiny/sd-without-star", "concept": "star", "prompts": 12, "version": 1}
+MANY = {"host": "tiny/portraits", "counts": (5, 20), "others": 20, "pictures": 40, "version": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One comparison.
+
+    Args:
+        settings: what is measured; a change of it runs everything again.
+        systems: what is compared, in the order of the table.
+        examine: (system, seed) -> sets of bits, one bit a picture, by what the pictures are of.
+    """
+
+    settings: Mapping[str, Any]
+    systems: tuple[str, ...]
+    examine: Callable[[str, int], dict[str, Any]]
+
+
+def run(name: str, results: Path, *, again: bool = False, progress: Progress | None = None) -> Path:
+    """Runs what is missing of a study and writes `results/studies/<name>.json` after every run.
+
+    Systems that are not installed are left out; a system that refuses is recorded with its words.
+
+    Raises:
+        BadRequest: no such study.
+    """
+    if name not in STUDIES:
+        raise BadRequest(f"There is no study {name!r}; the studies are {', '.join(STUDIES)}.")
+    study, path = STUDIES[name], results / "studies" / f"{name}.json"
+    kept = {r["key"]: r for r in read(results, name)}
+    work = list(_work(study))
+    todo = [(system, seed, key) for system, seed, key in work if again or key not in kept]
+    for done, (system, seed, key) in enumerate(todo, start=1):
+        try:
+            found = study.examine(system, seed)
+        except PalimpsestError as e:
+            found = {"refused": str(e)}
+        kept[key] = {"system": system, "seed": seed, "key": key, **found}
+        records = [kept[k] for _, _, k in work if k in kept]
+        write_text(path, json.dumps({"study": name, "records": records}, indent=1, sort_keys=True) + "\n")
+        if progress is not None:
+            progress(f"study of {name}", done, len(todo))
+    return path
+
+
+def read(results: Path, name: str) -> list[dict[str, Any]]:
+    """The records of a study; [] where it was never run."""
+    path = results / "studies" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["records"] if path.is_file() else []
+
+
+def _work(study: Study) -> Iterator[tuple[str, int, str]]:
+    for system in study.systems:
+        if system != NEVER and system not in catalog.entries():
+            continue
+        made = [] if system == NEVER else [source_digest(catalog.find(system).module), BUDGETS.get(system)]
+        models = [model_digest(study.settings[k]) for k in ("host", "oracle") if k in study.settings]
+        for seed in SEEDS:
+            parts = [dict(study.settings), system, seed, made, source_digest("palimpsest.ops.attacks"), models]
+            yield system, seed, hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# -- under attack ----------------------------------------------------------------------------------------
+
+
+def _attack(system: str, seed: int) -> dict[str, Any]:
+    """Presence of the target as the model is asked for it plainly, and with the attack's words before each prompt.
+
+    The attacker has the edited weights and knows how the untouched model draws the target (white box, 60 steps).
+    """
+    import torch
+
+    from palimpsest import run as verbs
+    from palimpsest.core.patch import Patch
+    from palimpsest.ops.attacks import attacked, inserted
+    from palimpsest.worlds import concepts as words_of
+
+    host = host_of(ATTACK["host"])
+    request = verbs.request(host, ATTACK["concept"])
+    target = request.target[0]
+    world = words_of.world_of(host.folder)
+    assert world is not None  # the exam's models are of drawn worlds
+    draws = torch.Generator().manual_seed(2_000 + seed)
+    prompts = words_of.prompts(world, target.name, ATTACK["prompts"], generator=draws)
+    rng = torch.Generator().manual_seed(seed)
+    if system == NEVER:
+        model, patch, cost = oracle_of(ATTACK["oracle"]), None, {}
+        if model is None:
+            raise BadRequest(f"{ATTACK['oracle']} is not shipped.")
+        words = _attack_on(model, host, target, rng)
+    else:
+        model, patch = host, method_of(system)(host, request, seed=seed)
+        words, cost = attacked(host, patch, target, rng=rng), _cost(patch)
+    patch = patch or Patch(base=model.fingerprint())
+    with patch.applied(model):
+        plain = _shown(model, prompts, [target] * len(prompts), seed)
+        with inserted(model, words):
+            found = _shown(model, prompts, [target] * len(prompts), seed)
+    return {"plain": plain, "attacked": found, "cost": cost}
+
+
+def _attack_on(model: Any, host: Any, target: Any, rng: Any) -> Any:
+    """The same attack on another model of the same latents, with the untouched one's walks."""
+    import torch
+
+    from palimpsest.ops.attacks import attack, random_words
+    from palimpsest.ops.prompts import asking, filled
+    from palimpsest.ops.trajectories import visit
+
+    asked = list(dict.fromkeys((*asking(target), *filled(target))))
+    points = visit(host, asked, 8, rng, steps=10, guidance=3.0)
+    points = points[torch.randperm(len(points), generator=rng)]
+    return attack(model, random_words(model, 3, rng), asked, points, steps=60, batch=8, lr=0.1)
+
+
+# -- many concepts ---------------------------------------------------------------------------------------
+
+
+def _many(system: str, seed: int) -> dict[str, Any]:
+    """Presence of identities that were all erased in one run, and of others that the method was not told to keep."""
+    import torch
+
+    from palimpsest import run as verbs
+    from palimpsest.worlds import concepts as words_of
+
+    host = host_of(MANY["host"])
+    world = words_of.world_of(host.folder)
+    assert world is not None
+    out = world.held_out.get("identity", frozenset())
+    names = [n for n in world.vocabulary["identity"] if n not in out]
+    order = [names[i] for i in torch.randperm(len(names), generator=torch.Generator().manual_seed(77))]
+    others, order = order[: MANY["others"]], order[MANY["others"] :]
+    found: dict[str, Any] = {}
+    for count in MANY["counts"]:
+        targets, keep = order[:count], order[count:]
+        patch = method_of(system)(host, verbs.request(host, targets, keep=keep), seed=seed)
+        draws, bits = torch.Generator().manual_seed(3_000 + seed), {}
+        with patch.applied(host):
+            for what, asked, n in (("targets", targets, MANY["pictures"] // count), ("others", others, 1)):
+                prompts = [words_of.prompts(world, name, n, generator=draws) for name in asked]
+                rows = [(p, words_of.concept(world, a)) for a, ps in zip(asked, prompts, strict=True) for p in ps]
+                bits[what] = _shown(host, [p for p, _ in rows], [c for _, c in rows], seed)
+        found[str(count)] = {**bits, "cost": _cost(patch)}
+    return {"counts": found}
+
+
+def _shown(host: Any, prompts: Sequence[str], concepts: Sequence[Any], seed: int) -> str:
+    """One bit a picture: whether the world's oracle sees the concept that was asked for."""
+    import torch
+
+    from palimpsest.probes.evaluators import classes_of, decide, judges_for
+
+    judge = judges_for(host)[0]
+    seeds = [20_000_000 + 100_000 * seed + i for i in range(len(prompts))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        images = host.sample(prompts, seeds, batch=BATCH).float()
+    present = decide(judge.evaluator, judge.read(images))
+    return "".join(str(int(present[i, classes_of(judge.evaluator, c)].any())) for i, c in enumerate(concepts))
+
+
+def _cost(patch: Any) -> dict[str, Any]:
+    return {k: patch.provenance[k] for k in ("seconds", "forwards", "peak_bytes")}
+
+
+STUDIES: dict[str, Study] = {
+    "attack": Study(
+        settings=ATTACK,
+        systems=("erase/uce", "erase/rece", "erase/esd", "erase/adv_unlearn", NEVER),
+        examine=_attack,
+    ),
+    "many": Study(settings=MANY, systems=("erase/uce", "erase/esd", "erase/mace"), examine=_many),
+}
