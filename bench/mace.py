@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from palimpsest.ops.fusion import fuse, refine
 
 SENTENCES = 30
 RIDGE = 10.0
+POOL = 8  # concepts whose states are drawn, beforehand; more concepts take them in turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,15 @@ class Row:
     error: float | None
 
 
+@cache
 def sentences(k: int) -> tuple[Tensor, Tensor]:
     """States of concept k's sentences and of the same words around its replacement, (2310, 768) each."""
     g = torch.Generator().manual_seed(k)
     return states(SENTENCES * WIDTH, g), states(SENTENCES * WIDTH, g)
+
+
+def turns(n: int) -> list[int]:
+    return [k % POOL for k in range(n)]
 
 
 def lora(k: int) -> dict[str, LowRank]:
@@ -61,7 +68,7 @@ def lora(k: int) -> dict[str, LowRank]:
 
 def usual_refinement(weights: dict[str, Tensor], n: int) -> dict[str, Tensor]:
     """W v stored for every state and layer, one float32 inverse a layer."""
-    kept = [(e, [v @ w.T for w in weights.values()]) for e, v in map(sentences, range(n))]
+    kept = [(e, [v @ w.T for w in weights.values()]) for e, v in map(sentences, turns(n))]
     found = {}
     for i, (name, w) in enumerate(weights.items()):
         left, right = RIDGE * w, RIDGE * torch.eye(D)
@@ -75,7 +82,7 @@ def usual_fusion(weights: dict[str, Tensor], n: int) -> dict[str, Tensor]:
     """The same with each concept's own layers W + D_i."""
     changes = [lora(k) for k in range(n)]
     kept = [
-        (sentences(k)[0], [sentences(k)[0] @ (w + c[m].up @ c[m].down).T for m, w in weights.items()])
+        (sentences(k % POOL)[0], [sentences(k % POOL)[0] @ (w + c[m].up @ c[m].down).T for m, w in weights.items()])
         for k, c in enumerate(changes)
     ]
     found = {}
@@ -88,14 +95,14 @@ def usual_fusion(weights: dict[str, Tensor], n: int) -> dict[str, Tensor]:
 
 
 def our_refinement(weights: dict[str, Tensor], n: int) -> dict[str, Tensor]:
-    edit = refine(map(sentences, range(n)), ridge=RIDGE)
+    edit = refine(map(sentences, turns(n)), ridge=RIDGE)
     deltas = closed_form.edit_layers(weights, edit)
     return {name: deltas[name].dense(w.shape) for name, w in weights.items()}
 
 
 def our_fusion(weights: dict[str, Tensor], n: int) -> dict[str, LowRank]:
     def edits() -> Iterator[tuple[Tensor, dict[str, LowRank]]]:
-        yield from ((sentences(k)[0], lora(k)) for k in range(n))
+        yield from ((sentences(k % POOL)[0], lora(k)) for k in range(n))
 
     return fuse(edits(), ridge=RIDGE)
 
@@ -105,7 +112,7 @@ def exact(weights: dict[str, Tensor], n: int, *, fusion: bool) -> dict[str, Tens
     gram = RIDGE * torch.eye(D).double()
     cross = {name: torch.zeros(w.shape).double() for name, w in weights.items()}
     for k in range(n):
-        e, v = (part.double() for part in sentences(k))
+        e, v = (part.double() for part in sentences(k % POOL))
         gram += e.T @ e
         own = lora(k) if fusion else {}
         for name, w in weights.items():
@@ -118,6 +125,8 @@ def measure(concepts: list[int], usual: int) -> list[Row]:
     g = torch.Generator().manual_seed(0)
     weights = {f"layer{i:02}": torch.randn(o, D, generator=g) / D**0.5 for i, o in enumerate(OUT)}
     rows: list[Row] = []
+    for k in range(POOL):
+        sentences(k)
 
     def add(work: str, way: str, n: int, run: Callable[[dict[str, Tensor], int], dict], truth: dict | None) -> None:
         _give_back()

@@ -1,6 +1,7 @@
 """Closed forms over many concepts that store nothing for any state: refinement of layers, fusion of low-rank edits.
 
-Fusion joins edits that were made apart, so that each acts on its own states as if it were alone. Edit i changes the layers by D_i and was made for states c. The fused change D of a layer W minimises
+Fusion joins edits that were made apart, so that each acts on its own states as if it were alone. Edit i changes the
+layers by D_i and was made for states c; the fused change D of a layer W minimises
 
     sum_i sum_{c of edit i} |D c - D_i c|^2 + keep_weight sum_k |D k|^2 + ridge |D|^2
 
