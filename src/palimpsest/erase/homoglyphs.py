@@ -97,7 +97,7 @@ class Homoglyphs(FineTune):
         return sorted(names)
 
     def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
-        captions = [_caption(*words) for words in _everyday(self.captions, request)]
+        captions = [_caption(words) for words in _everyday(self.captions, request)]
         names = {c.name for c in request.target}
         staying = [p for p in dict.fromkeys((*kept(request), *captions, "")) if not any(holds(p, n) for n in names)]
         pairs = [self._pairs(c, to, staying) for c, to in zip(request.target, request.replacements(), strict=True)]
@@ -112,7 +112,7 @@ class Homoglyphs(FineTune):
         if len(target.name) > 1:
             other = "" if toward is None else toward.name
             slot, every = SLOTS[target.kind], _everyday(self.captions, Request(target=(target,)))
-            both = [[_caption(*w[:slot], name, *w[slot + 1 :]) for name in (target.name, other)] for w in every]
+            both = [[_caption((*w[:slot], name, *w[slot + 1 :])) for name in (target.name, other)] for w in every]
             asked = dict.fromkeys((*asking(target), *filled(target)))
             own = [(p, " ".join(swapped(p, target.name, other).split())) for p in asked]
             return [*own, *((a, b) for a, b in both)]
@@ -143,14 +143,15 @@ def _apart(step: TrainStep, texts: Sequence[str], goal: Cond, what: object) -> T
     return apart + 1 - torch.cosine_similarity(found.pooled, goal.pooled, dim=-1).mean()
 
 
-def _everyday(n: int, request: Request) -> list[tuple[str, str, str, str]]:
+def _everyday(n: int, request: Request) -> list[list[str]]:
     """n different rows of (attribute, thing, style, scene), some of them empty, without the request's targets."""
     names = {c.name.casefold() for c in request.target}
     kinds = [[w for w in ("", *CANDIDATES[kind]) if w.casefold() not in names] for kind in ORDER]
     draws = generator(0, "everyday")
     rows = [[w[int(torch.randint(len(w), (1,), generator=draws))] for w in kinds] for _ in range(n)]
-    return [tuple("" if float(torch.rand((), generator=draws)) < 0.4 else w for w in row) for row in rows]  # type: ignore[misc]
+    return [["" if float(torch.rand((), generator=draws)) < 0.4 else w for w in row] for row in rows]
 
 
-def _caption(attribute: str, thing: str, style: str, scene: str) -> str:
+def _caption(words: Sequence[str]) -> str:
+    attribute, thing, style, scene = words
     return ", ".join(part for part in (" ".join(w for w in ("a", attribute, thing) if w), style, scene) if part)

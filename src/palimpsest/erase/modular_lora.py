@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
@@ -140,7 +139,7 @@ def after_benign(
     request = Request.from_plain(safety.provenance["request"])
     shapes = {name: p.shape for name, p in host.root.named_parameters()}
     alone = tuning(host, request, data=pictures, seed=seed)
-    with safety.applied(host), torch.no_grad():
+    with safety.applied(host):
         later = tuning(host, request, data=pictures, seed=seed)
     on_top = replace(later, base=safety.base)  # additive deltas: the same change, said of the base
     return {

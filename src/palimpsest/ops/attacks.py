@@ -176,7 +176,9 @@ class _Room:
 
 
 def _tables(host: Denoiser) -> dict[str, Tensor]:
-    tables = {name: table.get_parameter("weight") for name, table in host.parts("token_embedding").items()}
+    tables: dict[str, Tensor] = {
+        name: table.get_parameter("weight") for name, table in host.parts("token_embedding").items()
+    }
     if not tables:
         raise Unsupported(f"An attack learns words; {host.name} has no table of token embeddings.")
     return tables
