@@ -16,7 +16,7 @@ from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Samples
 from palimpsest.core.trace import Trace
-from palimpsest.train.classify import Augment, augmented, cross_entropy, stream
+from palimpsest.train.classify import Augment, augmented, cross_entropy, halved, stream
 from palimpsest.train.randomness import generator
 
 CLIP = 5.0
@@ -74,6 +74,7 @@ class Fit:
     Args:
         epochs: passes over the data; may be a fraction.
         lr: the peak. batch: pictures a step. augment: what they go through. decay: of weights with two axes or more.
+        half: compute in bfloat16.
     """
 
     epochs: float
@@ -81,6 +82,7 @@ class Fit:
     batch: int
     augment: Augment
     decay: float = 5e-4
+    half: bool = False
 
     def __call__(self, student: Classifier, samples: Samples, *, seed: int, trace: Trace) -> None:
         """Trains all parameters with batch statistics: cross-entropy for classes, squared error for float labels."""
@@ -102,7 +104,10 @@ class Fit:
                     group["lr"] = self.lr * min(t / 0.2, (1 - t) / 0.8)
                 rows = stream(len(samples), batch, seed, k, "fit")
                 images = augmented(samples.pixels(rows), self.augment, generator(seed, "augment", k))
-                loss = _loss(student.logits(images), samples.labels[rows])
+                images = images.contiguous(memory_format=torch.channels_last)
+                with halved(images, self.half):
+                    logits = student.logits(images)
+                loss = _loss(logits, samples.labels[rows])
                 optimiser.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, CLIP)

@@ -68,7 +68,7 @@ class Blindspot(ClassifierTune):
         blind = copied(host)
         reset(blind, seed)
         part = picked(data.retain, max(2, round(self.share * len(data.retain))), generator(seed, "part"))
-        fit = Fit(epochs=self.blind_epochs, lr=self.blind_lr, batch=self.batch, augment=self.augment)
+        fit = Fit(epochs=self.blind_epochs, lr=self.blind_lr, batch=self.batch, augment=self.augment, half=self.half)
         fit(blind, part, seed=seed, trace=Trace())
         return blind
 
@@ -77,7 +77,7 @@ class Blindspot(ClassifierTune):
         retain = self.drawn(step, step.data.retain, "retain")
         with torch.no_grad():
             led, answers = seen(step.context, forget.images)
-        features, out = seen(step.host, torch.cat([forget.images, retain.images]))
+        features, out = self.seen(step, torch.cat([forget.images, retain.images]))
         n = len(forget.rows)
         kept = functional.mse_loss(out[n:, 0], retain.targets.to(out.device))
         lost = functional.mse_loss(out[:n], answers)

@@ -61,6 +61,6 @@ class BoundaryExpanding(ClassifierTune):
 
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget")
-        features, logits = seen(step.host, forget.images)
+        features, logits = self.seen(step, forget.images)
         shadow = features @ step.beside["shadow.weight"][:, None] + step.beside["shadow.bias"]
         return cross_entropy(torch.cat([logits, shadow], 1), torch.full_like(forget.targets, logits.shape[1]))

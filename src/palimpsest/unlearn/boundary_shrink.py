@@ -69,4 +69,4 @@ class BoundaryShrink(ClassifierTune):
 
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget", step.context)
-        return cross_entropy(step.host.logits(forget.images), forget.targets)
+        return cross_entropy(self.logits(step, forget.images), forget.targets)

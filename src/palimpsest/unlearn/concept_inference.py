@@ -100,7 +100,7 @@ class ConceptInference(ClassifierTune):
     def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
         draws = generator(seed, "concepts")
         features, logits = all_seen(host, picked(joined(data.forget, data.retain), self.look, draws))
-        own = functional.normalize(all_seen(host, data.forget)[0], dim=1)
+        own = functional.normalize(all_seen(host, data.forget, half=self.half)[0], dim=1)
         found = clusters(functional.normalize(features, dim=1), self.concepts, draws)
         scores, carried = functional.normalize(features, dim=1) @ found.T, own @ found.T
         weights = bottleneck(scores, logits)
@@ -120,7 +120,7 @@ class ConceptInference(ClassifierTune):
         at: Prepared = step.context
         forget = self.drawn(step, step.data.forget[at.rows], "forget", at.labels)
         retain = self.drawn(step, step.data.retain, "retain")
-        logits, n = step.host.logits(torch.cat([forget.images, retain.images])), len(forget.rows)
+        logits, n = self.logits(step, torch.cat([forget.images, retain.images])), len(forget.rows)
         wrong = cross_entropy(logits[:n], forget.targets)
         return wrong + self.keep_weight * cross_entropy(logits[n:], retain.targets)
 

@@ -74,7 +74,10 @@ class DatamodelMatching(ClassifierTune):
         return torch.optim.Adam(list(leaves), lr=self.lr)
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
-        (lost, said), (kept, kept_said) = all_seen(host, data.forget), all_seen(host, data.retain)
+        (lost, said), (kept, kept_said) = (
+            all_seen(host, data.forget, half=self.half),
+            all_seen(host, data.retain, half=self.half),
+        )
         classes = len(host.labels)
         without = proxy(kept, data.retain.labels, classes, self.ridge)
         whole = proxy(torch.cat([lost, kept]), torch.cat([data.forget.labels, data.retain.labels]), classes, self.ridge)
@@ -84,7 +87,7 @@ class DatamodelMatching(ClassifierTune):
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget", step.context.forget)
         retain = self.drawn(step, step.data.retain, "retain", step.context.retain)
-        logits, n = step.host.logits(torch.cat([forget.images, retain.images])), len(forget.rows)
+        logits, n = self.logits(step, torch.cat([forget.images, retain.images])), len(forget.rows)
         parts = ((logits[:n], forget.targets), (logits[n:], retain.targets))
         return torch.stack([functional.mse_loss(out, goal.to(out.device)) for out, goal in parts]).sum()
 

@@ -43,4 +43,4 @@ class FineTune(ClassifierTune):
 
     def loss(self, step: TrainStep) -> Tensor:
         retain = self.drawn(step, step.data.retain, "retain")
-        return cross_entropy(step.host.logits(retain.images), retain.targets)
+        return cross_entropy(self.logits(step, retain.images), retain.targets)

@@ -70,12 +70,12 @@ class FLAT(ClassifierTune):
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Tensor:
         """(n, 2) the label and the template answer of each sample to forget."""
-        logits = all_seen(host, data.forget)[1].scatter(1, data.forget.labels[:, None], -torch.inf)
+        logits = all_seen(host, data.forget, half=self.half)[1].scatter(1, data.forget.labels[:, None], -torch.inf)
         return torch.stack([data.forget.labels, logits.argmax(1)], 1)
 
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget", step.context)
-        p = step.host.logits(forget.images).softmax(1)
+        p = self.logits(step, forget.images).softmax(1)
         bad, good = p.gather(1, forget.targets.to(p.device)).unbind(1)
         return (
             conjugate(variational(bad, self.divergence), self.divergence) - variational(good, self.divergence)

@@ -61,6 +61,6 @@ class GaussianAmnesiac(ClassifierTune):
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget", step.context)
         retain = self.drawn(step, step.data.retain, "retain")
-        out, n = step.host.logits(torch.cat([forget.images, retain.images]))[:, 0], len(forget.rows)
+        out, n = self.logits(step, torch.cat([forget.images, retain.images]))[:, 0], len(forget.rows)
         kept = functional.mse_loss(out[n:], retain.targets.to(out.device))
         return self.keep_weight * kept + functional.mse_loss(out[:n], forget.targets.to(out.device))

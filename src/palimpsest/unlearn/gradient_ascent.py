@@ -47,4 +47,4 @@ class GradientAscent(ClassifierTune):
 
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget")
-        return -cross_entropy(step.host.logits(forget.images), forget.targets)
+        return -cross_entropy(self.logits(step, forget.images), forget.targets)

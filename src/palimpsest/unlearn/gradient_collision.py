@@ -70,10 +70,10 @@ class GradientCollision(ClassifierTune):
         leaves = list(step.trained.leaves.values())
         pulls = []
         for rows in torch.arange(len(forget.rows)).chunk(self.parts):
-            loss = cross_entropy(step.host.logits(forget.images[rows]), forget.targets[rows])
+            loss = cross_entropy(self.logits(step, forget.images[rows]), forget.targets[rows])
             found = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
             pulls.append(torch.cat([g.reshape(-1) for g in found]))
         unit = functional.normalize(torch.stack(pulls), dim=1, eps=1e-12)
         count = len(unit) * (len(unit) - 1)
         alike = (unit.sum(0).square().sum() - unit.square().sum()) / max(1, count)  # the mean over pairs
-        return cross_entropy(step.host.logits(retain.images), retain.targets) + self.weight * alike
+        return cross_entropy(self.logits(step, retain.images), retain.targets) + self.weight * alike

@@ -54,4 +54,4 @@ class L1Sparse(ClassifierTune):
         retain = self.drawn(step, step.data.retain, "retain")
         pull = self.gamma * (1 - step.index / step.total)
         size = torch.stack([w.abs().sum() for w in step.trained.leaves.values()]).sum()
-        return cross_entropy(step.host.logits(retain.images), retain.targets) + pull * size
+        return cross_entropy(self.logits(step, retain.images), retain.targets) + pull * size

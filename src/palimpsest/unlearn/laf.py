@@ -12,7 +12,7 @@ from torch.nn import functional
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Split
-from palimpsest.train.classify import Augment, ClassifierTune, all_seen, cross_entropy, seen, stream
+from palimpsest.train.classify import Augment, ClassifierTune, all_seen, cross_entropy, stream
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
 
@@ -95,7 +95,7 @@ class LAF(ClassifierTune):
         return torch.optim.Adam(list(leaves), lr=self.lr)
 
     def ready(self, host: Classifier, data: Split, seed: int) -> tuple[Vae, Vae]:
-        kept, lost = all_seen(host, data.retain)[0], all_seen(host, data.forget)[0]
+        kept, lost = all_seen(host, data.retain, half=self.half)[0], all_seen(host, data.forget, half=self.half)[0]
         centre, scale = kept.mean(0), kept.std(0).clamp_min(1e-3)
         return self._fit(kept, centre, scale, seed, "kept"), self._fit(lost, centre, scale, seed, "forgotten")
 
@@ -125,8 +125,8 @@ class LAF(ClassifierTune):
         retain = self.drawn(step, step.data.retain, "retain")
         images, n = torch.cat([forget.images, retain.images]), len(forget.rows)
         with step.teacher():
-            old = seen(step.host, images)[0]
-        new, logits = seen(step.host, images)
+            old = self.seen(step, images)[0]
+        new, logits = self.seen(step, images)
         kept, lost = step.context
         away = _bounded(kept(new[n:])[0]) - _bounded(lost(new[:n])[0])
         alike = functional.cosine_similarity(new, old) / self.temperature

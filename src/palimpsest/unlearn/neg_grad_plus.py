@@ -57,7 +57,7 @@ class NegGradPlus(ClassifierTune):
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget")
         retain = self.drawn(step, step.data.retain, "retain")
-        logits = step.host.logits(torch.cat([forget.images, retain.images]))
+        logits = self.logits(step, torch.cat([forget.images, retain.images]))
         ascent = cross_entropy(logits[: len(forget.rows)], forget.targets)
         descent = cross_entropy(logits[len(forget.rows) :], retain.targets)
         return self.beta * descent - (1 - self.beta) * ascent

@@ -58,8 +58,8 @@ class RandomLabel(ClassifierTune):
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget", step.context)
         if self.keep_weight == 0 or not len(step.data.retain):
-            return cross_entropy(step.host.logits(forget.images), forget.targets)
+            return cross_entropy(self.logits(step, forget.images), forget.targets)
         retain = self.drawn(step, step.data.retain, "retain")
-        logits = step.host.logits(torch.cat([forget.images, retain.images]))
+        logits = self.logits(step, torch.cat([forget.images, retain.images]))
         wrong = cross_entropy(logits[: len(forget.rows)], forget.targets)
         return wrong + self.keep_weight * cross_entropy(logits[len(forget.rows) :], retain.targets)

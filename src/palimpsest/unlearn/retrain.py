@@ -27,6 +27,7 @@ class Retrain(ModelEdit):
     Args:
         epochs: passes over the retained data.
         lr: the peak; batch: pictures a step; augment: what they go through.
+        half: compute in bfloat16; weights stay in float32.
 
     Cost: `epochs` forwards and backwards of every retained picture.
     Differs from an oracle: the recipe is this one, whatever the model itself was trained with.
@@ -40,6 +41,7 @@ class Retrain(ModelEdit):
     lr: float = 0.1
     batch: int = 128
     augment: Augment = "flip"
+    half: bool = False
 
     card = Card(
         name="Retrain",
@@ -60,6 +62,6 @@ class Retrain(ModelEdit):
         split = checked(host, data, values=isinstance(data, Split) and data.forget.labels.is_floating_point())
         student, seed = copied(host), rng.initial_seed()
         reset(student, seed)
-        fit = Fit(epochs=self.epochs, lr=self.lr, batch=self.batch, augment=self.augment)
+        fit = Fit(epochs=self.epochs, lr=self.lr, batch=self.batch, augment=self.augment, half=self.half)
         fit(student, split.retain, seed=seed, trace=trace)
         return Patch(base="", deltas=changes(host, student))

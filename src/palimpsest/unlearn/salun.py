@@ -75,14 +75,14 @@ class SalUn(ClassifierTune):
             raise BadRequest("SalUn masks single weights, which a low-rank change cannot do; leave rank at 0.")
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
-        losses = cross_entropies(host, data.forget, self.batch)
+        losses = cross_entropies(host, data.forget, self.batch, half=self.half)
         masks = salient(gradients_of(host.root, self.trains(host), losses), self.saliency)
         return Prepared(labels=wrong_labels(data, len(host.labels), generator(seed, "labels")), masks=masks)
 
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget", step.context.labels)
         retain = self.drawn(step, step.data.retain, "retain")
-        logits = step.host.logits(torch.cat([forget.images, retain.images]))
+        logits = self.logits(step, torch.cat([forget.images, retain.images]))
         wrong = cross_entropy(logits[: len(forget.rows)], forget.targets)
         return wrong + self.alpha * cross_entropy(logits[len(forget.rows) :], retain.targets)
 

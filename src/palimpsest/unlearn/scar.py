@@ -15,7 +15,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Samples, Split
 from palimpsest.ops.surrogates import dead_leaves
-from palimpsest.train.classify import Augment, ClassifierTune, all_seen, gone, seen
+from palimpsest.train.classify import Augment, ClassifierTune, all_seen, gone
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
 
@@ -93,9 +93,13 @@ class SCAR(ClassifierTune):
     def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
         lost = gone(data, len(host.labels))
         foreign = self._foreign(data, seed)
-        features, answers = all_seen(host, foreign)
+        features, answers = all_seen(host, foreign, half=self.half)
         said = answers.argmax(1)
-        known, classes = (all_seen(host, data.retain)[0], data.retain.labels) if len(data.retain) else (features, said)
+        known, classes = (
+            (all_seen(host, data.retain, half=self.half)[0], data.retain.labels)
+            if len(data.retain)
+            else (features, said)
+        )
         means, inverses = statistics(known, classes.masked_fill(torch.isin(classes, lost), -1), len(host.labels))
         taken = torch.isin(said, lost)
         forget, found = data.forget, None
@@ -106,7 +110,7 @@ class SCAR(ClassifierTune):
                     "there is none. Give the forget set, or draw more foreign pictures."
                 )
             forget, found = replace(foreign[taken], labels=said[taken]), features[taken]
-        reached = distances(all_seen(host, forget)[0] if found is None else found, means, inverses)
+        reached = distances(all_seen(host, forget, half=self.half)[0] if found is None else found, means, inverses)
         reached = reached.scatter(1, forget.labels[:, None], torch.inf)
         answers[:, lost] = answers.amin()
         rest = ~taken if bool((~taken).any()) else torch.ones_like(taken)
@@ -129,7 +133,7 @@ class SCAR(ClassifierTune):
         at: Prepared = step.context
         forget = self.drawn(step, at.forget, "forget", at.goals)
         kept = self.drawn(step, at.foreign, "foreign", at.answers)
-        features, logits = seen(step.host, torch.cat([forget.images, kept.images]))
+        features, logits = self.seen(step, torch.cat([forget.images, kept.images]))
         n = len(forget.rows)
         far = distances(features[:n], at.means, at.inverses).gather(1, forget.targets[:, None]).mean()
         new = functional.log_softmax(logits[n:] / self.temperature, dim=1)

@@ -35,6 +35,7 @@ class SSD(ModelEdit):
         strength: lambda (1 in the paper); smaller dampens more.
         batch: samples behind each squared gradient, drawn from all data mixed; 1 is the diagonal Fisher information.
         reference: how many samples I(D) is measured on; 0: all.
+        half: compute in bfloat16.
 
     Cost: one forward and backward for each sample to forget and each of the reference.
     Differs from the paper: `reference` may be a random part of the data.
@@ -50,6 +51,7 @@ class SSD(ModelEdit):
     strength: float = 1.0
     batch: int = 64
     reference: int = 0
+    half: bool = False
 
     card = Card(
         name="Selective Synaptic Dampening",
@@ -84,7 +86,7 @@ class SSD(ModelEdit):
     def _importance(self, host: Classifier, samples: Samples, trace: Trace, what: str) -> dict[str, Tensor]:
         """Mean squared gradient of batches, by parameter, float32."""
         names = [name for name, _ in host.root.named_parameters()]
-        losses = cross_entropies(host, samples, self.batch)
+        losses = cross_entropies(host, samples, self.batch, half=self.half)
         mean: dict[str, Tensor] = {}
         for k, loss in enumerate(losses):
             for name, g in gradients_of(host.root, names, [loss]).items():
