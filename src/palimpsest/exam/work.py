@@ -20,7 +20,7 @@ from palimpsest.core.files import write_text
 from palimpsest.core.trace import Progress
 from palimpsest.exam import interaction
 from palimpsest.exam.interaction import PAIRS, Pair
-from palimpsest.exam.pictures import evidence_of, groups_of, host_of, model_digest
+from palimpsest.exam.pictures import evidence_of, give_back, groups_of, host_of, model_digest
 
 VERSION = 2  # of the work below; a change of it runs everything again
 SEEDS = (0, 1, 2)
@@ -30,6 +30,8 @@ PROMPTS = 12  # for each target and seed
 # What a paper's budget is for a model of 860 M parameters is another for one of 7 M. Found on "heart" and "purple".
 BUDGETS: dict[str, dict[str, Any]] = {
     "erase/esd": {"steps": 150, "lr": 3e-4, "batch": 4, "walk_steps": 20},
+    "erase/safree": {"until": 1.0, "padding": True, "expand": True},  # the small models draw from the padding's states
+    "erase/trce": {"steps": 60, "lr": 1e-4, "batch": 8, "walk_steps": 20, "walks": 16},
     "erase/sld": {"strength": "max"},  # the setting of the paper's headline; weaker ones left "purple" in 75 % and more
 }
 
@@ -115,6 +117,7 @@ def examine(item: Case | Pair, seed: int, systems: Sequence[str]) -> dict[str, A
     )
     found: dict[str, Any] = {}
     for system in systems:
+        give_back()
         try:
             patch = method_of(system)(host, request, seed=seed, trace=Trace())
         except PalimpsestError as e:
