@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import hashlib
 import json
 from functools import cache, lru_cache
@@ -65,6 +68,13 @@ def evidence_of(host: Any, patch: Any, plan: Any, *, model: str, oracle: str = "
             del drawn["after"]
             write_beside(path, lambda tmp: save_file(drawn, tmp))
         return collect(host, patch, plan, judges_for(host), drawn=load_file(path), batch=BATCH)
+
+
+def give_back() -> None:
+    """Returns freed memory to the system, so that the next peak is that of the work and not of what went before."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only GNU's C library can
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _path(plan: Any, model: str, oracle: str) -> Path:
