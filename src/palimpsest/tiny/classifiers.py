@@ -12,6 +12,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from palimpsest.hosts.vision import ClassifierHost
 from palimpsest.tiny.assemble import cache
 from palimpsest.tiny.train_classifier import CIFAR, FACTORY, Recipe, train
 
-SMALL = Recipe(epochs=10, batch=64, lr=5e-3, width=16, flip=False)
+SMALL = Recipe(epochs=10, batch=64, lr=5e-3, width=16, shift=2, flip=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +103,7 @@ def digits() -> Task:
     """Handwritten digits of scikit-learn: 1,000 + 797, drawn up to 16 px."""
     from sklearn.datasets import load_digits
 
-    raw = load_digits()
+    raw: Any = load_digits()
     images = np.kron(raw.images / 16 * 255, np.ones((1, 2, 2))).round().astype(np.uint8)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).numpy()
     parts = [from_arrays({"images": images[r], "labels": raw.target[r]}) for r in (order[:1000], order[1000:])]
