@@ -10,6 +10,7 @@ import tyro
 
 from palimpsest.cli.audit import Audit
 from palimpsest.cli.browse import Doctor, Ls, Show
+from palimpsest.cli.compare import Compare
 from palimpsest.cli.erase import Erase
 from palimpsest.cli.exam import Exam
 from palimpsest.cli.export import Export
@@ -24,6 +25,7 @@ COMMANDS: dict[str, type] = {
     "unlearn": Unlearn,
     "audit": Audit,
     "sample": Sample,
+    "compare": Compare,
     "verify": Verify,
     "sign": Sign,
     "keygen": Keygen,

@@ -1,0 +1,245 @@
+"""Several receipts side by side: what each edit removed, what it cost the rest, and what it cost to make."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.files import write_text
+from palimpsest.ops import statistics
+from palimpsest.ops.statistics import Interval
+from palimpsest.probes.evidence import Evidence
+from palimpsest.receipt.compare_page import render
+from palimpsest.receipt.verify import evidence_of, load
+from palimpsest.receipt.write import HTML_FILE, JSON_FILE
+
+NAME = "compare"
+_SHOWN = {"target": 6, "neighbour": 4, "unrelated": 2}  # same-seed pictures a role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One system, or one receipt.
+
+    Args:
+        name: unique within a comparison.
+        target: share of pictures that still show what was to go; before: of the untouched model.
+        neighbours, unrelated: change of the share that shows what was asked for; None where nothing was measured.
+        seconds, forwards, peak_bytes, patch_bytes: of the edit; None where not known.
+        pictures: of targets, behind `target`.
+        note: one sentence for the reader.
+    """
+
+    name: str
+    target: Interval
+    before: Interval
+    neighbours: Interval | None
+    unrelated: Interval | None
+    seconds: float | None = None
+    forwards: int | None = None
+    peak_bytes: int | None = None
+    patch_bytes: int | None = None
+    pictures: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Rows that were measured on the same footing: the same model, concepts and seeds."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+def compare(receipts: Sequence[str | Path], out: str | Path) -> tuple[Path, Path, Path]:
+    """Compares receipts and writes compare.html, compare.json and compare.csv into a folder.
+
+    Args:
+        receipts: folders of receipts, or receipt.json files; at least two.
+
+    Raises:
+        BadRequest: fewer than two, or receipts about different models or targets.
+        Damaged: one of them is no receipt.
+    """
+    paths = [p / JSON_FILE if p.is_dir() else p for p in map(Path, receipts)]
+    if len(paths) < 2:
+        raise BadRequest("There is nothing to compare: give the folders of two or more receipts.")
+    datas = [load(p) for p in paths]
+    _same_footing(paths, datas)
+    names = _names(paths, datas)
+    rows = tuple(row(name, data) for name, data in zip(names, datas, strict=True))
+    targets = ", ".join(c["name"] for c in datas[0]["request"]["target"])
+    section = Section(title=f"{targets} in {datas[0]['base']['name']}", rows=rows)
+    return write([section], Path(out), strips=_strips(paths, datas, names), notes=_differences(names, datas))
+
+
+def write(
+    sections: Sequence[Section],
+    out: Path,
+    *,
+    name: str = NAME,
+    strips: Sequence[dict[str, Any]] = (),
+    notes: Sequence[str] = (),
+) -> tuple[Path, Path, Path]:
+    """The page, the JSON and the CSV of a comparison.
+
+    Args:
+        strips: same-seed pictures, as `render` takes them.
+        notes: what makes the rows less comparable, in sentences.
+    """
+    plain = {
+        "schema": "palimpsest/compare/1",
+        "notes": list(notes),
+        "sections": [{"title": s.title, "rows": [_plain(r) for r in s.rows]} for s in sections],
+    }
+    text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    table = _csv(sections)
+    page = render(plain, strips, downloads={f"{name}.json": text, f"{name}.csv": table})
+    return (
+        write_text(out / f"{name}.html", page),
+        write_text(out / f"{name}.json", text),
+        write_text(out / f"{name}.csv", table),
+    )
+
+
+def row(name: str, data: dict[str, Any]) -> Row:
+    """One receipt as a row: rates pooled over all concepts of a role, by the first judge, from the kept reads."""
+    evidence = evidence_of(data)
+    judge = next(iter(evidence.evaluators), None)
+    target = _bits(evidence, judge, "target")
+    if target is None:
+        raise BadRequest(f"In the receipt of {name} no judge knows the target, so there is nothing to compare.")
+    others = {}
+    for role in ("neighbour", "unrelated"):
+        found = _bits(evidence, judge, role)
+        others[role] = None if found is None else statistics.paired(found[0].numpy(), found[1].numpy())
+    made = data["method"] or {}
+    return Row(
+        name=name,
+        target=statistics.wilson(int(target[1].sum()), len(target[1])),
+        before=statistics.wilson(int(target[0].sum()), len(target[0])),
+        neighbours=others["neighbour"],
+        unrelated=others["unrelated"],
+        seconds=made.get("seconds"),
+        forwards=sum((made.get("forwards") or {}).values()) if made else None,
+        peak_bytes=made.get("peak_bytes"),
+        patch_bytes=data["edited"].get("bytes"),
+        pictures=len(target[1]),
+        note=data["headline"],
+    )
+
+
+def _bits(evidence: Evidence, judge: str | None, role: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """(before, after) bits of all pictures of a role; None where the judge knows none of its concepts."""
+    plan = evidence.plan
+    asked = [(g, c) for g, j, c in evidence.asked() if j == judge and plan.groups[g].role == role]
+    if judge is None or not asked:
+        return None
+    before, after = (
+        torch.cat([evidence.present(judge, which, classes)[plan.rows(group=g)] for g, classes in asked])
+        for which in ("before", "after")
+    )
+    return before, after
+
+
+def _same_footing(paths: Sequence[Path], datas: Sequence[dict[str, Any]]) -> None:
+    def footing(data: dict[str, Any]) -> tuple[str, str]:
+        return data["base"]["fingerprint"], ", ".join(sorted(c["name"] for c in data["request"]["target"]))
+
+    model, targets = footing(datas[0])
+    for path, data in zip(paths[1:], datas[1:], strict=True):
+        other, about = footing(data)
+        if other != model:
+            raise BadRequest(
+                f"{path} is about another model ({data['base']['name']} {other[:12]}) than {paths[0]} "
+                f"({datas[0]['base']['name']} {model[:12]}); compare edits of one model."
+            )
+        if about != targets:
+            raise BadRequest(f"{path} is about {about}, {paths[0]} about {targets}; compare edits of the same target.")
+
+
+def _differences(names: Sequence[str], datas: Sequence[dict[str, Any]]) -> list[str]:
+    """What was measured differently, so that differences of the numbers may come from it."""
+    found = []
+    for name, data in zip(names[1:], datas[1:], strict=True):
+        if data["plan"] != datas[0]["plan"]:
+            found.append(f"{name} was measured with other prompts, seeds or sampling than {names[0]}.")
+        if next(iter(data["evaluators"].values()), None) != next(iter(datas[0]["evaluators"].values()), None):
+            found.append(f"{name} was read by another judge than {names[0]}.")
+    return found
+
+
+def _names(paths: Sequence[Path], datas: Sequence[dict[str, Any]]) -> list[str]:
+    """The method's name, with the folder's where two are the same."""
+    found = [(d["method"] or {}).get("name") or p.parent.name for p, d in zip(paths, datas, strict=True)]
+    return [
+        name if found.count(name) == 1 else f"{name} ({path.parent.name or path.resolve().parent.name})"
+        for name, path in zip(found, paths, strict=True)
+    ]
+
+
+def _strips(paths: Sequence[Path], datas: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Pictures that all pages show with the same prompt and seed: the untouched model's, then each edit's."""
+    pages = [_pictures(path, data) for path, data in zip(paths, datas, strict=True)]
+    shots = evidence_of(datas[0]).plan
+    found: list[dict[str, Any]] = []
+    left = dict(_SHOWN)
+    for shot in shots.shots:
+        group = shots.groups[shot.group]
+        at = (shot.prompt, shot.seed)
+        if left.get(group.role, 0) and all(("before", *at) in p and ("after", *at) in p for p in pages):
+            left[group.role] -= 1
+            cells = [{"name": "untouched", "source": pages[0][("before", *at)]}]
+            cells += [{"name": n, "source": p[("after", *at)]} for n, p in zip(names, pages, strict=True)]
+            found.append({"prompt": shot.prompt, "seed": shot.seed, "role": group.role, "cells": cells})
+    return found
+
+
+def _pictures(path: Path, data: dict[str, Any]) -> dict[tuple[str, str, int], str]:
+    """(set, prompt, seed) -> data URI, of the pictures in a receipt's page that have the hash it states."""
+    page = path.with_name(HTML_FILE)
+    if not page.is_file():
+        return {}
+    encoded = re.findall(r'src="data:image/webp;base64,([A-Za-z0-9+/=]+)"', page.read_text(encoding="utf-8"))
+    by_hash = {hashlib.sha256(base64.b64decode(b)).hexdigest(): b for b in encoded}
+    shots = evidence_of(data).plan.shots
+    found = {}
+    for shown in data["shown"]:
+        which, at = shown["picture"].split("/")
+        if shown["sha256"] in by_hash:
+            shot = shots[int(at)]
+            found[which, shot.prompt, shot.seed] = "data:image/webp;base64," + by_hash[shown["sha256"]]
+    return found
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """A row as JSON, rates in percent and changes in points."""
+    found = asdict(row)
+    for key in ("target", "before", "neighbours", "unrelated"):
+        limits = getattr(row, key)
+        found[key] = None if limits is None else {k: round(100 * v, 3) for k, v in limits._asdict().items()}
+    return found
+
+
+def _csv(sections: Sequence[Section]) -> str:
+    rates = ("target", "before", "neighbours", "unrelated")
+    costs = ("seconds", "forwards", "peak_bytes", "patch_bytes", "pictures")
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(["section", "name", *(f"{r}_{k}" for r in rates for k in ("value", "low", "high")), *costs])
+    for section in sections:
+        for r in map(_plain, section.rows):
+            limits = [r[key][k] if r[key] else "" for key in rates for k in ("value", "low", "high")]
+            out.writerow([section.title, r["name"], *limits, *("" if r[c] is None else r[c] for c in costs)])
+    return text.getvalue()
