@@ -19,7 +19,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,67 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from palimpsest.core import catalog
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.trace import Trace
 from palimpsest.erase.esd import ESD
 from palimpsest.erase.rece import RECE
 from palimpsest.erase.uce import UCE
+from palimpsest.train.finetune import FineTune
 
 REQUEST = Request(target=(Concept(name="star"),), keep=(Concept(name="moon"), Concept(name="house")))
+SMALL = {"batch": 1, "rank": 0, "groups": 1, "mask_prompts": 1, "mask_points": 1}
+"""Beside steps, walk_steps and pictures: the fields that make runs comparable, where a system has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula:
+    """Denoiser rows of a run at batch 1 of `steps` steps, with as many walk steps and pictures.
+
+    Args:
+        forward, backward: rows for each step without and with gradients.
+        once_forward, once_backward: rows before the first step, in units of steps (a picture costs 2 x walk steps).
+    """
+
+    forward: float
+    backward: float
+    once_forward: Callable[[int], float] = lambda n: 0.0
+    once_backward: Callable[[int], float] = lambda n: 0.0
+
+    def rows(self, n: int) -> tuple[float, float]:
+        """For each step, all counted."""
+        return self.forward + self.once_forward(n) / n, self.backward + self.once_backward(n) / n
+
+
+def one_set(n: int) -> float:
+    """n pictures, each a walk of n steps with both branches of guidance."""
+    return 2.0 * n * n
+
+
+def two_sets(n: int) -> float:
+    return 2 * one_set(n)
+
+
+FORMULAS = {
+    "erase/all_but_one": Formula(forward=2, backward=2),
+    "erase/ant": Formula(
+        # a walk serves its late steps; before, one walk and one point for a mask
+        forward=0,
+        backward=4,
+        once_forward=lambda n: 2.0 * n * (1 + -(-n // (n - round(0.14 * n)))),
+        once_backward=lambda n: 4.0,
+    ),
+    "erase/concept_ablation": Formula(forward=1, backward=1, once_forward=one_set),
+    "erase/domain_correction": Formula(
+        # half of the steps train the discriminator alone
+        forward=1.5,
+        backward=1,
+        once_forward=two_sets,
+    ),
+    "erase/salun": Formula(forward=1, backward=2, once_forward=two_sets, once_backward=lambda n: 2.0 * n),
+}
+"""What the papers' formulas need; systems that are not here are measured without a floor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +158,7 @@ def give_back() -> None:
         ctypes.CDLL(libc).malloc_trim(0)
 
 
-def parts(host: Any, method: ESD) -> tuple[float, float]:
+def parts(host: Any, method: FineTune) -> tuple[float, float]:
     """Seconds of one forward row and of one forward and backward row, as a training step runs them."""
     cond = host.encode(["star"])
     x = torch.randn(1, host.channels, *(host.default_size // host.pipeline.vae_scale_factor,) * 2)
@@ -118,7 +171,7 @@ def parts(host: Any, method: ESD) -> tuple[float, float]:
             host.denoise(x, t, cond)
 
     def backward() -> None:
-        torch.autograd.grad(host.denoise(x, t, cond).square().mean(), trained)
+        torch.autograd.grad(host.denoise(x, t, cond).square().mean(), trained, allow_unused=True)
 
     one = seconds(forward)
     for p in trained:
@@ -164,7 +217,38 @@ def measure(host: Any, steps: int) -> list[Row]:
                     bound=0.3 * size + 4 * part,
                 )
             )
-    return rows
+    return rows + [others(host, system, steps, size) for system in fine_tunings()]
+
+
+def fine_tunings() -> list[str]:
+    """All but ESD, which has lines of its own."""
+    tuned = [i for i, e in catalog.entries().items() if i.startswith("erase/") and e.card.family == "fine-tuning"]
+    return [i for i in tuned if i != "erase/esd"]
+
+
+def others(host: Any, system: str, steps: int, size: float) -> Row:
+    """One line of a fine-tuning system, with settings that make its cost comparable."""
+    cls: Any = catalog.load(system)
+    own = {f.name for f in fields(cls)}
+    wanted = {"steps": steps, "walk_steps": steps, "pictures": steps, **SMALL}
+    method = cls(**{k: v for k, v in wanted.items() if k in own})
+    wall, trace = run(host, method)
+    formula = FORMULAS.get(system)
+    floor = rows = part = None
+    if isinstance(method, FineTune):
+        part = sum(dict(host.root.named_parameters())[n].numel() for n in method.trains(host)) * 4 / 2**20
+    if isinstance(method, FineTune) and formula is not None:
+        (forward, backward), (one, both) = formula.rows(steps), parts(host, method)
+        floor, rows = forward * one + backward * both, forward + backward
+    return Row(
+        work=method.card.name,
+        seconds=wall / steps,
+        floor=floor,
+        rows=trace.forwards.get("denoiser", 0) / steps,
+        formula=rows,
+        mib=None if trace.peak_bytes is None else trace.peak_bytes / 2**20,
+        bound=None if part is None else 0.3 * size + 4 * part,
+    )
 
 
 def main() -> None:
