@@ -52,7 +52,7 @@ class ScoreForgetting(ModelEdit):
     with s = c for what stays, and s the replacement for a target c, weighted by `forget_weight`. G starts as the model.
 
     The patch holds G's change of the denoiser and a hook that ends sampling after one prediction: the steps and the
-    guidance that a caller asks for have no effect.
+    guidance that a caller asks for have no effect, but for the noise that some schedulers leave at their last time.
 
     Args:
         start: share of the training times at which G begins (625 of 1000 in the public code).
