@@ -27,12 +27,16 @@ SEEDS = (0, 1, 2)
 PROMPTS = 12  # for each target and seed
 # Neither methods nor their defaults may be chosen on these concepts: use others ("heart", "purple", "sketch", "Nia").
 
+_DRAWN = {"batch": 16, "pictures": 32, "walk_steps": 15, "guidance": 2.0}  # for systems that draw what they learn from
+
 # What a paper's budget is for a model of 860 M parameters is another for one of 7 M. Found on "heart" and "purple".
 BUDGETS: dict[str, dict[str, Any]] = {
     "erase/esd": {"steps": 150, "lr": 3e-4, "batch": 4, "walk_steps": 20},
     "erase/safree": {"until": 1.0, "padding": True, "expand": True},  # the small models draw from the padding's states
     "erase/trce": {"steps": 60, "lr": 1e-4, "batch": 8, "walk_steps": 20, "walks": 16},
     "erase/sld": {"strength": "max"},  # the setting of the paper's headline; weaker ones left "purple" in 75 % and more
+    "erase/concept_ablation": {**_DRAWN, "steps": 100, "lr": 1e-3},
+    "erase/all_but_one": {"steps": 100, "lr": 3e-4, "batch": 4, "walk_steps": 20, "guidance": 2.0},
 }
 
 
