@@ -36,12 +36,13 @@ POOL = 8  # concepts whose states are drawn, beforehand; more concepts take them
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line: seconds and MiB of one piece of work; error against float64, where it was computed."""
+    """One line: seconds (wall, and the process's own) and MiB of one piece of work; error against float64, where it was computed."""
 
     work: str
     way: str
     concepts: int
     seconds: float
+    cpu: float
     mib: float
     error: float | None
 
@@ -130,10 +131,11 @@ def measure(concepts: list[int], usual: int) -> list[Row]:
 
     def add(work: str, way: str, n: int, run: Callable[[dict[str, Tensor], int], dict], truth: dict | None) -> None:
         _give_back()
-        memory, start = _PeakMemory(), time.perf_counter()
+        memory, start, own = _PeakMemory(), time.perf_counter(), time.process_time()
         found = run(weights, n)
-        seconds, mib = time.perf_counter() - start, (memory.peak() or 0) / 2**20
-        rows.append(Row(work=work, way=way, concepts=n, seconds=seconds, mib=mib, error=_error(found, truth)))
+        seconds, cpu, mib = time.perf_counter() - start, time.process_time() - own, (memory.peak() or 0) / 2**20
+        error = _error(found, truth)
+        rows.append(Row(work=work, way=way, concepts=n, seconds=seconds, cpu=cpu, mib=mib, error=error))
 
     for work, ours, theirs in (
         ("refinement", our_refinement, usual_refinement),
@@ -160,11 +162,11 @@ def _error(found: dict, truth: dict | None) -> float | None:
 def show(rows: list[Row]) -> None:
     threads = torch.get_num_threads()
     table = Table(title=f"MACE's closed forms at SD 1.4's shapes, {SENTENCES} sentences a concept, {threads} thread(s)")
-    for heading in ("work", "way", "concepts", "s", "MiB", "error of the edit"):
+    for heading in ("work", "way", "concepts", "s", "cpu s", "MiB", "error of the edit"):
         table.add_column(heading, justify="left" if heading in ("work", "way") else "right")
     for r in rows:
         error = "" if r.error is None else f"{r.error:.1e}"
-        table.add_row(r.work, r.way, str(r.concepts), f"{r.seconds:.2f}", f"{r.mib:.0f}", error)
+        table.add_row(r.work, r.way, str(r.concepts), f"{r.seconds:.2f}", f"{r.cpu:.2f}", f"{r.mib:.0f}", error)
     Console(width=100).print(table)
     for work in ("refinement", "fusion"):
         theirs = [r for r in rows if r.work == work and r.way == "usual"]
