@@ -36,7 +36,7 @@ POOL = 8  # concepts whose states are drawn, beforehand; more concepts take them
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line: seconds (wall, and the process's own) and MiB of one piece of work; error against float64, where it was computed."""
+    """One line: seconds (wall, and the process's own), MiB; error against float64, where it was computed."""
 
     work: str
     way: str
