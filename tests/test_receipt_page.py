@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import json
 import re
 from dataclasses import replace
@@ -23,7 +25,9 @@ from palimpsest.probes.plan import Group, Plan
 from palimpsest.probes.suite import readings
 from palimpsest.receipt import audit, charts, words
 from palimpsest.receipt.build import SCHEMA, build, plain, reading, seal
+from palimpsest.receipt.downloads import table
 from palimpsest.receipt.make import Receipt
+from palimpsest.receipt.verify import load
 from palimpsest.receipt.write import BUDGET, render, thumbnails
 
 HOSTILE = "<script>alert('x')</script>\"'&{{ 7 * 7 }}<img src=x onerror=alert(1)>../../etc"
@@ -98,10 +102,35 @@ def test_the_page_is_one_small_file_that_loads_nothing(made: Receipt) -> None:
         for name, value in attributes.items():
             assert not name.startswith("on"), f"<{tag} {name}>"
             if name in ("src", "href"):
-                assert (value or "").startswith(("data:image/webp;base64,", "#")), f"<{tag} {name}={value!r:.60}>"
+                inside = ("data:image/webp;base64,", "#")
+                saved = ("data:application/json;base64,", "data:text/csv;base64,") if "download" in attributes else ()
+                assert (value or "").startswith((*inside, *saved)), f"<{tag} {name}={value!r:.60}>"
     assert "url(" not in page
     assert "@import" not in page
     assert "default-src 'none'" in page
+
+
+def test_the_page_carries_the_receipt_and_its_readings(made: Receipt, tmp_path: Path) -> None:
+    assert made.html is not None
+    outline = Outline(made.html.read_text(encoding="utf-8"))
+    saved = {
+        str(a["download"]): base64.b64decode(str(a["href"]).partition(",")[2])
+        for _, a in outline.tags
+        if "download" in a
+    }
+    assert json.loads(saved["receipt.json"]) == made.data
+    (tmp_path / "receipt.json").write_bytes(saved["receipt.json"])
+    assert load(tmp_path / "receipt.json")["seal"] == seal(made.data)
+    rows = list(csv.DictReader(saved["readings.csv"].decode().splitlines()))
+    assert len(rows) == len(made.readings)
+    star = next(r for r in rows if (r["name"], r["concept"]) == ("presence", "star"))
+    assert float(star["value"]) == 0
+    assert float(star["change_value"]) == -100
+    assert star["verdict"] == "changed"
+
+
+def test_no_cell_of_a_table_is_a_formula() -> None:
+    assert table([["=1+1", "@x", "-y", -2.5, None, "moon"]]) == "'=1+1,'@x,'-y,-2.5,,moon\n"
 
 
 def test_every_picture_has_words_and_every_table_a_header(made: Receipt) -> None:
@@ -117,7 +146,7 @@ def test_every_picture_has_words_and_every_table_a_header(made: Receipt) -> None
     assert scrolling
     assert all(a.get("tabindex") == "0" and a.get("aria-label") for a in scrolling)
     targets = {a["id"] for _, a in outline.tags if "id" in a}
-    assert {str(a["href"])[1:] for t, a in outline.tags if t == "a"} <= targets
+    assert {str(a["href"])[1:] for t, a in outline.tags if t == "a" and "download" not in a} <= targets
 
 
 def test_making_a_receipt_draws_nothing_twice(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from palimpsest.core.errors import PalimpsestError
 from palimpsest.core.files import write_beside
 from palimpsest.core.method import versions
 from palimpsest.core.patch import Patch
@@ -48,12 +50,16 @@ class Gallery:
         """Keeps (n, 3, H, W) uint8 pictures of shots."""
         for shot, picture in zip(shots, pictures, strict=True):
             self._held[which, shot.prompt, shot.seed] = picture
-        if self.folder is not None and shots:
-            of = json.dumps([which, [[s.prompt, s.seed] for s in shots]])
-            path = self.folder / f"{which}-{shots[0].seed}.safetensors"
-            write_beside(
-                path, lambda tmp: save_file({"pictures": pictures.contiguous()}, tmp, {"key": self.key, "of": of})
-            )
+        if self.folder is None or not shots:
+            return
+        said = {"key": self.key, "of": json.dumps([which, [[s.prompt, s.seed] for s in shots]])}
+        path = self.folder / f"{which}-{shots[0].seed}.safetensors"
+        try:
+            write_beside(path, lambda tmp: save_file({"pictures": pictures.contiguous()}, tmp, said))
+        except PalimpsestError:
+            with contextlib.suppress(OSError):  # a full disk leaves no empty folder either
+                self.folder.rmdir()
+            raise
 
     def hang(self, which: str, shots: Sequence[Shot]) -> Tensor:
         """(n, 3, H, W) uint8 of shots that are all drawn."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
 from palimpsest.probes.evidence import Evidence
 from palimpsest.receipt.compare_page import render
+from palimpsest.receipt.downloads import table
 from palimpsest.receipt.verify import evidence_of, load
 from palimpsest.receipt.write import HTML_FILE, JSON_FILE
 
@@ -104,12 +103,12 @@ def write(
         "sections": [{"title": s.title, "rows": [_plain(r) for r in s.rows]} for s in sections],
     }
     text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    table = _csv(sections)
-    page = render(plain, strips, downloads={f"{name}.json": text, f"{name}.csv": table})
+    rows = _csv(sections)
+    page = render(plain, strips, downloads={f"{name}.json": text, f"{name}.csv": rows})
     return (
         write_text(out / f"{name}.html", page),
         write_text(out / f"{name}.json", text),
-        write_text(out / f"{name}.csv", table),
+        write_text(out / f"{name}.csv", rows),
     )
 
 
@@ -235,11 +234,11 @@ def _plain(row: Row) -> dict[str, Any]:
 def _csv(sections: Sequence[Section]) -> str:
     rates = ("target", "before", "neighbours", "unrelated")
     costs = ("seconds", "forwards", "peak_bytes", "patch_bytes", "pictures")
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(["section", "name", *(f"{r}_{k}" for r in rates for k in ("value", "low", "high")), *costs])
+    rows: list[list[Any]] = [
+        ["section", "name", *(f"{r}_{k}" for r in rates for k in ("value", "low", "high")), *costs]
+    ]
     for section in sections:
         for r in map(_plain, section.rows):
-            limits = [r[key][k] if r[key] else "" for key in rates for k in ("value", "low", "high")]
-            out.writerow([section.title, r["name"], *limits, *("" if r[c] is None else r[c] for c in costs)])
-    return text.getvalue()
+            limits = [r[key][k] if r[key] else None for key in rates for k in ("value", "low", "high")]
+            rows.append([section.title, r["name"], *limits, *(r[c] for c in costs)])
+    return table(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from palimpsest.core.method import versions
+from palimpsest.receipt.downloads import link
 from palimpsest.receipt.view import number
 
 _W, _H = 620, 380
@@ -29,17 +29,13 @@ def render(
         strips: {"prompt", "seed", "role", "cells": [{"name", "source"}]} with data URIs.
         downloads: file name -> text, to be saved from the page.
     """
-    kinds = {"json": "application/json", "csv": "text/csv"}
     return _template().render(
         style=(_HERE / "receipt.css").read_text(encoding="utf-8"),
         version=versions()["palimpsest"],
         notes=data["notes"],
         sections=[_section(s, first=i == 0) for i, s in enumerate(data["sections"])],
         strips=strips,
-        downloads=[
-            (name, f"data:{kinds[name.rpartition('.')[2]]};base64,{base64.b64encode(text.encode()).decode()}")
-            for name, text in (downloads or {}).items()
-        ],
+        downloads=[(name, link(name, text)) for name, text in (downloads or {}).items()],
     )
 
 

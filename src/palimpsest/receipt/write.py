@@ -19,10 +19,11 @@ from torch import Tensor
 from palimpsest.core.files import write_text
 from palimpsest.probes.evidence import Evidence
 from palimpsest.receipt.build import sealed
+from palimpsest.receipt.downloads import files, link, whole
 from palimpsest.receipt.view import view
 
 JSON_FILE, HTML_FILE = "receipt.json", "receipt.html"
-BUDGET = 2_000_000  # bytes of pictures; base64 adds a third, the whole page stays under 3 MB
+BUDGET = 2_000_000  # bytes of pictures and of the receipt inside; base64 adds a third, the page stays under 3 MB
 SHOWN = {"target": 12, "neighbour": 6, "unrelated": 4, "empty": 6}  # pairs a concept
 LOSSLESS = 128  # pixels of the longer side up to which pictures are kept as they are
 _HERE = Path(__file__).parent
@@ -39,7 +40,7 @@ def thumbnails(data: Mapping[str, Any], evidence: Evidence) -> tuple[dict[str, A
     """
     chosen = _chosen(evidence)
     pictures: dict[str, bytes] = {}
-    spent = 0
+    spent = len(whole(data).encode())
     for row in chosen:
         pair = {f"{which}/{row}": _encode(evidence.pictures[which][row]) for which in ("before", "after")}
         spent += sum(map(len, pair.values()))
@@ -54,7 +55,8 @@ def render(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     """The page as HTML text: one file, no script, no network."""
     sources = {k: "data:image/webp;base64," + base64.b64encode(v).decode() for k, v in pictures.items()}
     style = (_HERE / "receipt.css").read_text(encoding="utf-8")
-    return _template().render(style=style, **view(data, sources))
+    saved = [(name, link(name, text)) for name, text in files(data).items()]
+    return _template().render(style=style, saved=saved, **view(data, sources))
 
 
 def write(folder: Path, data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> tuple[Path, Path]:
