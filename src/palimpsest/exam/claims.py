@@ -113,7 +113,20 @@ def _sld(system: str, all_of: Summaries) -> Judged:
     )
 
 
-RULES: dict[str, Callable[[str, Summaries], Judged]] = {"erase/rece": _rece, "erase/sld": _sld}
+def _spm(system: str, all_of: Summaries) -> Judged:
+    """The paper's point is harm: the concepts go, and neighbours lose no more than after full fine-tuning."""
+    j, theirs = _gone_and_spared(system, all_of), all_of.get("erase/esd", {}).get("")
+    mine = all_of[system][""]
+    measured = f"{j.measured}, and less than after erase/esd"
+    if theirs is None:
+        return replace(j, measured=measured, verdict="not measured", why="erase/esd has no result")
+    less = mine.neighbours.value >= theirs.neighbours.value
+    verdict: Verdict = "holds in part" if j.verdict == "holds" and not less else j.verdict
+    why = f"{j.why}; neighbours {_points(mine.neighbours)} against {_points(theirs.neighbours)}"
+    return replace(j, measured=measured, verdict=verdict, why=why)
+
+
+RULES: dict[str, Callable[[str, Summaries], Judged]] = {"erase/rece": _rece, "erase/sld": _sld, "erase/spm": _spm}
 
 
 def _percent(x: tuple[float, float, float]) -> str:
