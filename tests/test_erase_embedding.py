@@ -21,6 +21,7 @@ from palimpsest.erase.invdiff import InvDiff, group_means, part
 from palimpsest.erase.latent_directions import LatentDirections, added
 from palimpsest.erase.safree import SAFREE, damped
 from palimpsest.erase.trce import TRCE, Steering, without
+from palimpsest.erase.uce_debias import UCEDebias
 from palimpsest.hosts.sd import SDHost
 from palimpsest.ops.sparse_autoencoder import fit, largest, median
 from palimpsest.ops.subspace import away, basis, onto
@@ -324,6 +325,46 @@ def test_invdiff_learns_from_given_pictures(host: SDHost) -> None:
         method(host, Request(target=(STAR,)), data=(images, ["a red star"]))
 
 
+# -- UCE's debiasing --------------------------------------------------------------------------------------
+
+
+def test_debiasing_adds_up_what_is_missing(host: SDHost) -> None:
+    """A judge that always sees the first attribute: each round adds (0.25 - 1, 0.75) once more."""
+    seen: list[int] = []
+
+    def judge(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return torch.zeros(len(images), dtype=torch.long)
+
+    method = UCEDebias(
+        attributes=("red", "blue"), ratios=(0.25, 0.75), rounds=2, per_round=3, walk_steps=2, ridge=0.2, keep_weight=0.5
+    )
+    patch = method(host, Request(target=(STAR,), keep=(HOUSE,)), data=judge)
+    assert seen == [3, 3]
+    c, k, red, blue = (_last(host, t) for t in ("star", "house", "red", "blue"))
+    answer = c + 2 * (0.25 - 1) * red + 2 * 0.75 * blue
+    for name, layer in {**host.parts("cross_key"), **host.parts("cross_value")}.items():
+        w = layer.weight.detach().double()
+        left = 0.2 * w + torch.outer(w @ answer, c) + 0.5 * torch.outer(w @ k, k)
+        right = torch.outer(c, c) + 0.5 * torch.outer(k, k) + 0.2 * torch.eye(len(c), dtype=torch.float64)
+        expected = left @ torch.linalg.inv(right) - w
+        change = patch.deltas[f"{name}.weight"].dense(w.shape).double()
+        assert (change - expected).norm() <= 1e-4 * expected.norm()
+
+
+def _last(host: SDHost, text: str) -> Tensor:
+    cond = host.encode([text])
+    return cond.states[0, int(cond.lengths[0]) - 2].double()
+
+
+def test_debiasing_leaves_what_is_balanced(host: SDHost) -> None:
+    method = UCEDebias(rounds=5, per_round=4, walk_steps=2)
+    trace = Trace()
+    patch = method(host, Request(target=(STAR,)), data=lambda images: torch.arange(len(images)) % 2, trace=trace)
+    assert not patch.deltas
+    assert [name for _, name, _ in trace.log] == ["largest gap"]
+
+
 # -- all --------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +378,8 @@ def test_parameters_are_checked() -> None:
         (ConceptSteerers(), {"k": 0}, "k is 0"),
         (LatentDirections(), {"pictures": 0}, "pictures"),
         (InvDiff(), {"groups": 1}, "groups"),
+        (UCEDebias(), {"attributes": ("one",)}, "2 or more"),
+        (UCEDebias(), {"ratios": (0.5, 0.2)}, "sum to"),
     )
     for method, change, words in bad:
         with pytest.raises(BadRequest, match=words):
