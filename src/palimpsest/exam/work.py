@@ -33,6 +33,8 @@ _DRAWN = {"batch": 16, "pictures": 32, "walk_steps": 15, "guidance": 2.0}  # for
 BUDGETS: dict[str, dict[str, Any]] = {
     "erase/esd": {"steps": 150, "lr": 3e-4, "batch": 4, "walk_steps": 20},
     "erase/safree": {"until": 1.0, "padding": True, "expand": True},  # the small models draw from the padding's states
+    "erase/concept_steerers": {"strength": -0.7, "steps": 400, "batch": 512},
+    "erase/latent_directions": {"pictures": 32, "walk_steps": 15, "guidance": 2.0, "steps": 100, "batch": 16},
     "erase/trce": {"steps": 60, "lr": 1e-4, "batch": 8, "walk_steps": 20, "walks": 16},
     "erase/sld": {"strength": "max"},  # the setting of the paper's headline; weaker ones left "purple" in 75 % and more
     "erase/concept_ablation": {**_DRAWN, "steps": 100, "lr": 1e-3},
