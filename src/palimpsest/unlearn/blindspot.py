@@ -45,7 +45,7 @@ class Blindspot(ClassifierTune):
     augment: Augment = "flip"
     weight: float = 50.0
     share: float = 0.3
-    blind_epochs: float = 2.0
+    blind_epochs: float = 6.0
     blind_lr: float = 0.01
 
     regresses: ClassVar[bool] = True

@@ -66,7 +66,7 @@ class ConceptInference(ClassifierTune):
     """
 
     steps: int = 400
-    lr: float = 0.01
+    lr: float = 1e-3
     batch: int = 256
     rank: int = 0
     augment: Augment = "flip"

@@ -26,7 +26,7 @@ class FineTune(ClassifierTune):
     """
 
     steps: int = 1800
-    lr: float = 0.01
+    lr: float = 3e-3
     batch: int = 256
     rank: int = 0
     augment: Augment = "flip"

@@ -44,7 +44,7 @@ class FLAT(ClassifierTune):
     """
 
     steps: int = 200
-    lr: float = 1e-3
+    lr: float = 1e-4
     batch: int = 256
     rank: int = 0
     augment: Augment = "none"

@@ -27,7 +27,7 @@ class GradientAscent(ClassifierTune):
     """
 
     steps: int = 100
-    lr: float = 1e-4
+    lr: float = 5e-4
     batch: int = 256
     rank: int = 0
     augment: Augment = "flip"

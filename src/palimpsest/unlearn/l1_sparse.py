@@ -29,7 +29,7 @@ class L1Sparse(ClassifierTune):
     """
 
     steps: int = 1800
-    lr: float = 0.01
+    lr: float = 3e-3
     batch: int = 256
     augment: Augment = "flip"
     gamma: float = 5e-4

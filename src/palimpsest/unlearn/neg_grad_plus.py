@@ -31,7 +31,7 @@ class NegGradPlus(ClassifierTune):
     """
 
     steps: int = 900
-    lr: float = 0.01
+    lr: float = 2e-3
     batch: int = 256
     rank: int = 0
     augment: Augment = "flip"

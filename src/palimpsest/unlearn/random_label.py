@@ -34,7 +34,7 @@ class RandomLabel(ClassifierTune):
     """
 
     steps: int = 1800
-    lr: float = 0.01
+    lr: float = 1e-3
     batch: int = 256
     rank: int = 0
     augment: Augment = "flip"

@@ -49,7 +49,7 @@ class SalUn(ClassifierTune):
     """
 
     steps: int = 1800
-    lr: float = 0.013
+    lr: float = 1e-3
     batch: int = 256
     augment: Augment = "flip"
     saliency: float = 0.5
