@@ -126,7 +126,24 @@ def _spm(system: str, all_of: Summaries) -> Judged:
     return replace(j, measured=measured, verdict=verdict, why=why)
 
 
-RULES: dict[str, Callable[[str, Summaries], Judged]] = {"erase/rece": _rece, "erase/sld": _sld, "erase/spm": _spm}
+def _debiasing(system: str, all_of: Summaries) -> Judged:
+    """Systems that even out what is drawn instead of erasing it: this exam sees only what they cost others."""
+    s = all_of[system][""]
+    return Judged(
+        measured="what debiasing costs other concepts; the ratios that it is for are not looked at here",
+        found=f"target {_percent(s.target)}, neighbours {_points(s.neighbours)}, unrelated {_points(s.unrelated)}",
+        verdict="not measured",
+        why="the drawn worlds' models are not biased on purpose, and erasing is not what is claimed",
+    )
+
+
+RULES: dict[str, Callable[[str, Summaries], Judged]] = {
+    "erase/invdiff": _debiasing,
+    "erase/uce_debias": _debiasing,
+    "erase/rece": _rece,
+    "erase/sld": _sld,
+    "erase/spm": _spm,
+}
 
 
 def _percent(x: tuple[float, float, float]) -> str:

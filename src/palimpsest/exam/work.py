@@ -34,6 +34,8 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "erase/esd": {"steps": 150, "lr": 3e-4, "batch": 4, "walk_steps": 20},
     "erase/safree": {"until": 1.0, "padding": True, "expand": True},  # the small models draw from the padding's states
     "erase/concept_steerers": {"strength": -0.7, "steps": 400, "batch": 512},
+    "erase/invdiff": {"pictures": 32, "walk_steps": 15, "guidance": 2.0, "steps": 60, "batch": 16, "groups": 2},
+    "erase/uce_debias": {"attributes": ("red", "green"), "rounds": 3, "walk_steps": 15, "guidance": 2.0},
     "erase/latent_directions": {"pictures": 32, "walk_steps": 15, "guidance": 2.0, "steps": 100, "batch": 16},
     "erase/trce": {"steps": 60, "lr": 1e-4, "batch": 8, "walk_steps": 20, "walks": 16},
     "erase/sld": {"strength": "max"},  # the setting of the paper's headline; weaker ones left "purple" in 75 % and more
@@ -81,11 +83,7 @@ def run(what: str, results: Path, *, again: bool = False, progress: Progress | N
     """
     systems = _systems(what)
     kept = {system: _kept(system, results) for system in systems}
-    todo: list[Job] = []
-    for item, seed in _work(systems[0].split("/")[0]):
-        due = tuple(s for s in systems if again or _key(s, item, seed) not in kept[s])
-        if due:
-            todo.append((item, seed, due))
+    todo = _due(systems, kept, again)
     for done, (item, seed, found) in enumerate(_spread(todo), start=1):
         for system, record in found.items():
             kept[system][_key(system, item, seed)] = record
@@ -93,6 +91,32 @@ def run(what: str, results: Path, *, again: bool = False, progress: Progress | N
         if progress is not None:
             progress(f"exam of {what}", done, len(todo))
     return [_write(system, kept[system], results) for system in systems]
+
+
+def forecast(what: str, results: Path, *, again: bool = False) -> list[str]:
+    """What `run` would do: one line for each case and seed that is due, and how many results are kept."""
+    systems = _systems(what)
+    kept = {system: _kept(system, results) for system in systems}
+    todo = _due(systems, kept, again)
+    lines = [
+        f"{item.concept if isinstance(item, Case) else item}, seed {seed}: {', '.join(due)}" for item, seed, due in todo
+    ]
+    count = sum(len(due) for _, _, due in todo)
+    total = len(_work(systems[0].split("/")[0])) * len(systems)
+    return [*lines, f"{count} of {total} runs are due, {total - count} are kept; {_workers(len(todo))} at once."]
+
+
+def _due(systems: Sequence[str], kept: Mapping[str, Mapping[str, Any]], again: bool) -> list[Job]:
+    todo: list[Job] = []
+    for item, seed in _work(systems[0].split("/")[0]):
+        due = tuple(s for s in systems if again or _key(s, item, seed) not in kept[s])
+        if due:
+            todo.append((item, seed, due))
+    return todo
+
+
+def _workers(jobs: int) -> int:
+    return min(jobs, os.cpu_count() or 1)
 
 
 def _work(family: str) -> list[tuple[Case | Pair, int]]:
@@ -177,7 +201,7 @@ def _systems(what: str) -> list[str]:
 
 def _spread(todo: Sequence[Job]) -> Iterator[tuple[Case | Pair, int, dict[str, Any]]]:
     """Results as they come. Each process computes with one thread: more would slow each other many times over."""
-    workers = min(len(todo), os.cpu_count() or 1)
+    workers = _workers(len(todo))
     if workers <= 1:
         yield from ((item, seed, examine(item, seed, systems)) for item, seed, systems in todo)
         return
