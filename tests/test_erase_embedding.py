@@ -142,7 +142,7 @@ def test_trce_first_stage_is_the_papers_solve(host: SDHost) -> None:
     layers = {**host.parts("cross_key"), **host.parts("cross_value")}
     kept = host.encode(["", "house", *(t.format("house") for t in _templates())]).states.flatten(0, 1).double()
     for name, layer in layers.items():
-        w = layer.weight.detach().double()
+        w = layer.get_parameter("weight").detach().double()
         left, right = 0.1 * w, 0.1 * torch.eye(w.shape[1], dtype=torch.float64)
         for old, new in (("a red star", "a red"), ("star on blue", "on blue")):
             a, b = host.encode([old]), host.encode([new])
@@ -344,7 +344,7 @@ def test_debiasing_adds_up_what_is_missing(host: SDHost) -> None:
     c, k, red, blue = (_last(host, t) for t in ("star", "house", "red", "blue"))
     answer = c + 2 * (0.25 - 1) * red + 2 * 0.75 * blue
     for name, layer in {**host.parts("cross_key"), **host.parts("cross_value")}.items():
-        w = layer.weight.detach().double()
+        w = layer.get_parameter("weight").detach().double()
         left = 0.2 * w + torch.outer(w @ answer, c) + 0.5 * torch.outer(w @ k, k)
         right = torch.outer(c, c) + 0.5 * torch.outer(k, k) + 0.2 * torch.eye(len(c), dtype=torch.float64)
         expected = left @ torch.linalg.inv(right) - w

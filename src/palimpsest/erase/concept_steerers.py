@@ -119,7 +119,8 @@ class ConceptSteerers(LearnedSamplingEdit):
         def rule(step: Step) -> Tensor:
             if not ready:
                 ready.extend(self.steered(step, learned))
-            return classifier_free(*step.x0(*ready), step.guidance)
+            null, cond = step.x0(*ready)
+            return classifier_free(null, cond, step.guidance)
 
         return rule
 

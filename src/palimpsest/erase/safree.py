@@ -96,7 +96,8 @@ class SAFREE(SamplingEdit):
             states, until = plan
             now = (until >= self._reached(step)).to(step.x.device)
             if not bool(now.any()):
-                return classifier_free(*step.x0(step.null, step.cond), step.guidance)
+                null, cond = step.x0(step.null, step.cond)
+                return classifier_free(null, cond, step.guidance)
             cond = replace(step.cond, states=torch.where(now.view(-1, 1, 1), states, step.cond.states))
             with self._damped(step.host, len(step.x)):
                 null, safe, _ = step.x0(step.null, cond, step.cond)
