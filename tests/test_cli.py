@@ -142,4 +142,72 @@ def test_an_interrupted_command_says_how_to_go_on(
 
     monkeypatch.setattr("palimpsest.core.catalog.entries", interrupted)
     assert main(["ls"]) == 130
+    assert "same command again" in capsys.readouterr().err
+    assert main(["erase", "star"]) == 130
     assert "--resume" in capsys.readouterr().err
+
+
+def test_plans_are_printed_and_nothing_is_written(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out"), "--keep", "moon,ring", *SMALL]
+    audit = ["audit", "--before", model, "--after", model, "--concept", "star", *out]
+    for command in ([*audit, "--plan"], [*audit, "--dry-run"], ["erase", "star", "--model", model, *out, "--dry-run"]):
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        assert "pictures" in said
+        assert "To see a change of 2 points" in said
+        assert "ms a picture" in said
+    assert main(["exam", "erase/uce", "--dry-run", "--results", str(tmp_path), "--again"]) == 0
+    assert "runs are due" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_audit_goes_on(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from palimpsest.probes.gallery import Gallery
+
+    add, added = Gallery.add, []
+
+    def once(self: Gallery, *args: object) -> None:
+        add(self, *args)  # type: ignore[arg-type]
+        added.append(args[0])
+        if len(added) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Gallery, "add", once)
+    out = tmp_path / "out"
+    args = [
+        "audit",
+        "--before",
+        model,
+        "--after",
+        model,
+        "--concept",
+        "star",
+        "--keep",
+        "moon",
+        "--out",
+        str(out),
+        *SMALL,
+    ]
+    assert main(args) == 130
+    assert "--resume" in capsys.readouterr().err
+    kept = list((out / ".pictures").iterdir())
+    assert len(kept) == 1
+    assert main([*args, "--resume"]) == 0
+    assert not (out / ".pictures").exists()
+    assert (out / "receipt.html").is_file()
+
+
+def test_sees_raises_the_seeds_to_what_a_change_needs(model: str) -> None:
+    from palimpsest.probes.forecast import needed
+    from palimpsest.run import Look, load, plan, request
+
+    host = load(model)
+    asked = request(host, "star", keep="moon,ring,heart")
+    drawn = plan(host, asked, Look(prompts=10, seeds=1, sees=20.0))
+    others = [g for g in drawn.groups if g.role in ("neighbour", "unrelated")]
+    tests = max(sum(g.role == o.role for g in others) for o in others)
+    assert all(len(g.prompts) * g.seeds >= needed(0.2, tests) for g in others)

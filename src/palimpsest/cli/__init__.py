@@ -47,8 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"palimpsest: {e}", file=sys.stderr)
         return e.code
     except KeyboardInterrupt:
-        print("palimpsest: interrupted; run the same command with --resume to go on.", file=sys.stderr)
+        print(f"palimpsest: interrupted; {_how_to_go_on(args)}.", file=sys.stderr)
         return 130
+
+
+def _how_to_go_on(args: list[str]) -> str:
+    """A command keeps what it can take up again; the exam keeps every finished run without being told."""
+    fields = getattr(COMMANDS.get(args[0] if args else ""), "__dataclass_fields__", {})
+    return "run the same command" + (" with --resume to go on" if "resume" in fields else " again")
 
 
 def _run(args: list[str]) -> int:

@@ -19,6 +19,8 @@ class Exam:
     """Folder of the results."""
     again: bool = False
     """Ignore cached results."""
+    dry_run: bool = False
+    """Print which runs are due, then stop."""
     docs: Path | None = Path("docs/systems.md")
     """The table generated from the results."""
 
@@ -27,6 +29,9 @@ class Exam:
         from palimpsest.progress import bars
 
         family, _, name = self.what.partition("/")
+        if self.dry_run and family not in ("studies", "table"):
+            print("\n".join(work.forecast(self.what, self.results, again=self.again)))
+            return 0
         with bars() as progress:
             if family == "studies":
                 for study in [name] if name else list(studies.STUDIES):
