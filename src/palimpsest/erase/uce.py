@@ -35,9 +35,11 @@ class UCE(ModelEdit):
             does; "last" the first of them only, as its later code does; "all" every position.
         expand: also edit the concept's name in sentences of its kind ("an image of ..."; "expand_prompts").
 
+    Without Request.toward this is the paper's moderation; its debiasing, a loop around the same solve, is
+    `palimpsest.erase.uce_debias`.
+
     Cost: one text forward per distinct text, one Cholesky factorisation; low-rank patches (rank <= edited states).
-    Differs from the paper: solved in float64, where the public code inverts in float32; debiasing and moderation
-        (targets that depend on the model's own output ratios) are not part of this system.
+    Differs from the paper: solved in float64, where the public code inverts in float32.
     Fails when: the concept is asked for by words whose states differ much from the name's (paraphrases, other
         languages); the replacement is not neutral; a kept concept shares its last token with a target.
     Source: Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 2024, arXiv 2308.14761.
