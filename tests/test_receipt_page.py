@@ -110,6 +110,18 @@ def test_the_page_is_one_small_file_that_loads_nothing(made: Receipt) -> None:
     assert "default-src 'none'" in page
 
 
+def test_too_few_pictures_of_a_target_are_no_proof_and_said_to_be(made: Receipt) -> None:
+    star = made.presence("star")
+    assert star is not None
+    few = replace(star, p=0.125, high=49.0, n=4)
+    said = words.sentences([few], ["star"], {})[0]
+    assert "perhaps gone" in said["text"]
+    assert "as before" not in said["text"]
+    assert said["tone"] == "unsure"
+    never = replace(few, before=0.0)
+    assert "hardly there, as before" in words.sentences([never], ["star"], {})[0]["text"]
+
+
 def test_the_page_carries_the_receipt_and_its_readings(made: Receipt, tmp_path: Path) -> None:
     assert made.html is not None
     outline = Outline(made.html.read_text(encoding="utf-8"))

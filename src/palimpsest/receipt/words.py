@@ -65,7 +65,11 @@ def _state(r: Reading) -> str:
     if r.high < GONE or (r.value == 0 and verdict(r) == "changed"):
         return "gone"
     if verdict(r) != "changed":
-        return "still there" if r.value >= GONE else "hardly there, as before"
+        if r.value >= GONE:
+            return "still there"
+        return (
+            "hardly there, as before" if (r.before or 0.0) < GONE else "perhaps gone, shown in too few pictures to tell"
+        )
     return "weaker, not gone" if r.value < (r.before or 0.0) else "stronger than before"
 
 
