@@ -46,6 +46,24 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "erase/ace": {"steps": 120, "lr": 3e-3, "batch": 4, "guidance": 2.0, "walk_steps": 15},
     "erase/crce": {"steps": 120, "lr": 5e-4, "batch": 4, "draws": 2, "guidance": 2.0, "walk_steps": 15},
     "erase/realera": {"steps": 30, "lr": 1e-3, "batch": 4, "guidance": 2.0, "walk_steps": 15, "beyond": 1.0},
+    "erase/adv_unlearn": {
+        "steps": 120,
+        "lr": 3e-4,
+        "batch": 4,
+        "keep_batch": 8,
+        "guidance": 2.0,
+        "walk_steps": 15,
+        "words": 3,
+        "attack_steps": 4,
+        "attack_lr": 0.2,
+        "attack_every": 2,
+        "warmup": 40,
+    },  # fmt: skip
+    "erase/homoglyphs": {"steps": 200, "lr": 5e-4, "batch": 32, "captions": 300},
+    "erase/modular_lora": {"steps": 150, "lr": 1e-3, "batch": 4, "rank": 8, "guidance": 2.0, "walk_steps": 20},
+    "erase/geom_erasing": {"steps": 40, "lr": 1e-4, "pictures": 32, "guidance": 2.0, "walk_steps": 15},
+    "erase/score_forgetting": {"steps": 20, "lr": 1e-4, "batch": 12},
+    "erase/few_shot": {"steps": 14, "lr": 2e-4, "batch": 8, "pictures": 8, "guidance": 2.0, "walk_steps": 15},
 }
 
 
