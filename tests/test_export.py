@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.patch import Hook, Patch, merge
 from palimpsest.export import export_patch, names
 from palimpsest.export.factors import RESIDUAL, balanced, factors, padded
+from palimpsest.export.lora import architecture
 
 SAME = 1e-3  # of the range of pixels
 
@@ -116,11 +118,28 @@ def test_all_layers_have_one_rank_and_alpha(tmp_path: Path) -> None:
         assert {float(f.get_tensor(k)) for k in keys if k.endswith(".alpha")} == {3.0}
         assert {f.get_tensor(k).shape[0] for k in keys if k.endswith("down.weight")} == {3}
     assert header["ss_network_dim"] == header["ss_network_alpha"] == "3"
-    assert header["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert "modelspec.architecture" not in header, "a model of no published size"
     assert json.loads(header["palimpsest_export"])["base"] == patch.base
     assert any(k.startswith("lora_te_text_model_encoder_layers_0_") for k in keys)
     of_xl = export_patch(everywhere(host_of("sdxl"), "text_encoder"), host_of("sdxl"), "kohya", tmp_path / "xl")
     assert {k.split("_")[1] for k in load_file(of_xl.path)} == {"te1", "te2"}
+
+
+@pytest.mark.parametrize(
+    ("width", "prediction", "family"),
+    [
+        (768, "epsilon", "stable-diffusion-v1"),
+        (1024, "v_prediction", "stable-diffusion-v2-768-v"),
+        (1024, "epsilon", "stable-diffusion-v2-512"),
+        (2048, "epsilon", "stable-diffusion-xl-v1-base"),
+        (16, "epsilon", ""),
+    ],
+)
+def test_headers_name_the_published_family(width: int, prediction: str, family: str) -> None:
+    key = nn.Linear(width, 4, bias=False)
+    host = SimpleNamespace(prediction=prediction, parts=lambda role: {"unet.to_k": key})
+    assert architecture(host) == family
+    assert architecture(None) == ""
 
 
 def test_closed_form_edits_and_their_sums_keep_their_rank(tmp_path: Path) -> None:

@@ -124,7 +124,10 @@ def _check(patch: Patch, host: Any, format: Format, force: bool) -> None:
     if refused:
         first = next(iter(refused))
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        raise Unsupported(f"{first}{more} cannot be part of a LoRA: {refused[first]}.")
+        raise Unsupported(
+            f"{first}{more} cannot be part of a LoRA: {refused[first]}. Use the patch itself, or make it anew with "
+            "--rank where the system has that option."
+        )
     if host is None and format == "kohya" and any(n.startswith("text_encoder.") for n in patch.deltas):
         raise BadRequest("The text encoder's name in this format depends on the model family: give --model.")
 
@@ -180,8 +183,20 @@ def _header(patch: Patch, host: Any, format: Format, rank: int) -> dict[str, str
     header = {"format": "pt", "palimpsest_export": json.dumps(told, sort_keys=True)}
     if format == "kohya":
         header |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-        if host is not None:
-            two = _encoders(host) == 2
-            header["modelspec.sai_model_spec"] = "1.0.0"
-            header["modelspec.architecture"] = f"stable-diffusion-{'xl-v1-base' if two else 'v1'}/lora"
+        family = architecture(host)
+        if family:
+            header |= {"modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": f"{family}/lora"}
     return header
+
+
+def architecture(host: Any) -> str:
+    """The published family that a model belongs to, as model headers spell it; "" for models of other sizes.
+
+    It is told by the width of the text states that the denoiser reads, and by what SD 2 predicts.
+    """
+    if host is None or not host.parts("cross_key"):
+        return ""
+    layers = list(host.parts("cross_key").values())
+    second = "stable-diffusion-v2-768-v" if host.prediction == "v_prediction" else "stable-diffusion-v2-512"
+    known = {768: "stable-diffusion-v1", 1024: second, 2048: "stable-diffusion-xl-v1-base"}
+    return known.get(layers[0].weight.shape[1], "")
