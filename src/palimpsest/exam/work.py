@@ -58,7 +58,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "attack_lr": 0.2,
         "attack_every": 2,
         "warmup": 40,
-    },  # fmt: skip
+    },
     "erase/homoglyphs": {"steps": 200, "lr": 5e-4, "batch": 32, "captions": 300},
     "erase/modular_lora": {"steps": 150, "lr": 1e-3, "batch": 4, "rank": 8, "guidance": 2.0, "walk_steps": 20},
     "erase/geom_erasing": {"steps": 40, "lr": 1e-4, "pictures": 32, "guidance": 2.0, "walk_steps": 15},
