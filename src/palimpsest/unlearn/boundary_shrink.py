@@ -11,7 +11,7 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Split
-from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
+from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy, halved
 from palimpsest.train.loop import TrainStep
 
 
@@ -61,11 +61,13 @@ class BoundaryShrink(ClassifierTune):
 
     def _neighbours(self, host: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         """(n,) the nearest other class of each image."""
-        images.requires_grad_(True)
-        with torch.enable_grad():
+        images = images.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+        with torch.enable_grad(), halved(images, self.half):
             (slope,) = torch.autograd.grad(cross_entropy(host.logits(images), labels), images)
         moved = (images.detach() + self.epsilon * slope.sign()).clamp(0, 1)
-        return host.logits(moved).cpu().scatter(1, labels[:, None], -torch.inf).argmax(1)
+        with halved(moved, self.half):
+            logits = host.logits(moved)
+        return logits.cpu().scatter(1, labels[:, None], -torch.inf).argmax(1)
 
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget", step.context)
