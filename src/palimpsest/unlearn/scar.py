@@ -15,7 +15,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Samples, Split
 from palimpsest.ops.surrogates import dead_leaves
-from palimpsest.train.classify import Augment, ClassifierTune, all_seen, gone
+from palimpsest.train.classify import Augment, ClassifierTune, all_seen, gone, picked
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
 
@@ -49,13 +49,14 @@ class SCAR(ClassifierTune):
     Args:
         forget_set: False: the samples to forget are not read either; foreign pictures that the untouched model takes
             for the forgotten classes stand in for them ("self-forget"). For whole classes only.
-        foreign: how many foreign pictures are drawn.
+        foreign: how many foreign pictures are drawn. look: how many retained samples the statistics are measured on;
+            0: all.
         forget_weight, keep_weight: lambda_1 and lambda_2 (1 and 5 in the code).
         temperature: T.
         steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
-    Cost: one forward for each foreign picture and each retained one (for the statistics; without retained data the
-        foreign pictures give them), then 2 `batch` forwards a step, with gradients.
+    Cost: one forward for each foreign picture and `look` retained ones (without retained data the foreign pictures
+        give the statistics), then 2 `batch` forwards a step, with gradients.
     Differs from the paper: foreign pictures are drawn (dead leaves) instead of read from another data set; a fixed
         number of steps instead of stopping at a forget accuracy.
     Fails when: foreign pictures excite too little of the model: the retained classes drift where they never look.
@@ -69,6 +70,7 @@ class SCAR(ClassifierTune):
     augment: Augment = "none"
     forget_set: bool = True
     foreign: int = 2000
+    look: int = 5000
     forget_weight: float = 1.0
     keep_weight: float = 5.0
     temperature: float = 2.0
@@ -95,11 +97,8 @@ class SCAR(ClassifierTune):
         foreign = self._foreign(data, seed)
         features, answers = all_seen(host, foreign, half=self.half)
         said = answers.argmax(1)
-        known, classes = (
-            (all_seen(host, data.retain, half=self.half)[0], data.retain.labels)
-            if len(data.retain)
-            else (features, said)
-        )
+        kept = picked(data.retain, self.look, generator(seed, "look"))
+        known, classes = (all_seen(host, kept, half=self.half)[0], kept.labels) if len(kept) else (features, said)
         means, inverses = statistics(known, classes.masked_fill(torch.isin(classes, lost), -1), len(host.labels))
         taken = torch.isin(said, lost)
         forget, found = data.forget, None
