@@ -70,7 +70,15 @@ def test_adv_unlearn_is_esd_under_attack_with_a_retain_set(
     monkeypatch.setattr(adv_unlearn, "attack", watch)
     trace, host = Trace(), host_of("sd")
     method = AdvUnlearn(
-        steps=1, batch=2, keep_batch=3, walk_steps=3, warmup=warmup, attack_steps=2, eta=1.5, keep_weight=0.7
+        steps=1,
+        batch=2,
+        keep_batch=3,
+        walk_steps=3,
+        warmup=warmup,
+        attack_steps=2,
+        eta=1.5,
+        keep_weight=0.7,
+        captions=0,
     )
     patch = method(host, ERASE, trace=trace)
     assert all(n.startswith("text_encoder.") and "token_embedding" not in n for n in patch.deltas)

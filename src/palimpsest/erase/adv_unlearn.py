@@ -17,8 +17,9 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.attacks import attack, encoded, inserted, random_words
+from palimpsest.ops.captions import captions, in_captions
 from palimpsest.ops.neighbours import everyday
-from palimpsest.ops.prompts import answered, filled, kept
+from palimpsest.ops.prompts import answered, filled, holds, kept
 from palimpsest.ops.trajectories import Visited
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
@@ -53,16 +54,19 @@ class AdvUnlearn(FineTune):
         keep_weight: of the retain set (the public code's default; 0.3 for nudity). keep_batch: its samples a step.
         words: k of the prefix w. attack_steps, attack_lr: of each attack, which goes on from the last one's words;
             attack_lr is in units of the token table's root mean square (0.07 is the public code's 1e-3 for CLIP).
+        captions: sentences of everyday words in which the target is erased, and others that stay; 0 for none.
         attack_every: steps between attacks. warmup: steps before the first.
         guidance, walk_steps: of the walks. steps, lr, batch, rank: as in every fine-tuning.
 
     Request.keep is the retain set; without it, everyday words of the target's kind stand for the paper's COCO objects.
-    Request.toward replaces the unconditional prediction as in ESD. Several targets share one prefix.
+    Request.toward replaces the unconditional prediction; in a caption, the caption without the target does, so that
+    only the target is negated. Several targets share one prefix.
 
-    Cost per step: 2 forwards of each walk's rows and 1 with gradients; an attack adds attack_steps of `batch` rows
-        with gradients. Where the public code samples anew for every step of an attack, the walk's states serve.
-    Differs from the paper: besides the name, sentences of the concept's kind are erased; token vectors stay, as in the
-        public code, where the trained encoder reads frozen ones.
+    Cost per step: 2 forwards of each walk's rows (3 of the target's, with captions) and 1 with gradients; an attack
+        adds attack_steps of `batch` rows with gradients. Where the public code samples anew for every step of an
+        attack, the walk's states serve.
+    Differs from the paper: besides the name, sentences of the concept's kind and captions with it are erased; token
+        vectors stay, as in the public code, where the trained encoder reads frozen ones.
     Fails when: the attacker has more words or steps than the training had; with a retain set far from the target, its
         neighbours go too; a text space of few dimensions has no room for both.
     Source: Zhang et al., "Defensive Unlearning with Adversarial Training for Robust Concept Erasure in Diffusion
@@ -84,6 +88,7 @@ class AdvUnlearn(FineTune):
     attack_lr: float = 0.07
     attack_every: int = 1
     warmup: int = 200
+    captions: int = 100
     guidance: float = 3.0
     walk_steps: int = 50
 
@@ -102,7 +107,7 @@ class AdvUnlearn(FineTune):
         super().__post_init__()
         for name in ("keep_batch", "words", "attack_steps", "attack_every", "walk_steps"):
             at_least(name, getattr(self, name), 1)
-        for name in ("keep_weight", "attack_lr", "warmup"):
+        for name in ("keep_weight", "attack_lr", "warmup", "captions"):
             at_least(name, getattr(self, name), 0.0)
 
     def trains(self, host: Denoiser) -> Sequence[str]:
@@ -115,7 +120,15 @@ class AdvUnlearn(FineTune):
 
     def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
         pairs = answered(request)
+        for c, toward in zip(request.target, request.replacements(), strict=True):
+            other = "" if toward is None else toward.name
+            pairs += [(p[0], p[1]) for p in in_captions(c, [other], self.captions)]
         staying = kept(request) or [s for c in request.target for k in everyday(c) for s in filled(k)[:1]]
+        if self.captions:
+            kin = [p[0] for k in request.keep for p in in_captions(k, [], self.captions // len(request.keep))]
+            names = [c.name for c in request.target]
+            free = [*kin, *captions(self.captions, names)]
+            staying += [p for p in free if not any(holds(p, name) for name in names)]
 
         def walk(prompts: list[str]) -> KeptWalk:
             return KeptWalk(prompts=prompts, steps=self.walk_steps, guidance=self.guidance)
@@ -123,7 +136,7 @@ class AdvUnlearn(FineTune):
         return Prepared(
             target=walk([p for p, _ in pairs]),
             keep=walk(staying),
-            answer=host.encode([a for _, a in pairs]) if request.toward else None,
+            answer=host.encode([a for _, a in pairs]) if any(a for _, a in pairs) else None,
             words=random_words(host, self.words, generator(seed, "words")),
         )
 
@@ -138,7 +151,7 @@ class AdvUnlearn(FineTune):
         if context.answer is not None:
             with step.teacher():
                 start = host.denoise(at.x, at.t, context.answer[at.row])
-        goal = torch.cat([start - self.eta * (at.x0_cond - at.x0_null), also.x0_cond])
+        goal = torch.cat([start - self.eta * (at.x0_cond - start), also.x0_cond])
         words = self._words(step, at)
         with inserted(host, words) if words else nullcontext():
             target = encoded(host, context.target.prompts, at.row)

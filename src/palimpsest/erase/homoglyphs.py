@@ -10,20 +10,15 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
-from palimpsest.core.concept import Concept, Kind, Request
+from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.neighbours import CANDIDATES
+from palimpsest.ops.captions import captions, in_captions
 from palimpsest.ops.prompts import asking, filled, holds, kept, swapped
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
-from palimpsest.train.randomness import generator
-
-ORDER: tuple[Kind, ...] = ("attribute", "object", "style", "domain")
-SLOTS: dict[Kind, int] = {"attribute": 0, "object": 1, "class": 1, "identity": 1, "style": 2, "domain": 3}
-"""Where a target stands in a caption."""
 
 
 @dataclass(kw_only=True)
@@ -97,9 +92,9 @@ class Homoglyphs(FineTune):
         return sorted(names)
 
     def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
-        captions = [_caption(words) for words in _everyday(self.captions, request)]
         names = {c.name for c in request.target}
-        staying = [p for p in dict.fromkeys((*kept(request), *captions, "")) if not any(holds(p, n) for n in names)]
+        benign = (*kept(request), *captions(self.captions, names), "")
+        staying = [p for p in dict.fromkeys(benign) if not any(holds(p, n) for n in names)]
         pairs = [self._pairs(c, to, staying) for c, to in zip(request.target, request.replacements(), strict=True)]
         return Prepared(
             texts=[[p for p, _ in found] for found in pairs],
@@ -111,11 +106,9 @@ class Homoglyphs(FineTune):
     def _pairs(self, target: Concept, toward: Concept | None, texts: Sequence[str]) -> list[tuple[str, str]]:
         if len(target.name) > 1:
             other = "" if toward is None else toward.name
-            slot, every = SLOTS[target.kind], _everyday(self.captions, Request(target=(target,)))
-            both = [[_caption((*w[:slot], name, *w[slot + 1 :])) for name in (target.name, other)] for w in every]
             asked = dict.fromkeys((*asking(target), *filled(target)))
             own = [(p, " ".join(swapped(p, target.name, other).split())) for p in asked]
-            return [*own, *((a, b) for a, b in both)]
+            return [*own, *((p[0], p[1]) for p in in_captions(target, [other], self.captions))]
         plain = "" if toward is None else toward.name
         if len(plain) != 1:
             raise BadRequest(f"{target.name!r} is a homoglyph; name the one character that it looks like in `toward`.")
@@ -141,17 +134,3 @@ def _apart(step: TrainStep, texts: Sequence[str], goal: Cond, what: object) -> T
     if found.pooled is None or goal.pooled is None:
         return apart
     return apart + 1 - torch.cosine_similarity(found.pooled, goal.pooled, dim=-1).mean()
-
-
-def _everyday(n: int, request: Request) -> list[list[str]]:
-    """n different rows of (attribute, thing, style, scene), some of them empty, without the request's targets."""
-    names = {c.name.casefold() for c in request.target}
-    kinds = [[w for w in ("", *CANDIDATES[kind]) if w.casefold() not in names] for kind in ORDER]
-    draws = generator(0, "everyday")
-    rows = [[w[int(torch.randint(len(w), (1,), generator=draws))] for w in kinds] for _ in range(n)]
-    return [["" if float(torch.rand((), generator=draws)) < 0.4 else w for w in row] for row in rows]
-
-
-def _caption(words: Sequence[str]) -> str:
-    attribute, thing, style, scene = words
-    return ", ".join(part for part in (" ".join(w for w in ("a", attribute, thing) if w), style, scene) if part)
