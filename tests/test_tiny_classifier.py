@@ -23,13 +23,14 @@ from palimpsest.data.read import Dataset
 from palimpsest.hosts.detect import load
 from palimpsest.hosts.factory import save
 from palimpsest.hosts.vision import ClassifierHost
-from palimpsest.tiny import classifiers
+from palimpsest.tiny import classifiers, references
 from palimpsest.tiny.assemble import assembled, pack
 from palimpsest.tiny.resnet import resnet, whiten
 from palimpsest.tiny.train_classifier import Recipe, accuracy, logits, train
 from unlearn_fixtures import TASK, base, digit_split, oracle
 
 ARGUMENTS = {"classes": 10, "width": 8}
+PARTS = {"train": TASK.train, "test": TASK.test}
 QUICK = Recipe(epochs=2, batch=32, lr=3e-3, width=8, shift=1)
 
 
@@ -249,6 +250,33 @@ def test_real_data_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PALIMPSEST_DATA", raising=False)
     with pytest.raises(BadRequest, match="Set PALIMPSEST_DATA"):
         classifiers.data_folder()
+
+
+def test_references_answer_as_their_models_do(tmp_path: Path) -> None:
+    hosts, folders = (base(), oracle()), []
+    for number, host in enumerate(hosts):
+        folder = classifiers.keep(host.root, TASK, tmp_path / str(number))
+        config = json.loads((folder / "config.json").read_text())
+        config["about"] = {"without": "class:3" if number else "", "seed": 0, "accuracy": {"test": 96.0}}
+        (folder / "config.json").write_text(json.dumps(config))
+        scores = {part: logits(host.root, data.samples).half() for part, data in PARTS.items()}
+        save_file(scores, str(folder / "logits.safetensors"))
+        folders.append(folder)
+    references.write(folders, TASK, tmp_path)
+    rows = references.rows(TASK)
+    assert set(rows) == {"test", "forget 0", "forget 1", "retain"}
+    assert set(TASK.train.samples.labels[rows["forget 0"]].tolist()) == {3}
+    assert not set(rows["retain"].tolist()) & {*rows["forget 0"].tolist(), *rows["forget 1"].tolist()}
+    read = references.load(tmp_path)
+    assert [(r.without, r.accuracy["test"]) for r in read] == [("", 96.0), ("class:3", 96.0)]
+    for host, reference in zip(hosts, read, strict=True):
+        for part, index in rows.items():
+            data = PARTS["test" if part == "test" else "train"]
+            want = logits(host.root, data.samples[index])
+            want = want - want.mean(1, keepdim=True)
+            assert (reference.logits[part] - want).abs().max() < want.abs().max() / 100
+    with pytest.raises(Damaged, match=r"no readable references\.safetensors"):
+        references.load(tmp_path / "none")
 
 
 @pytest.mark.data
