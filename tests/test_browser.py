@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from evidence_fixtures import receipt
+from evidence_fixtures import Reader, Scribe, patch, receipt, request, small_plan
+from palimpsest.core.delta import Dense
+from palimpsest.receipt import audit
+from palimpsest.receipt.compare import compare
 from test_receipt_page import HOSTILE, hostile_receipt
 
 pytestmark = pytest.mark.browser
@@ -131,3 +137,35 @@ def test_the_page_is_the_same_on_every_machine() -> None:
         assert os.sep + "home" not in text
         assert "http:" not in text
         assert "https:" not in text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_comparison_and_a_failed_edit_read_as_well(browser: Any, tmp_path: Path, scheme: str) -> None:
+    one = receipt(tmp_path / "one")
+    host = Scribe()
+    idle = replace(patch(host), deltas={"unet.weight": Dense(value=torch.zeros(8, 8))})
+    asked = request("star", keep=["moon"])
+    failed = audit(host, idle, asked, plan=small_plan(host), judges=[Reader()], out=tmp_path / "failed")
+    assert one.html is not None
+    assert failed.html is not None
+    compared = compare([tmp_path / "one", tmp_path / "failed"], tmp_path / "both")[0]
+    for file, images in ((failed.html, 8), (compared, 6)):
+        for width in (1280, 390):
+            page, trouble = visit(browser, file, viewport={"width": width, "height": 900}, color_scheme=scheme)
+            assert trouble == []
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate("document.images.length") >= images
+            assert page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length") == 0
+        assert page.evaluate(CONTRAST) == []
+    page, _ = visit(browser, failed.html)
+    assert page.locator("h1").inner_text() == "“star” is still there"
+
+
+def test_the_receipt_can_be_saved_from_its_page(browser: Any, page_file: Path, tmp_path: Path) -> None:
+    page, trouble = visit(browser, page_file, accept_downloads=True)
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="receipt.json").click()
+    waiting.value.save_as(tmp_path / "receipt.json")
+    saved = json.loads((tmp_path / "receipt.json").read_text(encoding="utf-8"))
+    assert saved == json.loads(page_file.with_name("receipt.json").read_text(encoding="utf-8"))
+    assert trouble == []
