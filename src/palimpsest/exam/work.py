@@ -41,7 +41,8 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "erase/sld": {"strength": "max"},  # the setting of the paper's headline; weaker ones left "purple" in 75 % and more
     "erase/concept_ablation": {**_DRAWN, "steps": 100, "lr": 1e-3},
     "erase/salun": {**_DRAWN, "steps": 50, "lr": 3e-4},
-    "erase/domain_correction": {**_DRAWN, "steps": 100, "lr": 1e-4, "warmup": 0.3, "discriminator_lr": 1e-3},
+    "erase/domain_correction": {**_DRAWN, "steps": 100, "lr": 2e-4, "warmup": 0.3, "discriminator_lr": 1e-3},
+    "erase/ant": {"steps": 100, "lr": 5e-4, "batch": 4, "walk_steps": 20, "groups": 2, "mask_prompts": 2},
     "erase/all_but_one": {"steps": 100, "lr": 3e-4, "batch": 4, "walk_steps": 20, "guidance": 2.0},
     "erase/mace": {"lr": 1e-3, "batch": 4, "guidance": 2.0, "ridge": 1.0, "keep_weight": 1.0},
     "erase/spm": {"steps": 150, "lr": 3e-3, "batch": 4, "guidance": 2.0, "walk_steps": 15, "anchoring": 10.0},
