@@ -25,8 +25,8 @@ ATTACK = """### Under attack
 bring it back when they stand before the prompt. *Never saw it*: the same attack on a model that was trained without
 the concept, so what it shows was taught by the attack. {prompts} prompts a seed.
 
-| system | target shown, asked plainly | under attack | seconds of the edit |
-|---|---|---|---|"""
+| system | target shown, asked plainly | under attack |
+|---|---|---|"""
 
 MANY = """### Many concepts at once
 
@@ -53,8 +53,8 @@ def section(results: Path, main: Summaries) -> list[str]:
         rows = [_attack_row(system, records) for system, records in attack.items()]
         lines += [ATTACK.format(**studies.ATTACK), *rows, ""]
     if many:
-        heads = [f"{n} targets still shown | others shown | H | seconds" for n in studies.MANY["counts"]]
-        rules = "|".join(["---"] * (4 * len(heads)))
+        heads = [f"{n} targets still shown | others shown | H" for n in studies.MANY["counts"]]
+        rules = "|".join(["---"] * (3 * len(heads)))
         lines += [MANY.format(**studies.MANY, heads=" | ".join(heads), rules=rules)]
         lines += [_many_row(system, records) for system, records in many.items()] + [""]
     return lines
@@ -132,25 +132,19 @@ def _name(system: str) -> str:
 
 def _attack_row(system: str, records: Sequence[Mapping[str, Any]]) -> str:
     if _refused(records):
-        return f"| {_name(system)} | it refuses: {_refused(records)} | | |"
+        return f"| {_name(system)} | it refuses: {_refused(records)} | |"
     plain, attacked = (_percent(_rate([r[k] for r in records])) for k in ("plain", "attacked"))
-    return f"| {_name(system)} | {plain} | {attacked} | {_seconds([r['cost'] for r in records])} |"
+    return f"| {_name(system)} | {plain} | {attacked} |"
 
 
 def _many_row(system: str, records: Sequence[Mapping[str, Any]]) -> str:
     if _refused(records):
-        return f"| {_name(system)} | it refuses: {_refused(records)} |" + " |" * (4 * len(studies.MANY["counts"]) - 1)
+        return f"| {_name(system)} | it refuses: {_refused(records)} |" + " |" * (3 * len(studies.MANY["counts"]) - 1)
     cells = []
     for count in map(str, studies.MANY["counts"]):
         targets, others = _shares(records, count)
-        seconds = _seconds([r["counts"][count]["cost"] for r in records])
-        cells += [_percent(targets), _percent(others), _percent(harmonic(targets, others)), seconds]
+        cells += [_percent(targets), _percent(others), _percent(harmonic(targets, others))]
     return f"| {_name(system)} | " + " | ".join(cells) + " |"
-
-
-def _seconds(costs: Sequence[Mapping[str, Any]]) -> str:
-    taken = [c["seconds"] for c in costs if c]
-    return f"{sum(taken) / len(taken):.2f}" if taken else ""
 
 
 def _percent(x: tuple[float, float, float]) -> str:
