@@ -12,7 +12,7 @@ from torch.nn import functional
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Split
-from palimpsest.train.classify import Augment, ClassifierTune, all_seen, cross_entropy, stream
+from palimpsest.train.classify import Augment, ClassifierTune, all_seen, cross_entropy, picked, stream
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
 
@@ -55,10 +55,11 @@ class LAF(ClassifierTune):
     Args:
         align_weight: of the contrastive alignment. temperature: tau (1 in the code).
         repair: 0 reads no label at all (LAF); above, labels of retained data help (LAF+R).
-        vae_steps, code: training steps and code size of the autoencoders.
+        vae_steps, code: training steps and code size of the autoencoders. look: how many retained samples they see;
+            0: all.
         steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
-    Cost: one forward for each sample, then 2 `batch` forwards a step with gradients and 2 `batch` without.
+    Cost: one forward for each sample to forget and `look` retained ones, then 2 `batch` forwards a step with gradients and 2 `batch` without.
     Differs from the paper: both losses act in one step of one optimiser (the code takes turns with two); features
         are standardised, and errors are means over them.
     Fails when: kept and forgotten data look alike (samples of classes that stay): their autoencoders agree.
@@ -75,6 +76,7 @@ class LAF(ClassifierTune):
     repair: float = 0.0
     vae_steps: int = 300
     code: int = 16
+    look: int = 5000
 
     card = Card(
         name="LAF",
@@ -95,7 +97,8 @@ class LAF(ClassifierTune):
         return torch.optim.Adam(list(leaves), lr=self.lr)
 
     def ready(self, host: Classifier, data: Split, seed: int) -> tuple[Vae, Vae]:
-        kept, lost = all_seen(host, data.retain, half=self.half)[0], all_seen(host, data.forget, half=self.half)[0]
+        known = picked(data.retain, self.look, generator(seed, "look"))
+        kept, lost = (all_seen(host, samples, half=self.half)[0] for samples in (known, data.forget))
         centre, scale = kept.mean(0), kept.std(0).clamp_min(1e-3)
         return self._fit(kept, centre, scale, seed, "kept"), self._fit(lost, centre, scale, seed, "forgotten")
 
