@@ -12,15 +12,20 @@ from torch.nn import functional
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import at_least
-from palimpsest.core.samples import Split
-from palimpsest.train.classify import Augment, ClassifierTune, all_seen
+from palimpsest.core.samples import Samples, Split
+from palimpsest.train.classify import Augment, ClassifierTune, all_seen, picked
 from palimpsest.train.loop import TrainStep
+from palimpsest.train.randomness import generator
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Predicted logits of a model without the forget set: forget (n, classes), retain (m, classes)."""
+    """The retained samples that are matched, and the predicted logits of a model without the forget set.
 
+    forget (n, classes), retain (m, classes).
+    """
+
+    kept: Samples
     forget: Tensor
     retain: Tensor
 
@@ -36,9 +41,10 @@ class DatamodelMatching(ClassifierTune):
     Args:
         ridge: weight decay of the proxies.
         clip: largest change of a logit that is asked for; a class without samples has no finite answer of its own.
+        look: how many retained samples are read at all; 0: all.
         steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
-    Cost: one forward for every sample and two logistic regressions on the features, then 2 `batch` forwards a step.
+    Cost: one forward for every sample that is read and two logistic regressions on the features, then 2 `batch` forwards a step.
     Differs from the paper: its datamodels are linear regressions over thousands of models trained on random subsets;
         here the effect of the forget set is read from two proxies on the model's own features, one forward a sample.
     Fails when: features themselves remember: proxies on them see no effect of single samples, only of classes.
@@ -53,6 +59,7 @@ class DatamodelMatching(ClassifierTune):
     augment: Augment = "none"
     ridge: float = 1e-4
     clip: float = 20.0
+    look: int = 0
 
     card = Card(
         name="Datamodel Matching",
@@ -74,19 +81,17 @@ class DatamodelMatching(ClassifierTune):
         return torch.optim.Adam(list(leaves), lr=self.lr)
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
-        (lost, said), (kept, kept_said) = (
-            all_seen(host, data.forget, half=self.half),
-            all_seen(host, data.retain, half=self.half),
-        )
+        known = picked(data.retain, self.look, generator(seed, "look"))
+        (lost, said), (kept, kept_said) = (all_seen(host, part, half=self.half) for part in (data.forget, known))
         classes = len(host.labels)
-        without = proxy(kept, data.retain.labels, classes, self.ridge)
-        whole = proxy(torch.cat([lost, kept]), torch.cat([data.forget.labels, data.retain.labels]), classes, self.ridge)
+        without = proxy(kept, known.labels, classes, self.ridge)
+        whole = proxy(torch.cat([lost, kept]), torch.cat([data.forget.labels, known.labels]), classes, self.ridge)
         change = [(_ahead(h, *without) - _ahead(h, *whole)).clamp(-self.clip, self.clip) for h in (lost, kept)]
-        return Prepared(forget=said + change[0], retain=kept_said + change[1])
+        return Prepared(kept=known, forget=said + change[0], retain=kept_said + change[1])
 
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget", step.context.forget)
-        retain = self.drawn(step, step.data.retain, "retain", step.context.retain)
+        retain = self.drawn(step, step.context.kept, "retain", step.context.retain)
         logits, n = self.logits(step, torch.cat([forget.images, retain.images])), len(forget.rows)
         parts = ((logits[:n], forget.targets), (logits[n:], retain.targets))
         return torch.stack([functional.mse_loss(out, goal.to(out.device)) for out, goal in parts]).sum()

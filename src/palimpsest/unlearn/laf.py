@@ -59,7 +59,8 @@ class LAF(ClassifierTune):
             0: all.
         steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
-    Cost: one forward for each sample to forget and `look` retained ones, then 2 `batch` forwards a step with gradients and 2 `batch` without.
+    Cost: one forward for each sample to forget and `look` retained ones, then 2 `batch` forwards a step with gradients
+        and 2 `batch` without.
     Differs from the paper: both losses act in one step of one optimiser (the code takes turns with two); features
         are standardised, and errors are means over them.
     Fails when: kept and forgotten data look alike (samples of classes that stay): their autoencoders agree.
