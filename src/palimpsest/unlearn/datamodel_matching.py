@@ -44,7 +44,8 @@ class DatamodelMatching(ClassifierTune):
         look: how many retained samples are read at all; 0: all.
         steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
-    Cost: one forward for every sample that is read and two logistic regressions on the features, then 2 `batch` forwards a step.
+    Cost: one forward for every sample that is read and two logistic regressions on the features, then 2 `batch`
+        forwards a step.
     Differs from the paper: its datamodels are linear regressions over thousands of models trained on random subsets;
         here the effect of the forget set is read from two proxies on the model's own features, one forward a sample.
     Fails when: features themselves remember: proxies on them see no effect of single samples, only of classes.
