@@ -123,7 +123,7 @@ def faces(people: int = 60, views: int = 45) -> Task:
 
     A third of each person's views are test pictures. As in MUFAC (ages) and MUCAC (expressions), the task is not to
     tell people apart: forgetting a person must not cost the task. A model learns its 1,800 pictures by heart
-    (about 96 % right, 72 % on others), so there is something to forget.
+    (all but a few of them right, 92 % of others), so there is something to forget.
 
     Cost: 1.6 s to draw.
     """
