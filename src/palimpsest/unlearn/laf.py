@@ -47,7 +47,7 @@ class LAF(ClassifierTune):
 
         e(z; V) = q / (q + 1),  q = mean over features of (V(z) - z)^2
         away  = mean e(h(x_r); V_kept) - mean e(h(x_f); V_forgotten)
-        align = -mean cos(h(x_r), h0(x_r)) / tau + log sum exp(cos(h(x_f), h0(x_f)) / tau)
+        align = -mean cos(h(x_r) - m, h0(x_r) - m) / tau + log sum exp(cos(h(x_f) - m, h0(x_f) - m) / tau)
         loss  = away + align_weight align + repair CE(f(x_r), y_r)
 
     The head stays as it is.
@@ -61,8 +61,9 @@ class LAF(ClassifierTune):
 
     Cost: one forward for each sample to forget and `look` retained ones, then 2 `batch` forwards a step with gradients
         and 2 `batch` without.
-    Differs from the paper: both losses act in one step of one optimiser (the code takes turns with two); features
-        are standardised, and errors are means over them.
+    Differs from the paper: cosines are taken about the mean m of the kept features: rectified features have cosines
+        near 1 with each other, and aligning those would hold nothing. Both losses act in one step of one optimiser
+        (the code takes turns with two); features are standardised, and errors are means over them.
     Fails when: kept and forgotten data look alike (samples of classes that stay): their autoencoders agree.
     Source: Shen et al., "Label-Agnostic Forgetting", ICLR 2024, arXiv 2404.00506.
     """
@@ -133,7 +134,8 @@ class LAF(ClassifierTune):
         new, logits = self.seen(step, images)
         kept, lost = step.context
         away = _bounded(kept(new[n:])[0]) - _bounded(lost(new[:n])[0])
-        alike = functional.cosine_similarity(new, old) / self.temperature
+        centre = kept.centre.to(new.device)
+        alike = functional.cosine_similarity(new - centre, old - centre) / self.temperature
         total = away + self.align_weight * (alike[:n].logsumexp(0) - alike[n:].mean())
         return total + self.repair * cross_entropy(logits[n:], retain.targets) if self.repair else total
 
