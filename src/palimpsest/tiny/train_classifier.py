@@ -37,6 +37,7 @@ class Recipe:
         batch: pictures a step.
         lr: peak step size of Muon and AdamW; it rises over the first fifth of the steps and falls to zero.
         momentum: of Muon.
+        weight_decay: of Muon, times the step size.
         average: decay of the exponential average of the weights, which is the result.
         width: channels of the network's first stage.
         smoothing: label smoothing, in [0, 1).
@@ -44,10 +45,11 @@ class Recipe:
         flip: whether pictures are mirrored in every second epoch, half of them first.
     """
 
-    epochs: int = 12
+    epochs: int = 18
     batch: int = 256
     lr: float = 1e-2
     momentum: float = 0.7
+    weight_decay: float = 0.1
     average: float = 0.99
     width: int = 32
     smoothing: float = 0.1
@@ -84,7 +86,9 @@ def train(
     whiten(model, samples.pixels(torch.randperm(len(samples), generator=generator(seed, "whiten"))[:2000]))
     model.backbone.stem.requires_grad_(False)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    masters = Masters(model, lr=recipe.lr, average=recipe.average, momentum=recipe.momentum)
+    masters = Masters(
+        model, lr=recipe.lr, average=recipe.average, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
     padded = _padded(samples.images, recipe.shift)
     start, done = time.perf_counter(), _resume(masters, checkpoint, recipe, seed)
     steps = -(-len(samples) // recipe.batch)
