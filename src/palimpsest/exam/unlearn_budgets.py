@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 CLASS: dict[str, dict[str, Any]] = {
-    "unlearn/boundary_expanding": {"half": True, "steps": 60, "batch": 64, "lr": 8e-5},
-    "unlearn/boundary_shrink": {"half": True, "steps": 60, "batch": 64, "lr": 1e-5},
+    "unlearn/boundary_expanding": {"half": True, "steps": 60, "batch": 64, "lr": 1e-4},
+    "unlearn/boundary_shrink": {"half": True, "steps": 50, "batch": 64, "lr": 1e-5},
     "unlearn/concept_inference": {"half": True, "steps": 25, "batch": 128, "lr": 1e-3, "look": 3000},
     "unlearn/datamodel_matching": {"half": True, "steps": 25, "batch": 128, "lr": 1e-3, "look": 6000, "clip": 5.0},
     "unlearn/duck": {"half": True, "steps": 25, "batch": 128, "lr": 2e-4, "centroids": 3000},
