@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from palimpsest.core.delta import Delta
+from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Reading
 from palimpsest.probes.evidence import Evidence
 
@@ -26,23 +28,25 @@ class Weights:
 
     def run(self, evidence: Evidence) -> list[Reading]:
         """Two readings; `detail["tensors"]` of the second lists every changed tensor."""
-        patch = evidence.patch
-        if patch is None:
-            return []
-        rows = [_row(n, d, *evidence.base[n]) for n, d in patch.deltas.items() if n in evidence.base]
-        change = math.sqrt(sum(r["norm"] ** 2 for r in rows))
-        base = math.sqrt(sum(evidence.base[r["name"]][1] ** 2 for r in rows))
-        detail = {"tensors": rows, "hooks": [h.id for h in patch.hooks], "bytes": patch.nbytes()}
-        return [
-            Reading(name="changed tensors", value=float(len(rows)), n=len(rows)),
-            Reading(
-                name="relative weight change",
-                value=_short(100 * change / base) if base else 0.0,
-                n=len(rows),
-                unit="%",
-                detail=detail,
-            ),
-        ]
+        return [] if evidence.patch is None else weights_of(evidence.patch, evidence.base)
+
+
+def weights_of(patch: Patch, norms: Mapping[str, tuple[tuple[int, ...], float]]) -> list[Reading]:
+    """The same of a patch and the (shape, Frobenius norm) of each tensor that it changes."""
+    rows = [_row(n, d, *norms[n]) for n, d in sorted(patch.deltas.items()) if n in norms]
+    change = math.sqrt(sum(r["norm"] ** 2 for r in rows))
+    base = math.sqrt(sum(norms[r["name"]][1] ** 2 for r in rows))
+    detail = {"tensors": rows, "hooks": [h.id for h in patch.hooks], "bytes": patch.nbytes()}
+    return [
+        Reading(name="changed tensors", value=float(len(rows)), n=len(rows)),
+        Reading(
+            name="relative weight change",
+            value=_short(100 * change / base) if base else 0.0,
+            n=len(rows),
+            unit="%",
+            detail=detail,
+        ),
+    ]
 
 
 def _row(name: str, delta: Delta, shape: tuple[int, ...], base: float) -> dict[str, Any]:

@@ -56,9 +56,11 @@ def build(
         "headline": words.headline(readings, targets),
         "summary": words.sentences(readings, targets, dict(evidence.cost)),
         "request": request.plain(),
-        "base": _model(base),
-        "edited": _patch(edited, patch_file) if isinstance(edited, Patch) else {"kind": "model", **_model(edited)},
-        "method": _method(evidence.patch),
+        "base": model_plain(base),
+        "edited": patch_plain(edited, patch_file)
+        if isinstance(edited, Patch)
+        else {"kind": "model", **model_plain(edited)},
+        "method": method_plain(evidence.patch),
         "plan": {k: v for k, v in evidence.plan.plain().items() if k != "request"},
         "evaluators": {n: {**asdict(e), "source": sources.get(n, "")} for n, e in evidence.evaluators.items()},
         "pictures": {k: _pictures(v) for k, v in evidence.pictures.items()},
@@ -69,7 +71,7 @@ def build(
         "versions": versions(),
         "shown": [],
     }
-    return sealed(json.loads(json.dumps(_finite(data))))
+    return sealed(json.loads(json.dumps(finite(data))))
 
 
 def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def plain(reading: Reading) -> dict[str, Any]:
     """A reading as JSON: the evaluator by name, limits that are not finite as null, and the verdict."""
     row = asdict(reading)
     row["evaluator"] = None if reading.evaluator is None else reading.evaluator.name
-    return json.loads(json.dumps(_finite({**row, "verdict": verdict(reading)})))
+    return json.loads(json.dumps(finite({**row, "verdict": verdict(reading)})))
 
 
 def reading(row: Mapping[str, Any], evaluators: Mapping[str, Evaluator]) -> Reading:
@@ -138,16 +140,16 @@ def _reads(evidence: Evidence) -> dict[str, dict[str, list[list[int]]]]:
     }
 
 
-def _model(host: Any) -> dict[str, str]:
+def model_plain(host: Any) -> dict[str, str]:
     name = str(getattr(host, "name", type(host).__name__))
     return {"name": name, "fingerprint": host.fingerprint() if hasattr(host, "fingerprint") else ""}
 
 
-def _patch(patch: Patch, file: str) -> dict[str, Any]:
+def patch_plain(patch: Patch, file: str) -> dict[str, Any]:
     return {"kind": "patch", "sha256": patch.sha256(), "base": patch.base, "file": file, "bytes": patch.nbytes()}
 
 
-def _method(patch: Patch | None) -> dict[str, Any] | None:
+def method_plain(patch: Patch | None) -> dict[str, Any] | None:
     """Who made the change, from the patch's provenance and the system's card."""
     if patch is None or not patch.provenance:
         return None
@@ -159,10 +161,10 @@ def _method(patch: Patch | None) -> dict[str, Any] | None:
     return {**found, "card": {k: card[k] for k in ("name", "title", "year", "paper", "family", "claim")}}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinity as null: strict JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {str(k): finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, (list, tuple)) else value

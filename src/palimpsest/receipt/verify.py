@@ -85,35 +85,39 @@ def verify(
         raise BadRequest(f"remeasure is {remeasure!r}; it must be none, sample or all.")
     path = Path(path)
     data = load(path)
+    if data.get("subject") == "classifier":
+        from palimpsest.receipt.verify_classifier import verify_classifier
+
+        return verify_classifier(path, data, before=before, after=after, public_key=public_key)
     # Whatever was altered, a receipt whose parts do not fit together must end in a finding, never in a crash.
-    found = [_seal(data)]
+    found = [check_seal(data)]
     signature = path.with_name(path.name + SUFFIX)
     if public_key is not None:
-        found.append(_signature(path, Path(public_key)))
+        found.append(check_signature(path, Path(public_key)))
     elif signature.is_file():
         why = f"{signature.name} is there: give the public key of who signed"
         found.append(Finding(status="not checked", what="signature", detail=why))
-    broken = _guarded("the receipt's parts", lambda: evidence_of(data) and [])
+    broken = guarded("the receipt's parts", lambda: evidence_of(data) and [])
     if broken:
         return [*found, *broken]
-    found += _guarded("readings", lambda: _readings(data))
-    found += _guarded("the page", lambda: _page(data, path.with_name(HTML_FILE)))
-    patch, told = _patch(data, path.parent)
-    host, named = _model(data["base"], before, "untouched model")
+    found += guarded("readings", lambda: _readings(data))
+    found += guarded("the page", lambda: _page(data, path.with_name(HTML_FILE)))
+    patch, told = check_patch(data, path.parent)
+    host, named = check_model(data["base"], before, "untouched model")
     found += [told, named]
     edited: Any = patch
     if data["edited"]["kind"] == "model":
-        edited, named = _model(data["edited"], after, "edited model")
+        edited, named = check_model(data["edited"], after, "edited model")
         found.append(named)
     if patch is not None and host is not None:
-        found += _guarded("changed weights", lambda: _weights(data, host, patch))
+        found += guarded("changed weights", lambda: _weights(data, host, patch))
     used, told_of = _judges(data, judges)
     found += told_of
     if remeasure == "none":
         return found
     if host is None or edited is None or len(used) < len(data["evaluators"]):
         return [*found, Finding(status="not checked", what="pictures", detail="a model or an evaluator is missing")]
-    return found + _guarded(
+    return found + guarded(
         "pictures", lambda: [Finding(**f) for f in redraw.again(data, host, edited, used, remeasure, progress)]
     )
 
@@ -186,7 +190,7 @@ def compare(stated: Sequence[Mapping[str, Any]], computed: Sequence[Reading], so
     return [*found, Finding(status="same", what=f"{same} readings", detail=f"computed again from {source}")]
 
 
-def _seal(data: Mapping[str, Any]) -> Finding:
+def check_seal(data: Mapping[str, Any]) -> Finding:
     now = seal(data)
     if now == data["seal"]:
         return Finding(status="same", what="seal", detail=now[:12])
@@ -195,7 +199,7 @@ def _seal(data: Mapping[str, Any]) -> Finding:
     )
 
 
-def _signature(path: Path, public: Path) -> Finding:
+def check_signature(path: Path, public: Path) -> Finding:
     if not path.with_name(path.name + SUFFIX).is_file():
         return Finding(status="differs", what="signature", detail=f"there is no {path.name}{SUFFIX} beside the receipt")
     try:
@@ -249,7 +253,7 @@ def _page(data: Mapping[str, Any], path: Path) -> list[Finding]:
             *found,
             Finding(status="same", what="the page", detail="made again from receipt.json, letter by letter"),
         ]
-    return [*found, _first_difference(data, text, again)]
+    return [*found, first_difference(data, text, again)]
 
 
 def _kept(data: Mapping[str, Any], name: str) -> Mapping[str, str]:
@@ -270,7 +274,7 @@ def _weights(data: Mapping[str, Any], host: Any, patch: Patch) -> list[Finding]:
     return compare(data["readings"], Weights().run(evidence), "the patch and the model")
 
 
-def _first_difference(data: Mapping[str, Any], text: str, again: str) -> Finding:
+def first_difference(data: Mapping[str, Any], text: str, again: str) -> Finding:
     from palimpsest.core.method import versions
 
     if data["versions"]["palimpsest"] != versions()["palimpsest"]:
@@ -287,7 +291,7 @@ def _first_difference(data: Mapping[str, Any], text: str, again: str) -> Finding
     )
 
 
-def _patch(data: Mapping[str, Any], folder: Path) -> tuple[Patch | None, Finding]:
+def check_patch(data: Mapping[str, Any], folder: Path) -> tuple[Patch | None, Finding]:
     edited = data["edited"]
     if edited["kind"] != "patch":
         return None, Finding(status="not checked", what="patch", detail="two models were compared, there is none")
@@ -307,7 +311,7 @@ def _patch(data: Mapping[str, Any], folder: Path) -> tuple[Patch | None, Finding
     return patch, Finding(status="same", what="patch", detail=patch.sha256()[:12])
 
 
-def _model(stated: Mapping[str, str], given: Any, what: str) -> tuple[Any, Finding]:
+def check_model(stated: Mapping[str, str], given: Any, what: str) -> tuple[Any, Finding]:
     host = given
     if host is None:
         from palimpsest.hosts.detect import load as load_host
@@ -348,7 +352,7 @@ def _judges(data: Mapping[str, Any], given: Sequence[Judge] | None) -> tuple[lis
     return used, found
 
 
-def _guarded(what: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+def guarded(what: str, check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return check()
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, PalimpsestError) as e:

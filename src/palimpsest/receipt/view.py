@@ -58,22 +58,22 @@ def view(data: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
     return {
         "data": data,
         "title": data["headline"],
-        "figures": _figures(readings),
+        "figures": figures_of(readings),
         "roles": _roles(data, sources),
         "presence": [_presence(r) for r in readings if r["name"] == "presence"],
         "several_judges": several,
-        "tables": [t for t in (_table(readings, *entry) for entry in _TABLES) if t["rows"]],
-        "others": _table(readings, "Further readings", tuple({r["name"] for r in readings} - _KNOWN), ""),
-        "matrices": _matrices(readings),
+        "tables": [t for t in (table(readings, *entry) for entry in _TABLES) if t["rows"]],
+        "others": table(readings, "Further readings", tuple({r["name"] for r in readings} - _KNOWN), ""),
+        "matrices": matrices(readings),
         "curves": [
             {"title": f"{r['name']} {r['concept']}".strip(), "svg": charts.curves(r["detail"]["curve"], r["name"])}
             for r in readings
             if "curve" in r["detail"]
         ],
         "tensors": weights["detail"]["tensors"] if weights else [],
-        "method": _method(data["method"]),
-        "cost": _cost(data),
-        "prints": _prints(data),
+        "method": method_of(data["method"]),
+        "cost": cost_rows(data),
+        "prints": prints_of(data),
     }
 
 
@@ -92,7 +92,7 @@ def _p(p: float | None) -> str:
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def _figures(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def figures_of(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The few numbers at the top: presence of each target (at most 3), then neighbours and unrelated together."""
     presence = [r for r in readings if r["name"] == "presence"]
     chosen = [r for r in presence if r["role"] == "target"][:3]
@@ -142,7 +142,7 @@ def _presence(r: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(readings: Sequence[Mapping[str, Any]], title: str, names: Sequence[str], note: str) -> dict[str, Any]:
+def table(readings: Sequence[Mapping[str, Any]], title: str, names: Sequence[str], note: str) -> dict[str, Any]:
     rows = [
         {
             "what": r["name"],
@@ -229,7 +229,7 @@ def _classes(classes: Sequence[str], concept: Mapping[str, Any]) -> set[int]:
     return set(classes_of(judge, Concept(name=concept["name"], kind=concept["kind"], labels=labels)))
 
 
-def _matrices(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def matrices(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One heat table a judge: a row for each concept asked for, a column for each concept seen."""
     found: dict[str, dict[str, Any]] = {}
     for r in readings:
@@ -256,7 +256,7 @@ def _matrices(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _method(method: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def method_of(method: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if method is None:
         return None
     return {
@@ -268,7 +268,7 @@ def _method(method: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def _cost(data: Mapping[str, Any]) -> list[dict[str, str]]:
+def cost_rows(data: Mapping[str, Any]) -> list[dict[str, str]]:
     """The edit's and the audit's cost."""
     rows = []
     for what, cost in (("the edit", data["method"] or {}), ("this audit", data["cost"])):
@@ -288,7 +288,7 @@ def _cost(data: Mapping[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
-def _prints(data: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def prints_of(data: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, name, hash) of everything that can be hashed again."""
     edited = data["edited"]
     rows = [("untouched model", data["base"]["name"], data["base"]["fingerprint"])]
