@@ -30,6 +30,7 @@ from palimpsest.probes import plan as planning
 from palimpsest.probes.evaluators import judge, judges_for
 from palimpsest.probes.forecast import lines as foresee
 from palimpsest.probes.forecast import needed, time_host
+from palimpsest.receipt.classifier import ClassifierReceipt, audit_classifier
 from palimpsest.receipt.make import PATCH_FILE, Receipt
 from palimpsest.receipt.make import audit as measure
 from palimpsest.worlds import concepts as words
@@ -93,12 +94,14 @@ class Unlearned:
     Args:
         patch: turns the model into one that forgot.
         record: the deletion record: what was asked, hashes of the request and of the samples, which model, how.
+        receipt: what changed; None for regressors, or where nothing is written.
     """
 
     patch: Patch
     record: dict[str, Any]
     patch_path: Path | None
     record_path: Path | None
+    receipt: ClassifierReceipt | None = None
 
 
 def concepts(host: Any, names: str | Path | Sequence[str | Concept], kind: Kind = "object") -> tuple[Concept, ...]:
@@ -212,6 +215,8 @@ def unlearn(
     asked: ForgetRequest,
     *,
     method: ModelEdit | str = DEFAULT_UNLEARNER,
+    test: Dataset | None = None,
+    retrained: Sequence[Any] = (),
     out: str | Path | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -225,8 +230,8 @@ def unlearn(
         data: what it learned from, from `palimpsest.data.read.read`.
         asked: what to forget, from `palimpsest.data.forget.ForgetRequest.parse`.
         method: a system, or its name.
-        out: folder for patch.safetensors and forget.json; None writes nothing.
-        resume: go on from what an interrupted run left in `out`.
+        test, retrained: held-out samples and models that never saw what is forgotten, for the receipt.
+        out: folder for all that is written; None writes nothing. resume: go on from what an interrupted run left.
 
     Raises:
         BadRequest: the data's classes are not the model's, or the request names nothing or everything.
@@ -247,7 +252,11 @@ def unlearn(
         return Unlearned(patch=patch, record=kept, patch_path=None, record_path=None)
     patch_path = patch.save(Path(out) / PATCH_FILE)
     record_path = write_text(Path(out) / RECORD_FILE, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    return Unlearned(patch=patch, record=kept, patch_path=patch_path, record_path=record_path)
+    told = None
+    if isinstance(host, Classifier) and not known.samples.labels.is_floating_point():
+        held = test and aligned(test, host.labels, host.name)
+        told = audit_classifier(host, patch, known, asked, test=held, retrained=retrained, out=out, command=command)
+    return Unlearned(patch=patch, record=kept, patch_path=patch_path, record_path=record_path, receipt=told)
 
 
 def audit(
@@ -271,10 +280,9 @@ def audit(
         resume: take the pictures that an interrupted audit left in `out`.
     """
     asked = target if isinstance(target, Request) else request(before, target)
-    edited = _edited(before, after) if isinstance(after, (str, Path)) else after
     return measure(
         before,
-        edited,
+        edited(before, after) if isinstance(after, (str, Path)) else after,
         asked,
         plan=plan(before, asked, look),
         judges=_judges(before, asked, look),
@@ -336,7 +344,7 @@ def doctor() -> dict[str, str]:
     return found
 
 
-def _edited(before: Any, path: str | Path) -> Any:
+def edited(before: Any, path: str | Path) -> Any:
     """A patch file or another model."""
     if str(path).endswith(".safetensors") and _is_patch(Path(path)):
         return Patch.load(path)

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from palimpsest.cli.options import Loading, Looking, look, say
+from palimpsest.cli.options import Loading, Looking, held_out, look, say
+from palimpsest.core.errors import BadRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +20,22 @@ class Audit(Loading, Looking):
     """The untouched model."""
     after: str
     """The edited model, or a patch for the untouched one."""
-    concept: str
-    """What the edit was about: names with commas between, or a CSV file with the columns name, kind and prompts."""
+    concept: str = ""
+    """What a generator's edit was about: names with commas between, or a CSV file (columns name, kind, prompts)."""
     keep: str = ""
     """What should have stayed; the model's own neighbours where not given."""
     kind: Literal["identity", "object", "class", "attribute", "style", "domain"] = "object"
     """What sort of thing the concept is."""
+    data: str = ""
+    """For a classifier: what it learned from."""
+    forget: str = ""
+    """For a classifier: what was to be forgotten: class:cat, identity:s7 or samples:list.csv."""
+    test: str = ""
+    """For a classifier: data that it never saw; where the data have a part called test, that part."""
+    size: int | None = None
+    """For a classifier: side in pixels to resize pictures to."""
     oracle: str = ""
-    """A model that never saw the concept, to compare with."""
+    """A model that never saw the concept, to compare with; several, for a classifier, with commas between."""
     out: Path = Path("audit")
     """Folder for the results."""
     plan: Annotated[bool, tyro.conf.arg(aliases=["--dry-run"])] = False
@@ -38,6 +47,10 @@ class Audit(Loading, Looking):
         from palimpsest import run
         from palimpsest.progress import bars
 
+        if bool(self.concept) == bool(self.data and self.forget):
+            raise BadRequest("Give --concept for a generator, or --data and --forget for a classifier.")
+        if self.data:
+            return self._classifier(command)
         host = run.load(self.before, device=self.device, dtype=self.dtype)
         request = run.request(host, self.concept, keep=self.keep, kind=self.kind)
         print(run.forecast(host, request, look=look(self), oracle=bool(self.oracle)))
@@ -50,4 +63,27 @@ class Audit(Loading, Looking):
                 oracle=run.load(self.oracle, device=self.device, dtype=self.dtype) if self.oracle else None,
             )  # fmt: skip
         say(receipt)
+        return 0
+
+    def _classifier(self, command: str) -> int:
+        from palimpsest import run
+        from palimpsest.data.forget import ForgetRequest
+        from palimpsest.data.read import aligned, read
+        from palimpsest.receipt.classifier import audit_classifier
+
+        asked, data = ForgetRequest.parse(self.forget), read(self.data, size=self.size)
+        host = run.load(self.before, device=self.device, dtype=self.dtype, labels=data.classes)
+        test = held_out(self.test, self.data, size=self.size)
+        say(
+            audit_classifier(
+                host,
+                run.edited(host, self.after),
+                aligned(data, host.labels, host.name),
+                asked,
+                test=None if test is None else aligned(test, host.labels, host.name),
+                retrained=[run.load(n, device=self.device, dtype=self.dtype) for n in self.oracle.split(",") if n],
+                out=self.out,
+                command=command,
+            )
+        )
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -58,6 +59,19 @@ def look(options: Looking) -> Any:
 def method_of(entry: catalog.Entry, rest: list[str]) -> Any:
     """A system with the parameters that follow a command's own options."""
     return tyro.cli(catalog.load(entry.id), prog=f"palimpsest ... --method {entry.id}", args=rest)
+
+
+def held_out(test: str, data: str, *, size: int | None, skip_unreadable: bool = False) -> Any:
+    """Samples that a classifier did not learn from: the data named, or the data's own part called test; else None."""
+    from palimpsest.data.read import read
+
+    folder = Path(data).expanduser()
+    own = folder.is_dir() and any(
+        found for pattern in ("test/*/*", "test*.parquet", "data/test*.parquet") for found in folder.glob(pattern)
+    )
+    if not (test or own):
+        return None
+    return read(test or data, split="test", size=size, skip_unreadable=skip_unreadable)
 
 
 def say(receipt: Any) -> None:

@@ -17,7 +17,10 @@ from palimpsest.core.files import write_text
 from palimpsest.core.method import versions
 from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Reading
-from palimpsest.probes.classifier_evidence import ClassifierEvidence
+from palimpsest.core.trace import Trace
+from palimpsest.data.forget import ForgetRequest, record, split
+from palimpsest.data.read import Dataset
+from palimpsest.probes.classifier_evidence import ClassifierEvidence, collect_classifier, parts_of
 from palimpsest.probes.classifier_readings import classifier_readings
 from palimpsest.probes.weights import weights_of
 from palimpsest.receipt import charts, classifier_words
@@ -173,3 +176,34 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template("classifier.html.j2")
+
+
+def audit_classifier(
+    before: Any,
+    after: Any,
+    data: Dataset,
+    asked: ForgetRequest,
+    *,
+    test: Dataset | None = None,
+    retrained: Sequence[Any] = (),
+    out: str | Path | None = None,
+    command: str = "",
+    trace: Trace | None = None,
+) -> ClassifierReceipt:
+    """Measures what a classifier forgot and what it kept, whoever changed it, and writes the receipt.
+
+    Args:
+        before: the untouched classifier. after: a Patch for it, or the changed classifier.
+        data: what it learned from, with the model's classes. asked: what was to be forgotten.
+        test: held-out samples; without them there is no membership, no confusion and no trace.
+        retrained: classifiers that never saw what is forgotten; without them there is no gap.
+        out: folder for receipt.json, receipt.html and, where `after` is a patch, patch.safetensors.
+
+    Cost: one forward of up to 4,000 samples for each model, and relearning; seconds for small models.
+    """
+    held = None if test is None else test.samples
+    named = asked.items if asked.kind == "identity" else ()
+    parts = parts_of(split(data, asked), held, len(before.labels), identities=named)
+    evidence = collect_classifier(before, after, parts, retrained=retrained, trace=trace)
+    mark = record(data, asked)
+    return classifier_receipt(evidence, asked.concepts(), mark, base=before, edited=after, out=out, command=command)
