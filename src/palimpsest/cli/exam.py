@@ -13,8 +13,8 @@ class Exam:
     """Run systems on the fixed work of their family and write exam/results; only what changed runs again."""
 
     what: Positional[str] = "erase"
-    """A family (erase), one system (erase/uce), the comparisons (studies, or studies/attack), or "table": write the
-    table of the results alone."""
+    """A family (erase, unlearn), one system (erase/uce), the comparisons (studies, or studies/attack), or "table":
+    write the table of the results alone."""
     results: Path = Path("exam/results")
     """Folder of the results."""
     again: bool = False
@@ -25,17 +25,20 @@ class Exam:
     """The table generated from the results."""
 
     def run(self, rest: list[str], command: str) -> int:
-        from palimpsest.exam import studies, table, work
+        from palimpsest.exam import studies, table, unlearn, work
         from palimpsest.progress import bars
 
         family, _, name = self.what.partition("/")
         if self.dry_run and family not in ("studies", "table"):
-            print("\n".join(work.forecast(self.what, self.results, again=self.again)))
+            foretell = unlearn.forecast_unlearn if family == "unlearn" else work.forecast
+            print("\n".join(foretell(self.what, self.results, again=self.again)))
             return 0
         with bars() as progress:
             if family == "studies":
                 for study in [name] if name else list(studies.STUDIES):
                     studies.run(study, self.results, again=self.again, progress=progress)
+            elif family == "unlearn":
+                unlearn.run_unlearn(self.what, self.results, again=self.again, progress=progress)
             elif self.what != "table":
                 work.run(self.what, self.results, again=self.again, progress=progress)
         if self.docs is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from palimpsest import tiny
 from palimpsest.core import catalog
 from palimpsest.core.files import write_text
-from palimpsest.exam import claims, comparisons
+from palimpsest.exam import claims, comparisons, unlearn_table
 from palimpsest.exam.interaction import WAYS
 from palimpsest.exam.paraphrases import PARAPHRASES
 from palimpsest.exam.summary import Summary, read, summarise
@@ -54,6 +54,7 @@ def write(results: Path, path: Path) -> Path:
         parts += _together(read(results, family, "interactions"))
         if family == "erase":
             parts.append("\n".join(comparisons.section(results, summaries)))
+    parts.append(unlearn_table.section(results))
     return write_text(path, "\n".join(parts).rstrip() + "\n")
 
 
