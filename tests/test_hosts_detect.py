@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import palimpsest
 from hosts_fixtures import CLASSES, folder_of, host_of
@@ -259,3 +259,15 @@ def test_the_shipped_tiny_model_loads() -> None:
     assert host.name == "tiny/sd"
     images = host.sample(["a red star"], [0], steps=2)
     assert images.shape == (1, 3, host.default_size, host.default_size)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+def test_weights_that_load_only_in_part_are_refused(family: str, tmp_path: Path) -> None:
+    folder = copy_of(family, tmp_path)
+    file = next((folder / "text_encoder").glob("*.safetensors"))
+    tensors = load_file(str(file))
+    lost = next(name for name in tensors if name.endswith("k_proj.weight"))
+    del tensors[lost]
+    save_file(tensors, str(file), metadata={"format": "pt"})
+    with pytest.raises(Damaged, match=r"1 tensors of .*text_encoder.*k_proj\.weight.*fetch the model again"):
+        load(folder)

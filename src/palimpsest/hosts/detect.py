@@ -197,7 +197,22 @@ def _pipeline(folder: Path, name: str, device: torch.device, dtype: torch.dtype)
             f"{folder} cannot be loaded as a {family.pipeline}: {_first_line(e)}. It is damaged (fetch it again), or "
             "was saved by newer versions of diffusers or transformers than those installed here (upgrade them)."
         ) from e
+    for part in family.models:
+        if _library(index, part) == "transformers":  # diffusers itself refuses files that lack tensors
+            _complete(getattr(pipeline, part), folder / part)
     return _host(family, pipeline, name, folder, device)
+
+
+def _complete(module: torch.nn.Module, folder: Path) -> None:
+    """Refuses a component whose weights loaded only in part."""
+    from palimpsest.hosts.weights import absent
+
+    lost = absent(module, folder.glob("*.safetensors"))
+    if lost:
+        raise Damaged(
+            f"{len(lost)} tensors of {folder} are not in its files, first {lost[0]!r}; they would be random. The "
+            "download is incomplete (fetch the model again), or the names are those of another version of transformers."
+        )
 
 
 def _library(index: Mapping[str, Any], part: str) -> str | None:

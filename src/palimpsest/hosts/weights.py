@@ -1,7 +1,11 @@
-"""A model's fingerprint, hashed again only when its tensors have changed."""
+"""A model's tensors: their fingerprint, hashed again only when they have changed, and whether files hold them all."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import safe_open
 from torch import nn
 
 from palimpsest.core.fingerprint import fingerprint, quick_state
@@ -21,3 +25,21 @@ class Weights:
         if state != self._seen:
             self._fingerprint, self._seen = fingerprint(self._root), state
         return self._fingerprint
+
+
+PREFIX = "text_model."  # some versions of transformers write it, some do not; each reads what it can
+
+
+def absent(module: nn.Module, files: Iterable[Path]) -> list[str]:
+    """Parameters that none of the safetensors files hold: a library may have filled them at random without a word.
+
+    A tensor that is shared under several names counts as held under any of them.
+    """
+    held: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as stored:
+            held |= {name.removeprefix(PREFIX) for name in stored.keys()}  # noqa: SIM118
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [every[0] for every in names.values() if not {n.removeprefix(PREFIX) for n in every} & held]
