@@ -58,14 +58,12 @@ def run_unlearn(
 
     Cost: seconds to a minute for each system, case and seed; oracles are trained on first use.
     """
-    systems = (
-        [i for i in catalog.entries() if i.startswith("unlearn/")] if what == "unlearn" else [catalog.find(what).id]
-    )
+    systems = _systems(what)
     work = [(c, s) for c in CASES if c.task in (tasks or {c.task for c in CASES}) for s in SEEDS]
     total, done = len(systems) * len(work), 0
     for system in systems:
         path = results / f"{system}.json"
-        kept = {c["key"]: c for c in json.loads(path.read_text(encoding="utf-8"))["cases"]} if path.is_file() else {}
+        kept = _kept(path)
         for case, seed in work:
             key = _key(system, case, seed)
             if again or key not in kept:
@@ -77,6 +75,25 @@ def run_unlearn(
             if progress is not None:
                 progress(f"exam of {what}", done, total)
     return [results / f"{system}.json" for system in systems]
+
+
+def forecast_unlearn(what: str, results: Path, *, again: bool = False) -> list[str]:
+    """What `run_unlearn` would do: one line for each run that is due."""
+    lines = []
+    for system in _systems(what):
+        kept = _kept(results / f"{system}.json")
+        due = [(c, s) for c in CASES for s in SEEDS if again or _key(system, c, s) not in kept]
+        lines += [f"{system}: {c.task}, {c.kind}, seed {s}" for c, s in due]
+    return [*lines, f"{len(lines)} runs are due."]
+
+
+def _systems(what: str) -> list[str]:
+    family = [i for i in catalog.entries() if i.startswith("unlearn/")]
+    return family if what == "unlearn" else [catalog.find(what).id]
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    return {c["key"]: c for c in json.loads(path.read_text(encoding="utf-8"))["cases"]} if path.is_file() else {}
 
 
 def _examine(system: str, case: UnlearnCase, seed: int) -> dict[str, Any]:
