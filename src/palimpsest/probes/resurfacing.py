@@ -1,0 +1,356 @@
+"""Whether an erased concept comes back: by fine-tuning the edited model, or by words that are learnt against it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.host import Denoiser
+from palimpsest.core.method import at_least
+from palimpsest.core.patch import Patch
+from palimpsest.core.reading import Evaluator, Reading
+from palimpsest.core.trace import Trace
+from palimpsest.ops import statistics
+from palimpsest.ops.attacks import Words, attack, attacked, inserted, random_words
+from palimpsest.ops.drawn import Drawn
+from palimpsest.ops.prompts import asking, filled
+from palimpsest.ops.trajectories import visit
+from palimpsest.probes import plan as planning
+from palimpsest.probes.evaluators import Judge, classes_of, decide, judges_for
+from palimpsest.train.benign import Benign, Captioned, Train
+from palimpsest.train.loop import TrainStep
+from palimpsest.worlds.concepts import world_of
+
+Kind = Literal["benign", "targeted"]
+RELEARNT: Mapping[Kind, str] = {
+    "benign": "presence after benign fine-tuning",
+    "targeted": "presence after targeted fine-tuning",
+}
+INVERTED = "presence under token inversion"
+NAMES = (*RELEARNT.values(), INVERTED)
+EDITED, UNTOUCHED, NEVER = "edited model", "untouched model", "model that never saw it"
+_SEED = 40_000_000  # of the pictures that are judged; those that are learnt from count up from twice that
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What whoever brings a concept back may spend, and how closely it is looked at.
+
+    Args:
+        pictures: to fine-tune on. steps: of the optimiser after which presence is measured; 0 is the edit as it is.
+        batch, lr, rank, train: of fine-tuning, as in `train.benign.Benign`.
+        words, attack_steps, attack_batch: of token inversion, as in `ops.attacks.attacked`.
+        shown: pictures of each target that are judged at each point.
+        sample_steps, guidance: of sampling; None is the model's own default.
+        seed: of every random draw.
+    """
+
+    pictures: int = 16
+    steps: tuple[int, ...] = (0, 10, 20, 40, 80)
+    batch: int = 4
+    lr: float = 1e-4
+    rank: int = 0
+    train: Train = "full"
+    words: int = 3
+    attack_steps: int = 60
+    attack_batch: int = 8
+    shown: int = 20
+    sample_steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "batch", "words", "attack_steps", "attack_batch", "shown"):
+            at_least(name, getattr(self, name), 1)
+        if not self.steps or list(self.steps) != sorted({*self.steps}) or self.steps[0] < 0 or self.steps[-1] < 1:
+            raise BadRequest(f"steps are {self.steps}; give numbers of steps that rise, from 0 on, to at least 1.")
+
+    def describe(self, *, targets: int = 1, oracle: bool = False, seconds_a_picture: float | None = None) -> str:
+        """What `resurfacing` draws and trains, in plain words; minutes of drawing where the speed is known."""
+        models = 2 if oracle else 1
+        points = 2 * models * len(self.steps) + models + 1  # both kinds at every point, the attack, the untouched model
+        drawn = points * targets * self.shown + 2 * self.pictures
+        text = (
+            f"Resurfacing: {2 * models} fine-tunings of {self.steps[-1]} steps x {self.batch} on {self.pictures} "
+            f"pictures, {models * targets} attacks of {self.attack_steps} steps x {self.attack_batch}, {drawn} pictures"
+        )
+        if seconds_a_picture is None:
+            return text + "."
+        about = drawn * seconds_a_picture / 60
+        return text + f"; {'less than a minute' if about < 1 else f'{about:.0f} minutes'} of drawing, training besides."
+
+
+def resurfacing(
+    host: Denoiser,
+    edited: Any,
+    request: Request,
+    budget: Budget,
+    *,
+    judges: Sequence[Judge] | None = None,
+    oracle: Any = None,
+    trace: Trace | None = None,
+) -> list[Reading]:
+    """All readings of this file: benign and targeted fine-tuning, then token inversion; see there."""
+    given = {"judges": judges, "oracle": oracle, "trace": trace}
+    found = [r for kind in RELEARNT for r in relearning(host, edited, request, budget, kind=kind, **given)]
+    return found + inversion(host, edited, request, budget, **given)
+
+
+def relearning(
+    host: Denoiser,
+    edited: Any,
+    request: Request,
+    budget: Budget,
+    *,
+    kind: Kind = "benign",
+    judges: Sequence[Judge] | None = None,
+    oracle: Any = None,
+    trace: Trace | None = None,
+) -> list[Reading]:
+    """Presence of each target after so many steps of fine-tuning the edited model.
+
+    The pictures to learn from are the untouched model's own: of other concepts (benign), or of the targets
+    (targeted), asked for by other prompts and seeds than those that are judged. A model that never saw the targets is
+    fine-tuned on the same pictures: what it then shows was taught, not left by the edit.
+
+    Args:
+        host: the untouched model; it is unchanged afterwards.
+        edited: a Patch for it, or the edited model.
+        judges: by default the oracle of the drawn world that the host knows.
+        oracle: a model that never saw the targets; without one the lower end is missing.
+
+    Returns:
+        For each target and judge that knows it: the value is presence at the last point, in percent with Wilson's
+        interval; `before` the untouched model's, as it is; `detail` holds every point of every model and the budget.
+
+    Cost: for the edited model and the oracle, one fine-tuning and `shown` pictures a target and point.
+    """
+    if kind not in RELEARNT:
+        raise BadRequest(f"kind is {kind!r}; it must be benign or targeted.")
+    start, trace = time.perf_counter(), trace or Trace()
+    scene = _scene(host, request, budget)
+    used = judges_for(host) if judges is None else list(judges)
+    prompts = scene.teach[kind]
+    texts = [prompts[i % len(prompts)] for i in range(budget.pictures)]
+    learnt = _drawn(host, texts, 2 * _SEED + 1000 * budget.seed, budget)
+    bits: dict[str, list[Bits]] = {}
+    for who, model, patch in _models(host, edited, oracle):
+        points: list[Bits] = []
+
+        def look(model: Denoiser = model, points: list[Bits] = points) -> None:
+            points.append(_shown(model, scene, used, budget))
+
+        data = Captioned(prompts=texts, pictures=Drawn(row=torch.arange(len(texts)), x0=model.latents(learnt).float()))
+        with patch.applied(model):
+            _watched(model, request, data, budget, look, trace)
+        bits[who] = points
+    bits[UNTOUCHED] = [_shown(host, scene, used, budget)]
+    spent = _spent(budget, start, pictures=budget.pictures, of=kind)
+    return _readings(RELEARNT[kind], scene, used, bits, {"steps": list(budget.steps), "budget": spent})
+
+
+def inversion(
+    host: Denoiser,
+    edited: Any,
+    request: Request,
+    budget: Budget,
+    *,
+    judges: Sequence[Judge] | None = None,
+    oracle: Any = None,
+    trace: Trace | None = None,
+) -> list[Reading]:
+    """Presence of each target with words learnt against the edited model before each prompt (`ops.attacks.attacked`).
+
+    The attacker has the edited weights and knows how the untouched model draws the target. The same attack on a model
+    that never saw the target says how much of that the words alone can teach.
+
+    Args, Returns: as `relearning`; `detail` also has presence when asked plainly.
+
+    Cost: for the edited model and the oracle, an attack a target and twice `shown` pictures.
+    """
+    start, trace = time.perf_counter(), trace or Trace()
+    scene = _scene(host, request, budget)
+    used = judges_for(host) if judges is None else list(judges)
+    bits: dict[str, list[Bits]] = {}
+    for who, model, patch in _models(host, edited, oracle):
+        found: Bits = {}
+        for i, target in enumerate(request.target):
+            trace.tell(f"token inversion: {who}", i, len(request.target))
+            rng = torch.Generator().manual_seed(budget.seed)
+            words = _words(host, model, patch, target, budget, rng)
+            with patch.applied(model), inserted(model, words):
+                found |= _shown(model, replace(scene, ask={target.name: scene.ask[target.name]}), used, budget)
+        with patch.applied(model):
+            bits[who] = [_shown(model, scene, used, budget), found]
+    bits[UNTOUCHED] = [_shown(host, scene, used, budget)]
+    spent = _spent(budget, start, words=budget.words, steps=budget.attack_steps, batch=budget.attack_batch)
+    return _readings(INVERTED, scene, used, bits, {"steps": [0, budget.attack_steps], "budget": spent})
+
+
+def reading_of(name: str, concept: str, evaluator: Evaluator | None, detail: Mapping[str, Any]) -> Reading:
+    """A reading from what it keeps of every picture: `verify` computes it again from that.
+
+    Args:
+        detail: steps (points), shown (model -> for each point one bit a picture), budget.
+    """
+    shown = detail["shown"]
+    rates = {who: [_rate(b) for b in bits] for who, bits in shown.items()}
+    steps, last = list(detail["steps"]), rates[EDITED][-1]
+    ends = {who: points * len(steps) if len(points) == 1 else points for who, points in rates.items()}
+    series = [
+        {"name": who, "y": [p.value for p in ps], "low": [p.low for p in ps], "high": [p.high for p in ps]}
+        for who, ps in ends.items()
+    ]
+    curve = {"x": steps, "x_label": "steps", "y_label": "presence, %", "series": series}
+    kept = {"steps": steps, "shown": dict(shown), "budget": dict(detail["budget"]), "curve": curve}
+    return Reading(
+        name=name,
+        concept=concept,
+        role="target",
+        value=last.value,
+        low=last.low,
+        high=last.high,
+        n=len(shown[EDITED][-1]),
+        unit="%",
+        higher_is_better=False,
+        before=rates[UNTOUCHED][0].value,
+        evaluator=evaluator,
+        detail=kept,
+    )
+
+
+Bits = dict[tuple[str, str], str]
+"""(target, judge) -> one bit a picture: whether the judge sees the target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scene:
+    """What is asked: by target its concept's prompts that are judged; by kind the prompts to learn from."""
+
+    targets: Mapping[str, Concept]
+    ask: Mapping[str, Sequence[str]]
+    teach: Mapping[Kind, Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Watched(Benign):
+    """Fine-tuning that is looked at on its way and goes as it would unwatched."""
+
+    at: tuple[int, ...]
+    look: Callable[[], None]
+
+    def loss(self, step: TrainStep) -> Tensor:
+        if step.index in self.at:
+            with torch.no_grad():
+                self.look()
+        return super().loss(step)
+
+
+def _watched(
+    model: Denoiser, request: Request, data: Captioned, budget: Budget, look: Callable[[], None], trace: Trace
+) -> None:
+    """Fine-tunes the model as it stands and looks after each of the budget's steps; the model is unchanged."""
+    *way, last = budget.steps
+    how = {"batch": budget.batch, "lr": budget.lr, "rank": budget.rank, "train": budget.train}
+    tuning = _Watched(steps=last, at=tuple(way), look=look, **how)
+    tuned = tuning(model, request, data=data, seed=budget.seed, trace=Trace(progress=trace.progress))
+    with tuned.applied(model):
+        look()
+
+
+def _models(host: Denoiser, edited: Any, oracle: Any) -> list[tuple[str, Denoiser, Patch]]:
+    """(who, model, what is applied to it) of the models that somebody tries to bring the targets back in."""
+    if isinstance(edited, Patch):
+        found = [(EDITED, host, edited)]
+    else:
+        found = [(EDITED, edited, Patch(base=edited.fingerprint()))]
+    return found if oracle is None else [*found, (NEVER, oracle, Patch(base=oracle.fingerprint()))]
+
+
+def _scene(host: Denoiser, request: Request, budget: Budget) -> _Scene:
+    """Prompts that are judged and prompts to learn from; where a model's world has enough of them they differ."""
+    n = budget.shown + budget.pictures
+    drawn = planning.plan(
+        host, request, world=world_of(getattr(host, "folder", None)), prompts_per_concept=n, seeds=1, neighbours=2
+    )
+    mine = {g.name: g.prompts for g in drawn.groups if g.role == "target"}
+    others = [g.prompts for g in drawn.groups if g.role in ("neighbour", "unrelated")]
+    if not others:
+        raise BadRequest("Benign fine-tuning needs other concepts to draw; name some to keep in the request.")
+    return _Scene(
+        targets={c.name: c for c in request.target},
+        ask={name: ps[: budget.shown] for name, ps in mine.items()},
+        teach={
+            "benign": _in_turn(others),
+            "targeted": _in_turn([ps[budget.shown :] or ps for ps in mine.values()]),
+        },
+    )
+
+
+def _in_turn(columns: Sequence[Sequence[str]]) -> list[str]:
+    """The first of each, then the second of each, and so on."""
+    return [c[i] for i in range(max(map(len, columns))) for c in columns if i < len(c)]
+
+
+def _words(
+    host: Denoiser, model: Denoiser, patch: Patch, target: Concept, budget: Budget, rng: torch.Generator
+) -> Words:
+    """Learnt against a model; towards what the untouched one predicts, also where the model is another one."""
+    k, steps, batch = budget.words, budget.attack_steps, budget.attack_batch
+    if model is host:
+        return attacked(host, patch, target, rng=rng, k=k, steps=steps, batch=batch)
+    asked = list(dict.fromkeys((*asking(target), *filled(target))))
+    points = visit(host, asked, 8, rng, steps=10, guidance=3.0)
+    points = points[torch.randperm(len(points), generator=rng)]
+    return attack(model, random_words(model, k, rng), asked, points, steps=steps, batch=batch, lr=0.1)
+
+
+def _drawn(model: Denoiser, prompts: Sequence[str], first_seed: int, budget: Budget) -> Tensor:
+    seeds = list(range(first_seed, first_seed + len(prompts)))
+    with torch.no_grad():
+        return model.sample(prompts, seeds, steps=budget.sample_steps, guidance=budget.guidance).detach()
+
+
+def _shown(model: Denoiser, scene: _Scene, judges: Sequence[Judge], budget: Budget) -> Bits:
+    """Draws each target's prompts with the same seeds whatever the model, and reads them."""
+    found: Bits = {}
+    for name, prompts in scene.ask.items():
+        texts = [prompts[i % len(prompts)] for i in range(budget.shown)]
+        images = _drawn(model, texts, _SEED + 1000 * budget.seed, budget).clamp(0, 1).cpu()
+        for judge in judges:
+            classes = classes_of(judge.evaluator, scene.targets[name])
+            if classes:
+                present = decide(judge.evaluator, judge.read(images))[:, classes].any(1)
+                found[name, judge.evaluator.name] = "".join(str(int(b)) for b in present)
+    return found
+
+
+def _spent(budget: Budget, start: float, **own: Any) -> dict[str, Any]:
+    """The budget as the receipt keeps it, with the seconds that it took."""
+    return {**asdict(budget), "steps": list(budget.steps), **own, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _readings(
+    name: str, scene: _Scene, judges: Sequence[Judge], bits: Mapping[str, Sequence[Bits]], detail: Mapping[str, Any]
+) -> list[Reading]:
+    found = []
+    for judge in judges:
+        for target in scene.ask:
+            key = (target, judge.evaluator.name)
+            if key in bits[UNTOUCHED][0]:
+                shown = {who: [point[key] for point in points] for who, points in bits.items()}
+                found.append(reading_of(name, target, judge.evaluator, {**detail, "shown": shown}))
+    return found
+
+
+def _rate(bits: str) -> statistics.Interval:
+    """Percent, with Wilson's interval."""
+    rate = statistics.wilson(bits.count("1"), len(bits))
+    return statistics.Interval(*(round(100 * x, 3) for x in rate))
