@@ -10,6 +10,7 @@ from palimpsest.probes.verdict import verdict
 CLOSE = 5.0  # points of accuracy on the forget set from retrained models within which forgetting is right
 COST = 3.0  # points of held-out accuracy that forgetting may cost
 CHANCE = 0.55  # area under the curve from which on an attack without references is more than chance
+NAMED = 6  # classes that a sentence lists by name
 
 
 def headline(readings: Sequence[Reading], targets: Sequence[str]) -> str:
@@ -51,8 +52,10 @@ def sentences(readings: Sequence[Reading], targets: Sequence[str]) -> list[dict[
         and verdict(r) == "changed" and r.value < (r.before or 0)
     ]  # fmt: skip
     if lost:
-        names = ", ".join(f"“{r.concept}” ({r.before:.0f} to {r.value:.0f} %)" for r in lost[:6])
-        said.append(_say("bad", f"Classes that should have stayed lost accuracy: {names}."))
+        lost.sort(key=lambda r: r.value - (r.before or 0))  # the worst first: where not all are named, those are
+        names = ", ".join(f"“{r.concept}” ({r.before:.0f} to {r.value:.0f} %)" for r in lost[:NAMED])
+        more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+        said.append(_say("bad", f"Classes that should have stayed lost accuracy: {names}{more}."))
     return said
 
 
