@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import evidence_fixtures as fixtures
 from hosts_fixtures import host_of
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.delta import Dense
@@ -31,6 +33,8 @@ from palimpsest.probes.resurfacing import (
     relearning,
     resurfacing,
 )
+from palimpsest.receipt.build import sealed
+from palimpsest.receipt.verify import verify
 from palimpsest.train.benign import Benign, Captioned
 
 STAR = Request(target=(Concept(name="star"),), keep=(Concept(name="moon"), Concept(name="ring")))
@@ -166,3 +170,34 @@ def test_a_budget_is_told_and_checked() -> None:
             Budget(steps=steps)
     with pytest.raises(BadRequest, match="kind"):
         relearning(host_of("sd"), empty(), STAR, SMALL, kind="other", judges=[])  # type: ignore[arg-type]
+
+
+def test_a_receipt_keeps_them_and_verify_marks_what_it_cannot_check(tmp_path: Path) -> None:
+    host = fixtures.Scribe()
+    found = reading_of(
+        NAMES[0],
+        "star",
+        fixtures.Reader().evaluator,
+        {
+            "steps": [0, 40],
+            "shown": {EDITED: ["0" * 20, "1" * 12 + "0" * 8], UNTOUCHED: ["1" * 20]},
+            "budget": {"pictures": 16, "steps": [0, 40]},
+        },
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("palimpsest.receipt.make.bring_back", lambda *_, **__: [found])
+        receipt = fixtures.receipt(tmp_path, resurfacing=Budget())
+    said = "After 40 steps of fine-tuning on 16 pictures of other things, “star” is back in 60 % (39–78)"
+    assert said in receipt.summary()
+    assert receipt.html is not None
+    assert "Resurfacing" in receipt.html.read_text(encoding="utf-8")
+    path = tmp_path / "receipt.json"
+    told = verify(path, before=host, judges=[fixtures.Reader()])
+    assert all(f.ok for f in told), [str(f) for f in told if not f.ok]
+    assert any(f.status == "not checked" and "resurfacing" in f.what for f in told)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    row = next(r for r in data["readings"] if r["name"] == NAMES[0])
+    row["value"] = 5.0
+    path.write_text(json.dumps(sealed(data)), encoding="utf-8")
+    told = verify(path, before=host, judges=[fixtures.Reader()])
+    assert any(f.status == "differs" and NAMES[0] in f.what for f in told)

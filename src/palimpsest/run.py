@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from palimpsest.core import catalog
 from palimpsest.core.concept import Concept, Kind, Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.files import write_text
+from palimpsest.core.files import write_beside, write_text
 from palimpsest.core.host import Classifier, Denoiser
 from palimpsest.core.method import ModelEdit, versions
 from palimpsest.core.patch import Patch
@@ -30,6 +31,7 @@ from palimpsest.probes import plan as planning
 from palimpsest.probes.evaluators import judge, judges_for
 from palimpsest.probes.forecast import lines as foresee
 from palimpsest.probes.forecast import needed, time_host
+from palimpsest.probes.resurfacing import Budget
 from palimpsest.receipt.classifier import ClassifierReceipt, audit_classifier
 from palimpsest.receipt.make import PATCH_FILE, Receipt
 from palimpsest.receipt.make import audit as measure
@@ -268,6 +270,7 @@ def audit(
     look: Look | None = None,
     oracle: Any = None,
     resume: bool = False,
+    resurfacing: Budget | None = None,
     command: str = "",
     progress: Progress | None = None,
 ) -> Receipt:
@@ -277,7 +280,7 @@ def audit(
         before: the untouched model.
         after: a Patch, the path of one, or the edited model or its path.
         target: what the edit was about.
-        resume: take the pictures that an interrupted audit left in `out`.
+        resume: take the pictures that an interrupted audit left in `out`. resurfacing: with what to bring it back.
     """
     asked = target if isinstance(target, Request) else request(before, target)
     return measure(
@@ -291,6 +294,7 @@ def audit(
         command=command,
         resume=resume,
         stop_early=look is not None and look.stop_early,
+        resurfacing=resurfacing,
         trace=Trace(progress=progress),
     )
 
@@ -310,11 +314,7 @@ def sample(
     guidance: float | None = None,
 ) -> Path:
     """Draws n pictures of a prompt side by side into a PNG, with or without a patch."""
-    from contextlib import nullcontext
-
     from PIL import Image
-
-    from palimpsest.core.files import write_beside
 
     if n < 1:
         raise BadRequest(f"n is {n}; draw at least 1 picture.")

@@ -41,10 +41,13 @@ class Audit(Loading, Looking):
     plan: Annotated[bool, tyro.conf.arg(aliases=["--dry-run"])] = False
     """Print the plan, what it can show, what a change of 2 points would need, and the minutes; then stop."""
     resume: bool = False
+    resurfacing: bool = False
+    """Also try to bring the concept back, by fine-tuning and by learnt words; takes minutes, prints its budget."""
     """Go on with the pictures that an interrupted audit left in the out folder."""
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest import run
+        from palimpsest.probes.resurfacing import Budget
         from palimpsest.progress import bars
 
         if bool(self.concept) == bool(self.data and self.forget):
@@ -54,12 +57,15 @@ class Audit(Loading, Looking):
         host = run.load(self.before, device=self.device, dtype=self.dtype)
         request = run.request(host, self.concept, keep=self.keep, kind=self.kind)
         print(run.forecast(host, request, look=look(self), oracle=bool(self.oracle)))
+        budget = Budget(sample_steps=self.sample_steps, guidance=self.guidance) if self.resurfacing else None
+        if budget is not None:
+            print(budget.describe(targets=len(request.target), oracle=bool(self.oracle)))
         if self.plan:
             return 0
         with bars() as progress:
             receipt = run.audit(
                 host, self.after, request, out=self.out, look=look(self), command=command, progress=progress,
-                resume=self.resume,
+                resume=self.resume, resurfacing=budget,
                 oracle=run.load(self.oracle, device=self.device, dtype=self.dtype) if self.oracle else None,
             )  # fmt: skip
         say(receipt)
@@ -67,12 +73,15 @@ class Audit(Loading, Looking):
 
     def _classifier(self, command: str) -> int:
         from palimpsest import run
+        from palimpsest.core.host import Classifier
         from palimpsest.data.forget import ForgetRequest
         from palimpsest.data.read import aligned, read
         from palimpsest.receipt.classifier import audit_classifier
 
         asked, data = ForgetRequest.parse(self.forget), read(self.data, size=self.size)
         host = run.load(self.before, device=self.device, dtype=self.dtype, labels=data.classes)
+        if not isinstance(host, Classifier):
+            raise BadRequest(f"{host.name} is no classifier; --data and --forget audit one. Give --concept instead.")
         test = held_out(self.test, self.data, size=self.size)
         say(
             audit_classifier(

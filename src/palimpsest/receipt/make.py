@@ -16,6 +16,8 @@ from palimpsest.probes.evaluators import Judge, judges_for
 from palimpsest.probes.evidence import Evidence, collect
 from palimpsest.probes.gallery import FOLDER, Gallery, key
 from palimpsest.probes.plan import Plan
+from palimpsest.probes.resurfacing import Budget
+from palimpsest.probes.resurfacing import resurfacing as bring_back
 from palimpsest.probes.stopping import collect_until_clear
 from palimpsest.probes.suite import readings as read
 from palimpsest.receipt.build import build
@@ -63,6 +65,7 @@ def audit(
     command: str = "",
     resume: bool = False,
     stop_early: bool = False,
+    resurfacing: Budget | None = None,
     trace: Trace | None = None,
 ) -> Receipt:
     """Measures what an edit changed and writes the receipt.
@@ -78,6 +81,7 @@ def audit(
         command: what the user typed, for the receipt.
         resume: take the pictures that an interrupted audit left in `out`.
         stop_early: look four times, and stop drawing as soon as every answer is clear.
+        resurfacing: also try to bring the targets back, at this budget; its readings are added.
         trace: takes cost and progress.
 
     Cost: the plan's pictures, see `Plan.describe`; reading and writing take seconds.
@@ -89,6 +93,8 @@ def audit(
     draw = collect_until_clear if stop_early else collect
     evidence = draw(before, after, chosen, used, oracle=oracle, gallery=gallery, trace=trace)
     found = tuple(read(evidence))
+    if resurfacing is not None:
+        found += tuple(bring_back(before, after, request, resurfacing, judges=used, oracle=oracle, trace=trace))
     data = build(
         evidence,
         found,

@@ -22,7 +22,7 @@ from palimpsest.probes.evidence import Evidence, Seen, norms
 from palimpsest.probes.plan import Plan
 from palimpsest.probes.suite import readings as read
 from palimpsest.probes.weights import Weights
-from palimpsest.receipt import redraw, words
+from palimpsest.receipt import redraw, resurfaced, words
 from palimpsest.receipt.build import SCHEMA, alike, evaluator, look, picture_hash, plain, reading, seal
 from palimpsest.receipt.sign import SUFFIX, signed_by
 from palimpsest.receipt.write import HTML_FILE, LOSSLESS, decode, render
@@ -101,6 +101,7 @@ def verify(
     if broken:
         return [*found, *broken]
     found += guarded("readings", lambda: _readings(data))
+    found += guarded("resurfacing", lambda: [Finding(**f) for f in resurfaced.check(data)])
     found += guarded("the page", lambda: _page(data, path.with_name(HTML_FILE)))
     patch, told = check_patch(data, path.parent)
     host, named = check_model(data["base"], before, "untouched model")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from palimpsest.probes.plan import Plan
+from palimpsest.probes.resurfacing import NAMES
 from palimpsest.receipt import charts
 
 _MOODS = {"changed": "changed", "unchanged": "unchanged", "cannot tell": "unsure", "": ""}
@@ -23,6 +24,11 @@ _TABLES = (
         "Against a model that never saw it",
         ("gap to a model that never saw it", "presence in a model that never saw it"),
         "The gold standard of forgetting: the same recipe, trained without the target.",
+    ),
+    (
+        "Resurfacing",
+        NAMES,
+        "Presence after an attempt to bring the target back at a stated budget; before: the untouched model, as it is.",
     ),
     (
         "Neighbours to the eye",
