@@ -23,7 +23,15 @@ REQUEST = Request(
     target=(Concept(name="star"),), keep=(Concept(name="moon"), Concept(name="ring")), toward=(Concept(name="square"),)
 )
 QUICK = {"steps": 2, "walk_steps": 3, "pictures": 4, "batch": 2, "rounds": 2}
-QUICK |= {"groups": 2, "mask_prompts": 1, "mask_points": 2, "captions": 8, "attack_steps": 2, "keep_batch": 2, "draws": 1}
+QUICK |= {
+    "groups": 2,
+    "mask_prompts": 1,
+    "mask_points": 2,
+    "captions": 8,
+    "attack_steps": 2,
+    "keep_batch": 2,
+    "draws": 1,
+}
 SYSTEMS = [i for i, e in catalog.entries().items() if e.module.startswith("palimpsest.") and e.card.needs == "Denoiser"]
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
 

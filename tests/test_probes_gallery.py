@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_looks_grow_and_keep_their_pictures() -> None:
     looks = [Plan.from_plain({**last.plain(), "look": k, "looks": 4}) for k in (1, 2, 3, 4)]
     assert looks[3].shots == last.shots
     assert looks[3].twin_shots == last.twin_shots
-    for few, more in zip(looks, looks[1:], strict=False):
+    for few, more in pairwise(looks):
         assert set(few.shots) < set(more.shots)
         assert set(few.twin_shots) <= set(more.twin_shots)
     for plan in looks:
