@@ -205,6 +205,7 @@ def test_all_but_one(host: SDHost, monkeypatch: pytest.MonkeyPatch, toward: bool
     method = AllButOne(**FAST, eta=0.7, keep_weight=0.4)
     patch = method(host, TO_MOON if toward else Request(target=(STAR,)))
     naive = Naive(host, parameters(host, "xattn", ""), lr=1e-3)
+    assert len(calls) == method.steps
     for _, at in calls:
         prompts, none = of(PROMPTS, at), [""] * 2
         null = old(host, at.x, at.t, none)

@@ -124,7 +124,7 @@ class SamplingEdit(ModelEdit):
     def attach(cls, host: Denoiser, hook: Hook) -> Iterator[None]:
         """Makes `host.sample` use the hook's rule until the context ends."""
         method, request = _read(cls, hook)
-        with _guiding(host, hook, lambda: method.guide(host, request)):
+        with guiding(host, hook, lambda: method.guide(host, request)):
             yield
 
 
@@ -152,7 +152,7 @@ class LearnedSamplingEdit(ModelEdit, ABC):
     def attach(cls, host: Denoiser, hook: Hook) -> Iterator[None]:
         """Makes `host.sample` use the hook's rule until the context ends."""
         method, request = _read(cls, hook)
-        with _guiding(host, hook, lambda: method.guide(host, request, hook.tensors)):
+        with guiding(host, hook, lambda: method.guide(host, request, hook.tensors)):
             yield
 
 
@@ -169,7 +169,8 @@ def _read(cls: type[M], hook: Hook) -> tuple[M, Request]:
 
 
 @contextmanager
-def _guiding(host: Denoiser, hook: Hook, make: Callable[[], Guide]) -> Iterator[None]:
+def guiding(host: Denoiser, hook: Hook, make: Callable[[], Guide]) -> Iterator[None]:
+    """Sampling follows the hook's rule until the context ends; one rule at a time."""
     if host.guide is not None:
         raise BadRequest(f"{hook.id} cannot be added: another sampling-time system already guides {host.name}.")
     host.guide = make

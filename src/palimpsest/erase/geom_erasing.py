@@ -14,7 +14,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.method import ModelEdit, at_least, guiding
 from palimpsest.core.patch import Hook, Patch
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, draw, noised
@@ -135,17 +135,12 @@ class GeomErasing(ModelEdit):
     @contextmanager
     def attach(cls, host: Any, hook: Hook) -> Iterator[None]:
         """Guides away from the hook's text until the context ends."""
-        if host.guide is not None:
-            raise BadRequest(f"{hook.id} cannot be added: another sampling-time system already guides {host.name}.")
         try:
             negative = str(hook.params["negative"])
         except (KeyError, TypeError) as e:
             raise Damaged(f"The patch's hook {hook.id} is not what this version writes: {e}.") from e
-        host.guide = lambda: against(host, negative)
-        try:
+        with guiding(host, hook, lambda: against(host, negative)):
             yield
-        finally:
-            host.guide = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.method import ModelEdit, at_least, guiding
 from palimpsest.core.patch import Hook, Patch
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import classifier_free
@@ -114,17 +114,12 @@ class ScoreForgetting(ModelEdit):
     @contextmanager
     def attach(cls, host: Any, hook: Hook) -> Iterator[None]:
         """Makes `host.sample` end after one prediction, until the context ends."""
-        if host.guide is not None:
-            raise BadRequest(f"{hook.id} cannot be added: another sampling-time system already guides {host.name}.")
         try:
             start = float(hook.params["start"])
         except (KeyError, TypeError, ValueError) as e:
             raise Damaged(f"The patch's hook {hook.id} is not what this version writes: {e}.") from e
-        host.guide = lambda: one_step(start)
-        try:
+        with guiding(host, hook, lambda: one_step(start)):
             yield
-        finally:
-            host.guide = None
 
 
 @dataclass(frozen=True, kw_only=True)
