@@ -262,7 +262,7 @@ def test_references_answer_as_their_models_do(tmp_path: Path) -> None:
         scores = {part: logits(host.root, data.samples).half() for part, data in PARTS.items()}
         save_file(scores, str(folder / "logits.safetensors"))
         folders.append(folder)
-    references.write(folders, TASK, tmp_path)
+    references.write([references.left_in(folder) for folder in folders], TASK, tmp_path)
     rows = references.rows(TASK)
     assert set(rows) == {"test", "forget 0", "forget 1", "retain"}
     assert set(TASK.train.samples.labels[rows["forget 0"]].tolist()) == {3}

@@ -137,17 +137,18 @@ def collect_classifier(
     *,
     retrained: Sequence[Any] = (),
     untouched: Answers | None = None,
-    relearn: bool = True,
+    relearn: bool | Mapping[str, Tensor] = True,
     trace: Trace | None = None,
 ) -> ClassifierEvidence:
     """Asks every model about every sample once.
 
     Args:
-        host: the untouched classifier. edited: a Patch for it, or another classifier.
+        host: the untouched classifier. edited: a Patch for it, another classifier, or its `Answers`.
         retrained: classifiers that never saw what is forgotten, or their `Answers`.
         untouched: the host's answers, where they are known.
         relearn: whether to measure relearning: `RELEARN_STEPS` steps of SGD (momentum 0.9, rate 1e-3) on batches of 32
             forgotten samples, from the untouched weights' normalisation statistics; edited and first retrained model.
+            Or the curves, by model, where they are known.
         trace: takes cost and progress.
 
     Cost: one forward of each sample and model; relearning adds 24 steps of 32 and 25 looks at up to 200 samples.
@@ -155,15 +156,19 @@ def collect_classifier(
     work, start = trace or Trace(), time.perf_counter()
     with work.watching(host):
         before = untouched or answers(host, parts)
-        with _as_edited(host, edited) as changed:
-            after = answers(changed, parts)
-            curves = {"after": _relearnt(changed, parts.forget)} if relearn else {}
+        curves = {} if isinstance(relearn, bool) else dict(relearn)
+        if isinstance(edited, Answers):
+            after = edited
+        else:
+            with _as_edited(host, edited) as changed:
+                after = answers(changed, parts)
+                curves |= {"after": relearnt(changed, parts.forget)} if relearn is True else {}
     known = [r if isinstance(r, Answers) else answers(r, parts) for r in retrained]
-    if relearn and (again := next((r for r in retrained if not isinstance(r, Answers)), None)) is not None:
-        curves["retrained 0"] = _relearnt(again, parts.forget)
+    if relearn is True and (again := next((r for r in retrained if not isinstance(r, Answers)), None)) is not None:
+        curves["retrained 0"] = relearnt(again, parts.forget)
     models = {"before": before, "after": after, **{f"retrained {i}": a for i, a in enumerate(known)}}
     measures = _measures(models, parts) | {f"relearn/{k}": v for k, v in curves.items()}
-    patch = edited if isinstance(edited, Patch) else _difference(host, edited)
+    patch = edited if isinstance(edited, Patch) else None if edited is after else _difference(host, edited)
     cost = {
         "seconds": round(time.perf_counter() - start, 3),
         "forwards": dict(work.forwards),
@@ -225,7 +230,7 @@ def _short(x: Tensor) -> Tensor:
     return torch.round(x.double().clamp(-1e3, 1e3), decimals=DIGITS)
 
 
-def _relearnt(host: Any, forget: Samples) -> Tensor:
+def relearnt(host: Any, forget: Samples) -> Tensor:
     """(RELEARN_STEPS + 1,) accuracy on forgotten samples, in percent, after each step of fine-tuning on them."""
     student, looked = copied(host), forget[: min(RELEARN_LOOKED, len(forget))]
     student.root.requires_grad_(True)

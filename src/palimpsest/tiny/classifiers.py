@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -40,7 +41,7 @@ class Task:
         train, test: pictures that the model learns from, and others of the same kind.
         recipe: of the model and of its retrain oracles.
         forget: the requests of the exam; `tune` is for choosing parameters, never for judging.
-        shipped: name of the shipped model of seed 0; "" where there is none.
+        shipped: name under which the model of seed 0 and the references are shipped.
     """
 
     name: str
@@ -95,6 +96,7 @@ def orl() -> Task:
         recipe=replace(SMALL, epochs=40, batch=32),
         forget=(ForgetRequest(kind="identity", items=tuple(people[i] for i in (2, 9, 16, 23, 36))),),
         tune=(ForgetRequest(kind="identity", items=tuple(people[i] for i in (4, 11, 18, 25, 32))),),
+        shipped="orl",
     )
 
 
@@ -114,6 +116,7 @@ def digits() -> Task:
         recipe=replace(SMALL, epochs=8, lr=3e-3, momentum=0.95, width=8, shift=1),
         forget=(ForgetRequest(kind="class", items=("3",)), drawn(parts[0], 0.1)),
         tune=(ForgetRequest(kind="class", items=("7",)), drawn(parts[0], 0.1, seed=1)),
+        shipped="digits",
     )
 
 
@@ -149,6 +152,7 @@ def faces(people: int = 60, views: int = 45) -> Task:
         recipe=SMALL,
         forget=(ForgetRequest(kind="identity", items=names[3:8]),),
         tune=(ForgetRequest(kind="identity", items=names[20:25]),),
+        shipped="faces",
     )
 
 
@@ -164,7 +168,7 @@ def model(task: Task, *, seed: int = 0, without: ForgetRequest | None = None) ->
     Raises:
         BadRequest: the request does not fit the data.
     """
-    if seed == 0 and without is None and task.shipped in tiny.names():
+    if seed == 0 and without is None and _is_shipped(task):
         return _classifier(tiny.path(task.shipped))
     folder = cache() / "classifiers" / f"{task.name}-{_key(task, seed, without)}"
     if not (folder / "config.json").is_file():
@@ -174,7 +178,7 @@ def model(task: Task, *, seed: int = 0, without: ForgetRequest | None = None) ->
     return _classifier(folder)
 
 
-def keep(made: torch.nn.Module, task: Task, folder: Path) -> Path:
+def keep(made: torch.nn.Module, task: Task, folder: Path, *, about: Mapping[str, Any] | None = None) -> Path:
     """Writes a task's model as a folder that `palimpsest.load` reads."""
     arguments = {"classes": len(task.train.classes), "width": task.recipe.width}
     return save(
@@ -185,6 +189,7 @@ def keep(made: torch.nn.Module, task: Task, folder: Path) -> Path:
         labels=task.train.classes,
         head="head",
         backbone="backbone",
+        about=about,
     )
 
 
@@ -196,6 +201,18 @@ def held_out(data: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Datas
         rows = (data.samples.labels == label).nonzero().squeeze(1)
         out[rows[torch.randperm(len(rows), generator=draws)[: round(share * len(rows))]]] = True
     return replace(data, samples=data.samples[~out]), replace(data, samples=data.samples[out])
+
+
+def digest(task: Task) -> str:
+    """Of a task's training data and recipe: whether a shipped model is this task's."""
+    return _key(task, 0, None)
+
+
+def _is_shipped(task: Task) -> bool:
+    if task.shipped not in tiny.names():
+        return False
+    config = json.loads((tiny.path(task.shipped) / "config.json").read_text(encoding="utf-8"))
+    return config["about"].get("task") == digest(task)
 
 
 def _key(task: Task, seed: int, without: ForgetRequest | None) -> str:

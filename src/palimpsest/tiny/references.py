@@ -7,7 +7,7 @@ of a likelihood-ratio membership attack, and what one seed differs from another 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,19 @@ class Reference:
     logits: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Left:
+    """What is left of a trained model.
+
+    Args:
+        about: "without", "seed" and "accuracy", as in `Reference`.
+        scores: logits (n, classes) of all of "train" and "test".
+    """
+
+    about: Mapping[str, Any]
+    scores: Mapping[str, Tensor]
+
+
 def rows(task: Task) -> dict[str, Tensor]:
     """Which samples the references answered on, at most 2,500 of each part, evenly spread.
 
@@ -57,25 +70,37 @@ def rows(task: Task) -> dict[str, Tensor]:
     return parts
 
 
-def write(folders: list[Path], task: Task, out: Path) -> Path:
-    """Gathers what `train_classifier` left in its folders (config.json, logits.safetensors) into one file.
+def write(models: Sequence[Left], task: Task, out: Path) -> Path:
+    """Puts what models answered into one file.
 
     A part is stored as round(z / s), z the logits less their row's mean, s = max |z| / 127.
     """
     parts, tensors, about = rows(task), {}, []
-    for number, folder in enumerate(folders):
-        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))["about"]
-        about.append({key: told[key] for key in ("without", "seed", "accuracy")})
-        with safe_open(str(folder / "logits.safetensors"), framework="pt") as f:
-            scores = {key: f.get_tensor(key).float() for key in ("train", "test")}
+    for number, left in enumerate(models):
+        about.append({key: left.about[key] for key in ("without", "seed", "accuracy")})
         for part, index in parts.items():
-            z = scores["test" if part == "test" else "train"][index]
+            z = left.scores["test" if part == "test" else "train"][index].float()
             z = z - z.mean(1, keepdim=True)
             step = z.abs().max().clamp(min=1e-6) / 127
             tensors[f"{number}|{part}"] = (z / step).round().to(torch.int8)
             tensors[f"{number}|{part}|step"] = step
     meta = {"references": json.dumps(about)}
     return write_beside(out / FILE, lambda tmp: save_file(tensors, str(tmp), metadata=meta))
+
+
+def left_in(folder: Path) -> Left:
+    """What `train_classifier` left in its folder: config.json and logits.safetensors."""
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))["about"]
+    with safe_open(str(folder / "logits.safetensors"), framework="pt") as f:
+        return Left(about=told, scores={key: f.get_tensor(key) for key in ("train", "test")})
+
+
+def without(task: Task, request: int) -> str:
+    """How the references name what `task.forget[request]` forgets: "class:cat", "identity:s3,s10", "random:0.1"."""
+    asked = task.forget[request]
+    if asked.kind == "samples":
+        return f"random:{len(asked.items) / len(task.train.samples):g}"
+    return f"{asked.kind}:{','.join(asked.items)}"
 
 
 def load(folder: Path) -> tuple[Reference, ...]:

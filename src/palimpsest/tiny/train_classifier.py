@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -124,6 +124,22 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     return 100 * float((scores.argmax(1) == labels).float().mean())
 
 
+def reached(
+    scores: Mapping[str, Tensor], data: Dataset, test: Dataset, request: ForgetRequest | None
+) -> dict[str, float]:
+    """Accuracies in percent on "test", "retain" and, where something was never seen, "forget".
+
+    Args:
+        scores: logits of all of "train" and "test".
+    """
+    gone = torch.zeros(len(data.samples), dtype=torch.bool) if request is None else chosen(data, request)
+    found = {
+        "test": accuracy(scores["test"], test.samples.labels),
+        "retain": accuracy(scores["train"][~gone], data.samples.labels[~gone]),
+    }
+    return found if request is None else found | {"forget": accuracy(scores["train"][gone], data.samples.labels[gone])}
+
+
 def _triangle(t: float, peak: float = 0.2) -> float:
     return min(t / peak, (1 - t) / (1 - peak))
 
@@ -221,14 +237,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = time.process_time() - begin
     model.half().float()  # as it is stored
     scores = {"train": logits(model, data.samples), "test": logits(model, test.samples)}
-    reached = {"test": accuracy(scores["test"], test.samples.labels)}
-    if request is not None:
-        gone = chosen(data, request)
-        reached["retain"] = accuracy(scores["train"][~gone], data.samples.labels[~gone])
-        reached["forget"] = accuracy(scores["train"][gone], data.samples.labels[gone])
-    else:
-        reached["retain"] = accuracy(scores["train"], data.samples.labels)
-    about = {"recipe": asdict(recipe), "seed": asked.seed, "without": asked.without, "accuracy": reached}
+    about = {"recipe": asdict(recipe), "seed": asked.seed, "without": asked.without}
+    about |= {"accuracy": reached(scores, data, test, request)}
     about |= {"cpu_seconds": round(seconds, 1)}
     tensors = {key: value.half() for key, value in scores.items()}
     write_beside(asked.out / "logits.safetensors", lambda tmp: save_file(tensors, str(tmp)))

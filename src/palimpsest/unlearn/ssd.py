@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +29,14 @@ class SSD(ModelEdit):
         I(D)_i = mean over batches of D of (d CE / d w_i)^2
         w_i <- min(strength I(D)_i / I(D_f)_i, 1) w_i   where I(D_f)_i > select I(D)_i
 
+    What ratio is large differs from model to model. Unless it is given, `select` is the quantile of all ratios that
+    leaves log(1 + 100 |D_f| / |D|) percent of the weights above it: 2.4 % where a tenth of the data is forgotten.
+
     For corrective unlearning the forget set is the part of the bad data that is known; the rest of it hides in
     `retain`, and is forgotten as far as it leans on the same weights.
 
     Args:
-        select: alpha; how many times larger the importance must be (10 in the paper for CIFAR).
+        select: alpha; how many times larger the importance must be (10 in the paper for CIFAR); 0: by the rule above.
         strength: lambda (1 in the paper); smaller dampens more.
         batch: samples behind each squared gradient, drawn from all data mixed; 1 is the diagonal Fisher information.
         reference: how many samples I(D) is measured on; 0: all.
@@ -40,14 +45,14 @@ class SSD(ModelEdit):
     Cost: one forward and backward for each sample to forget and each of the reference.
     Differs from the paper: `reference` may be a random part of the data.
     Fails when: the known part does not represent the rest; the bad data leans on weights that all else leans on too.
-    Source: Foster et al., AAAI 2024, arXiv 2308.07707; as a corrective: Goel et al., "Corrective Machine Unlearning",
-        TMLR 2024, arXiv 2402.14015.
+    Source: Foster et al., AAAI 2024, arXiv 2308.07707; the rule for `select`: Schoepf et al., arXiv 2402.10098; as a
+        corrective: Goel et al., "Corrective Machine Unlearning", TMLR 2024, arXiv 2402.14015.
 
     Example:
         >>> patch = SSD(select=10.0)(host, request, data=split)   # doctest: +SKIP
     """
 
-    select: float = 10.0
+    select: float = 0.0
     strength: float = 1.0
     batch: int = 64
     reference: int = 0
@@ -75,10 +80,12 @@ class SSD(ModelEdit):
         forget = self._importance(host, split.forget, trace, "importance to the forget set")
         known = picked(joined(split.forget, split.retain), self.reference, rng)
         overall = self._importance(host, known, trace, "importance to all data")
+        share = math.log1p(100 * len(split.forget) / (len(split.forget) + len(split.retain))) / 100
+        select = self.select or _quantile({n: forget[n] / overall[n].clamp_min(1e-30) for n in forget}, share)
         deltas = {}
         for name, weight in host.root.named_parameters():
             factor = (self.strength * overall[name] / forget[name].clamp_min(1e-30)).clamp(max=1.0)
-            factor = torch.where(forget[name] > self.select * overall[name], factor, 1.0)
+            factor = torch.where(forget[name] > select * overall[name], factor, 1.0)
             if bool((factor < 1).any()):
                 deltas[name] = of_change(weight, weight.detach().float() * factor)
         return Patch(base="", deltas=deltas)
@@ -94,3 +101,9 @@ class SSD(ModelEdit):
                 mean[name] = mean[name].add_(square) if name in mean else square
             trace.tell(what, k + 1, len(losses))
         return mean
+
+
+def _quantile(ratios: Mapping[str, Tensor], share: float) -> float:
+    """What this share of all ratios is above."""
+    every = torch.cat([r.flatten() for r in ratios.values()])
+    return float(every.kthvalue(max(1, len(every) - round(share * len(every)))).values)
