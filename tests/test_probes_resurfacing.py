@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from palimpsest.probes.resurfacing import (
     resurfacing,
 )
 from palimpsest.receipt.build import sealed
-from palimpsest.receipt.verify import verify
+from palimpsest.receipt.verify import Finding, verify
 from palimpsest.train.benign import Benign, Captioned
 
 STAR = Request(target=(Concept(name="star"),), keep=(Concept(name="moon"), Concept(name="ring")))
@@ -172,32 +173,55 @@ def test_a_budget_is_told_and_checked() -> None:
         relearning(host_of("sd"), empty(), STAR, SMALL, kind="other", judges=[])  # type: ignore[arg-type]
 
 
-def test_a_receipt_keeps_them_and_verify_marks_what_it_cannot_check(tmp_path: Path) -> None:
-    host = fixtures.Scribe()
-    found = reading_of(
-        NAMES[0],
-        "star",
-        fixtures.Reader().evaluator,
-        {
-            "steps": [0, 40],
-            "shown": {EDITED: ["0" * 20, "1" * 12 + "0" * 8], UNTOUCHED: ["1" * 20]},
-            "budget": {"pictures": 16, "steps": [0, 40]},
-        },
-    )
+def with_resurfacing(folder: Path, **choices: Any) -> dict[str, Any]:
+    """A receipt on disk whose three readings of resurfacing were made up."""
+    budget = Budget(steps=(0, 40))
+    shown = {EDITED: ["0" * 20, "1" * 12 + "0" * 8], UNTOUCHED: ["1" * 20]}
+    plain = asdict(budget) | {"steps": [0, 40]}
+    attack = plain | {"steps": 60, "batch": 8}
+    details = [{"steps": [0, 40], "shown": shown, "budget": plain}] * 2
+    details.append({"steps": [0, 60], "shown": shown, "budget": attack})
+    reader = fixtures.Reader().evaluator
+    found = [reading_of(n, "star", reader, d) for n, d in zip(NAMES, details, strict=True)]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("palimpsest.receipt.make.bring_back", lambda *_, **__: [found])
-        receipt = fixtures.receipt(tmp_path, resurfacing=Budget())
-    said = "After 40 steps of fine-tuning on 16 pictures of other things, “star” is back in 60 % (39–78)"
-    assert said in receipt.summary()
+        patched.setattr("palimpsest.receipt.make.bring_back", lambda *_, **__: found)
+        receipt = fixtures.receipt(folder, resurfacing=budget, **choices)
     assert receipt.html is not None
     assert "Resurfacing" in receipt.html.read_text(encoding="utf-8")
-    path = tmp_path / "receipt.json"
-    told = verify(path, before=host, judges=[fixtures.Reader()])
-    assert all(f.ok for f in told), [str(f) for f in told if not f.ok]
-    assert any(f.status == "not checked" and "resurfacing" in f.what for f in told)
-    data = json.loads(path.read_text(encoding="utf-8"))
-    row = next(r for r in data["readings"] if r["name"] == NAMES[0])
-    row["value"] = 5.0
+    said = "After 40 steps of fine-tuning on 16 pictures of other things, “star” is back in 60 % (39–78)"
+    assert said in receipt.summary()
+    return json.loads((folder / "receipt.json").read_text(encoding="utf-8"))
+
+
+def told(folder: Path, data: dict[str, Any]) -> list[Finding]:
+    path = folder / "receipt.json"
     path.write_text(json.dumps(sealed(data)), encoding="utf-8")
-    told = verify(path, before=host, judges=[fixtures.Reader()])
-    assert any(f.status == "differs" and NAMES[0] in f.what for f in told)
+    return verify(path, before=fixtures.Scribe(), judges=[fixtures.Reader()])
+
+
+def test_a_receipt_keeps_them_and_verify_marks_what_it_cannot_check(tmp_path: Path) -> None:
+    data = with_resurfacing(tmp_path)
+    found = told(tmp_path, data)
+    assert all(f.ok for f in found), [str(f) for f in found if not f.ok]
+    assert any(f.status == "not checked" and "resurfacing" in f.what for f in found)
+    next(r for r in data["readings"] if r["name"] == NAMES[0])["value"] = 5.0
+    assert any(f.status == "differs" and NAMES[0] in f.what for f in told(tmp_path, data))
+
+
+def test_readings_that_were_asked_for_and_taken_out_are_missed(tmp_path: Path) -> None:
+    data = with_resurfacing(tmp_path, command="palimpsest audit --concept star --resurfacing")
+
+    def wrong(**changes: Any) -> str:
+        return " ".join(f.detail for f in told(tmp_path, {**data, **changes}) if f.what == "resurfacing")
+
+    none = [r for r in data["readings"] if r["name"] not in NAMES]
+    one = [r for r in data["readings"] if r["name"] != NAMES[2]]
+    silent = {**data["plan"], "resurfacing": None}
+    assert wrong() == ""
+    assert all(f"lacks {name} of star by reader" in wrong(readings=none) for name in NAMES)
+    assert f"lacks {NAMES[2]}" in wrong(readings=one)
+    assert NAMES[0] not in wrong(readings=one)
+    assert "its command asks for it" in wrong(readings=none, plan=silent)
+    assert "the plan does not ask" in wrong(plan=silent, command="")
+    cheaper = {**data["plan"], "resurfacing": {**data["plan"]["resurfacing"], "lr": 1.0}}
+    assert "asked for 1.0" in wrong(plan=cheaper)

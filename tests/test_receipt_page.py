@@ -24,10 +24,10 @@ from palimpsest.core.reading import Reading
 from palimpsest.probes.plan import Group, Plan
 from palimpsest.probes.suite import readings
 from palimpsest.receipt import audit, charts, words
-from palimpsest.receipt.build import SCHEMA, build, plain, reading, seal
+from palimpsest.receipt.build import build, plain, reading, seal
 from palimpsest.receipt.downloads import table
 from palimpsest.receipt.make import Receipt
-from palimpsest.receipt.verify import load
+from palimpsest.receipt.schema import SCHEMA, load
 from palimpsest.receipt.write import BUDGET, render, thumbnails
 
 HOSTILE = "<script>alert('x')</script>\"'&{{ 7 * 7 }}<img src=x onerror=alert(1)>../../etc"

@@ -282,7 +282,12 @@ def test_two_models_are_verified_like_a_patch(tmp_path: Path) -> None:
         ("[1, 2]", "no receipt"),
         ('{"schema": "another/1"}', "no receipt"),
         ('{"schema": "palimpsest/receipt/99"}', "use the version that wrote it"),
-        ('{"schema": "palimpsest/receipt/1", "seal": ""}', "lacks base"),
+        (
+            '{"schema": "palimpsest/receipt/1", "versions": {"palimpsest": "0.0.9"}}',
+            r"older .*Tango.*palimpsest 0\.0\.9",
+        ),
+        ('{"schema": "palimpsest/receipt/1", "versions": 3}', "audit again"),
+        ('{"schema": "palimpsest/receipt/2", "seal": ""}', "lacks base"),
     ],
 )
 def test_what_is_no_receipt_is_refused(tmp_path: Path, content: str, message: str) -> None:

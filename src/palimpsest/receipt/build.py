@@ -24,8 +24,8 @@ from palimpsest.probes.evidence import Evidence
 from palimpsest.probes.suite import measures
 from palimpsest.probes.verdict import verdict
 from palimpsest.receipt import words
+from palimpsest.receipt.schema import SCHEMA
 
-SCHEMA = "palimpsest/receipt/1"
 _LOOK = 2  # grey levels of a 4 x 4 copy
 
 
@@ -38,6 +38,7 @@ def build(
     sources: Mapping[str, str],
     command: str = "",
     patch_file: str = "",
+    resurfacing: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The receipt as plain JSON, sealed.
 
@@ -46,6 +47,7 @@ def build(
         sources: judge's name -> what loads it again.
         command: what the user typed.
         patch_file: name of the patch beside the receipt.
+        resurfacing: the budget at which targets were to be brought back; None where that was not asked for.
     """
     request = evidence.plan.request
     targets = [c.name for c in request.target]
@@ -61,7 +63,7 @@ def build(
         if isinstance(edited, Patch)
         else {"kind": "model", **model_plain(edited)},
         "method": method_plain(evidence.patch),
-        "plan": {k: v for k, v in evidence.plan.plain().items() if k != "request"},
+        "plan": {k: v for k, v in evidence.plan.plain().items() if k != "request"} | {"resurfacing": resurfacing},
         "evaluators": {n: {**asdict(e), "source": sources.get(n, "")} for n, e in evidence.evaluators.items()},
         "pictures": {k: _pictures(v) for k, v in evidence.pictures.items()},
         "reads": _reads(evidence),

@@ -24,9 +24,10 @@ from palimpsest.probes.classifier_evidence import ClassifierEvidence, collect_cl
 from palimpsest.probes.classifier_readings import classifier_readings
 from palimpsest.probes.weights import weights_of
 from palimpsest.receipt import charts, classifier_words
-from palimpsest.receipt.build import SCHEMA, finite, method_plain, model_plain, patch_plain, plain, sealed
+from palimpsest.receipt.build import finite, method_plain, model_plain, patch_plain, plain, sealed
 from palimpsest.receipt.downloads import files, link
 from palimpsest.receipt.make import PATCH_FILE
+from palimpsest.receipt.schema import SCHEMA
 from palimpsest.receipt.view import cost_rows, matrices, method_of, number, prints_of, table
 from palimpsest.receipt.write import HTML_FILE, JSON_FILE
 

@@ -20,7 +20,8 @@ from palimpsest.ops.statistics import Interval
 from palimpsest.probes.evidence import Evidence
 from palimpsest.receipt.compare_page import render
 from palimpsest.receipt.downloads import table
-from palimpsest.receipt.verify import evidence_of, load
+from palimpsest.receipt.schema import load
+from palimpsest.receipt.verify import evidence_of
 from palimpsest.receipt.write import HTML_FILE, JSON_FILE
 
 NAME = "compare"
@@ -172,11 +173,16 @@ def _differences(names: Sequence[str], datas: Sequence[dict[str, Any]]) -> list[
     """What was measured differently, so that differences of the numbers may come from it."""
     found = []
     for name, data in zip(names[1:], datas[1:], strict=True):
-        if data["plan"] != datas[0]["plan"]:
+        if _drawing(data) != _drawing(datas[0]):
             found.append(f"{name} was measured with other prompts, seeds or sampling than {names[0]}.")
         if next(iter(data["evaluators"].values()), None) != next(iter(datas[0]["evaluators"].values()), None):
             found.append(f"{name} was read by another judge than {names[0]}.")
     return found
+
+
+def _drawing(data: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the pictures; that one receipt also tried to bring the target back changes none of them."""
+    return {k: v for k, v in data["plan"].items() if k != "resurfacing"}
 
 
 def _names(paths: Sequence[Path], datas: Sequence[dict[str, Any]]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ def audit(
         sources={j.evaluator.name: j.source for j in used},
         command=command,
         patch_file=PATCH_FILE if isinstance(after, Patch) and out is not None else "",
+        resurfacing=None if resurfacing is None else asdict(resurfacing),
     )
     data, pictures = thumbnails(data, evidence)
     if out is None:

@@ -23,7 +23,8 @@ from palimpsest.probes.plan import Plan
 from palimpsest.probes.suite import readings as read
 from palimpsest.probes.weights import Weights
 from palimpsest.receipt import redraw, resurfaced, words
-from palimpsest.receipt.build import SCHEMA, alike, evaluator, look, picture_hash, plain, reading, seal
+from palimpsest.receipt.build import alike, evaluator, look, picture_hash, plain, reading, seal
+from palimpsest.receipt.schema import load
 from palimpsest.receipt.sign import SUFFIX, signed_by
 from palimpsest.receipt.write import HTML_FILE, LOSSLESS, decode, render
 
@@ -78,7 +79,7 @@ def verify(
         All findings; `all(f.ok for f in findings)` is the verdict.
 
     Raises:
-        Damaged: the file is no receipt, or one of a newer version.
+        Damaged: the file is no receipt, or one of another schema.
         BadRequest: an unknown `remeasure`.
     """
     if remeasure not in ("none", "sample", "all"):
@@ -121,29 +122,6 @@ def verify(
     return found + guarded(
         "pictures", lambda: [Finding(**f) for f in redraw.again(data, host, edited, used, remeasure, progress)]
     )
-
-
-def load(path: Path) -> dict[str, Any]:
-    """The content of a receipt.json.
-
-    Raises:
-        Damaged: not a receipt, or one of a newer version.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise Damaged(f"There is no receipt at {path} ({e.strerror}).") from e
-    except ValueError as e:
-        raise Damaged(f"{path} is no receipt: it is not JSON ({e}). It is truncated or of another kind.") from e
-    schema = data.get("schema", "") if isinstance(data, dict) else ""
-    if not str(schema).startswith("palimpsest/receipt/"):
-        raise Damaged(f"{path} is JSON, but no receipt: its schema is {schema!r}, expected {SCHEMA!r}.")
-    if schema != SCHEMA:
-        raise Damaged(f"{path} has schema {schema!r}; this version reads {SCHEMA!r}: use the version that wrote it.")
-    missing = sorted({"seal", "base", "edited", "plan", "evaluators", "reads", "measures", "readings"} - set(data))
-    if missing:
-        raise Damaged(f"{path} lacks {', '.join(missing)}; it was cut.")
-    return data
 
 
 def evidence_of(data: Mapping[str, Any]) -> Evidence:
