@@ -51,7 +51,7 @@ RATES: dict[str, tuple[float, ...]] = {
 }
 """Rates that are tried, by system."""
 
-STEPS = {"digits": (12, 50), "orl": (12, 50), "faces": (12, 50), "cifar": (30,)}
+STEPS = {"digits": (12, 50), "orl": (12, 50), "faces": (12, 50), "cifar": (60, 20)}
 """Numbers of steps that are tried with each rate, by task; on CIFAR-10 all are far below a twentieth of retraining."""
 
 OTHER: dict[str, tuple[dict[str, Any], ...]] = {
@@ -79,16 +79,39 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {
 """Candidates of systems that are no fine-tunings."""
 
 
+FIRST: dict[str, dict[str, Any]] = {
+    "unlearn/boundary_expanding": {"steps": 60, "batch": 64, "lr": 1e-4},
+    "unlearn/boundary_shrink": {"steps": 50, "batch": 64, "lr": 1e-5},
+    "unlearn/concept_inference": {"steps": 25, "lr": 1e-3},
+    "unlearn/datamodel_matching": {"steps": 25, "lr": 1e-3, "look": 6000},
+    "unlearn/duck": {"steps": 25, "lr": 2e-4},
+    "unlearn/finetune": {"steps": 60, "lr": 6e-3},
+    "unlearn/flat": {"steps": 30, "batch": 64, "lr": 1.8e-4},
+    "unlearn/gradient_ascent": {"steps": 32, "batch": 64, "lr": 7e-4},
+    "unlearn/gradient_collision": {"steps": 10, "lr": 5e-4},
+    "unlearn/l1_sparse": {"steps": 60, "lr": 6e-3, "gamma": 5e-5},
+    "unlearn/laf": {"steps": 25, "lr": 3e-5, "align_weight": 5.0, "vae_steps": 150},
+    "unlearn/neg_grad_plus": {"steps": 25, "lr": 2e-3, "beta": 0.95},
+    "unlearn/prune_first": {"sparsity": 0.5, "settings": "steps=60 lr=0.006"},
+    "unlearn/random_label": {"steps": 25, "lr": 1e-3},
+    "unlearn/salun": {"steps": 25, "lr": 1e-3},
+    "unlearn/scar": {"steps": 30, "lr": 1e-4, "keep_weight": 20.0},
+    "unlearn/ssd": {"select": 40.0},
+    "unlearn/upcore": {"unlearner": "gradient_ascent", "settings": "steps=32 lr=0.0007"},
+}
+"""What is tried before all else on CIFAR-10: found on the class "ship" with an earlier network of the same shape."""
+
+
 def candidates(system: str, task: str) -> list[dict[str, Any]]:
-    """Everything that is tried for a system on a task."""
+    """Everything that is tried for a system in a case, in order."""
     own = OWN.get(system)
     if own is not None:
         found = [dict(c) for c in own]
     else:
-        others = OTHER.get(system, ({},))
-        found = [
-            {"lr": lr, "steps": steps, **other} for lr, steps, other in product(RATES[system], STEPS[task], others)
-        ]
+        tried = product(RATES[system], STEPS[task], OTHER.get(system, ({},)))
+        found = [{"lr": lr, "steps": steps, **other} for lr, steps, other in tried]
+    if task == "cifar" and system in FIRST:
+        found = [dict(FIRST[system]), *found]
     shape = _shape(system, task)
     for c in found:
         if "settings" in c:  # of the unlearner inside
@@ -101,6 +124,8 @@ def _shape(system: str, task: str) -> dict[str, Any]:
     """Sizes that go with the task, not with the system."""
     large = task == "cifar"
     looks: dict[str, Any] = dict.fromkeys(LOOKS.get(system, ()), 3000 if large else 0)
+    if system == "unlearn/ssd":
+        looks |= {"half": large}
     if system in RATES:
         looks |= {"batch": 128 if large else 32, "half": large}
         if task in ("digits", "orl"):  # their models were not trained on mirrored pictures
