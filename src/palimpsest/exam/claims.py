@@ -7,31 +7,23 @@ same for every system, except where a paper's own claim is a comparison.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from palimpsest.core import catalog
-from palimpsest.exam.summary import Summary
+from palimpsest.exam import backfire, debiasing, editing, letters, stamps
+from palimpsest.exam.judged import GONE, SPARED, Judged, Summaries, Verdict
+from palimpsest.exam.judged import percent as _percent
+from palimpsest.exam.judged import points as _points
+from palimpsest.exam.study import Records
 
-Verdict = Literal["holds", "holds in part", "does not hold here", "not measured", "baseline"]
-Summaries = Mapping[str, Mapping[str, Summary]]  # system -> concept ("" for all) -> summary
-
-GONE = 0.20  # at most this share of pictures still shows an erased concept
-SPARED = -0.05  # neighbours lose at most five points
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A claim's measure, the number that was found, and the verdict with its reason."""
-
-    measured: str
-    found: str
-    verdict: Verdict
-    why: str
+Studied = Mapping[str, Records]  # study -> system -> one record a seed
 
 
-def judge(system: str, all_of: Summaries) -> Judged:
-    """The verdict on a system's claim; systems without a rule of their own are held to the family's."""
+def judge(system: str, all_of: Summaries, studied: Studied | None = None) -> Judged:
+    """The verdict on a system's claim; systems without a rule or study of their own are held to the family's."""
+    if system in OWN:
+        study, verdict_of = OWN[system]
+        return verdict_of(system, (studied or {}).get(study, {}))
     if system not in all_of:
         return Judged(measured="", found="", verdict="not measured", why="no result")
     return RULES.get(system, _gone_and_spared)(system, all_of)
@@ -126,29 +118,18 @@ def _spm(system: str, all_of: Summaries) -> Judged:
     return replace(j, measured=measured, verdict=verdict, why=why)
 
 
-def _debiasing(system: str, all_of: Summaries) -> Judged:
-    """Systems that even out what is drawn instead of erasing it: this exam sees only what they cost others."""
-    s = all_of[system][""]
-    return Judged(
-        measured="what debiasing costs other concepts; the ratios that it is for are not looked at here",
-        found=f"target {_percent(s.target)}, neighbours {_points(s.neighbours)}, unrelated {_points(s.unrelated)}",
-        verdict="not measured",
-        why="the drawn worlds' models are not biased on purpose, and erasing is not what is claimed",
-    )
-
-
 RULES: dict[str, Callable[[str, Summaries], Judged]] = {
-    "erase/invdiff": _debiasing,
-    "erase/uce_debias": _debiasing,
     "erase/rece": _rece,
     "erase/sld": _sld,
     "erase/spm": _spm,
 }
 
-
-def _percent(x: tuple[float, float, float]) -> str:
-    return f"{100 * x[0]:.1f} % ({100 * x[1]:.1f} to {100 * x[2]:.1f})"
-
-
-def _points(x: tuple[float, float, float]) -> str:
-    return f"{100 * x[0]:+.1f} points ({100 * x[1]:+.1f} to {100 * x[2]:+.1f})"
+# Claims that are not "the concept is gone": the study that measures them, and who judges its records.
+OWN: dict[str, tuple[str, Callable[[str, Records], Judged]]] = {
+    debiasing.INVDIFF: (debiasing.NAME, debiasing.judge),
+    debiasing.UCE: (debiasing.NAME, debiasing.judge),
+    stamps.ME: (stamps.NAME, stamps.judge),
+    backfire.ME: (backfire.NAME, backfire.judge),
+    letters.ME: (letters.NAME, letters.judge),
+    editing.ME: (editing.NAME, editing.judge),
+}

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.core import catalog
-from palimpsest.exam import studies
-from palimpsest.exam.claims import Summaries, Verdict
+from palimpsest.exam import backfire, debiasing, editing, letters, stamps, studies
+from palimpsest.exam.judged import Summaries, Verdict
+from palimpsest.exam.judged import lower as _lower
+from palimpsest.exam.judged import percent as _percent
+from palimpsest.exam.judged import points as _points
+from palimpsest.exam.study import STAND_INS, by_system
 from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
 
@@ -39,7 +43,7 @@ beside them. *H*: the harmonic mean of the share of targets gone and of others k
 
 def section(results: Path, main: Summaries) -> list[str]:
     """The lines of the section; comparisons that were not measured say so."""
-    attack, many = (_by_system(studies.read(results, name)) for name in ("attack", "many"))
+    attack, many = (by_system(studies.read(results, name)) for name in ("attack", "many"))
     lines = [HEAD.format(seeds=len(studies.SEEDS))]
     for claim, found, verdict in (
         ("RECE withstands attacks that bring concepts back after UCE", *_less_under_attack(attack, "rece", "uce")),
@@ -57,15 +61,11 @@ def section(results: Path, main: Summaries) -> list[str]:
         rules = "|".join(["---"] * (3 * len(heads)))
         lines += [MANY.format(**studies.MANY, heads=" | ".join(heads), rules=rules)]
         lines += [_many_row(system, records) for system, records in many.items()] + [""]
+    for study in (debiasing, stamps, backfire, letters, editing):
+        by = by_system(studies.read(results, study.NAME))
+        if by:
+            lines += study.lines(by, _name)
     return lines
-
-
-def _by_system(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Those that have all seeds; one that refused has its words in their place."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for r in records:
-        found.setdefault(r["system"], []).append(r)
-    return {s: rs for s, rs in found.items() if len(rs) == len(studies.SEEDS)}
 
 
 def _refused(records: Sequence[Mapping[str, Any]]) -> str:
@@ -103,10 +103,6 @@ def _spares_more(main: Summaries, mine: str, rival: str) -> tuple[str, Verdict]:
     return f"neighbours {_points(a)} against {_points(b)}, in the main exam", verdict
 
 
-def _lower(a: Interval, b: Interval) -> Verdict:
-    return "holds" if a.high < b.low else "holds in part" if a.value < b.value else "does not hold here"
-
-
 def _shares(records: Sequence[Mapping[str, Any]], count: str) -> tuple[Interval, Interval]:
     """Of targets and of others that are still shown."""
     sets = [r["counts"][count] for r in records]
@@ -127,7 +123,7 @@ def harmonic(targets: Interval, others: Interval) -> Interval:
 
 
 def _name(system: str) -> str:
-    return f"*{system}*" if system == studies.NEVER else f"{catalog.find(system).card.name} `{system}`"
+    return f"*{system}*" if system in (studies.NEVER, *STAND_INS) else f"{catalog.find(system).card.name} `{system}`"
 
 
 def _attack_row(system: str, records: Sequence[Mapping[str, Any]]) -> str:
@@ -145,11 +141,3 @@ def _many_row(system: str, records: Sequence[Mapping[str, Any]]) -> str:
         targets, others = _shares(records, count)
         cells += [_percent(targets), _percent(others), _percent(harmonic(targets, others))]
     return f"| {_name(system)} | " + " | ".join(cells) + " |"
-
-
-def _percent(x: tuple[float, float, float]) -> str:
-    return f"{100 * x[0]:.1f} % ({100 * x[1]:.1f} to {100 * x[2]:.1f})"
-
-
-def _points(x: tuple[float, float, float]) -> str:
-    return f"{100 * x[0]:+.1f} points ({100 * x[1]:+.1f} to {100 * x[2]:+.1f})"

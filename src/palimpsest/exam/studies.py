@@ -1,17 +1,21 @@
-"""Comparisons that papers draw between two systems, each measured as a small study of its own.
+"""Small studies: comparisons that papers draw between two systems, and claims that erasing alone does not show.
 
 | study | claim |
 |---|---|
 | attack | RECE withstands attacks that bring concepts back after UCE; AdvUnlearn withstands those that break ESD |
 | many | MACE erases many concepts at once with less harm to others than ESD |
+| debiasing | InvDiff and UCE draw attributes in even shares |
+| stamps | Geom-Erasing removes what no prompt mentions |
+| backfire | Modular LoRA: harmless fine-tuning brings a concept back, unless the safety LoRA stays apart |
+| letters | homoglyph unlearning makes letters that look alike read alike |
+| editing | ACE keeps a concept from being edited into a picture |
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +23,14 @@ from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest, PalimpsestError
 from palimpsest.core.files import write_text
 from palimpsest.core.trace import Progress
-from palimpsest.exam.pictures import BATCH, host_of, model_digest, oracle_of
+from palimpsest.exam import backfire, debiasing, editing, letters, stamps
+from palimpsest.exam.pictures import host_of, model_digest, oracle_of
+from palimpsest.exam.study import SEEDS, STAND_INS, Study, cost, pictures, seen
 from palimpsest.exam.work import BUDGETS, method_of, source_digest
 
-SEEDS = (0, 1, 2)
 NEVER = "never saw it"  # stands for a system: the attack on a model that has nothing to bring back
 ATTACK = {"host": "tiny/sd", "oracle": "tiny/sd-without-star", "concept": "star", "prompts": 12, "version": 1}
 MANY = {"host": "tiny/portraits", "counts": (5, 20), "others": 20, "pictures": 40, "version": 1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """One comparison.
-
-    Args:
-        settings: what is measured; a change of it runs everything again.
-        systems: what is compared, in the order of the table.
-        examine: (system, seed) -> sets of bits, one bit a picture, by what the pictures are of.
-    """
-
-    settings: Mapping[str, Any]
-    systems: tuple[str, ...]
-    examine: Callable[[str, int], dict[str, Any]]
 
 
 def run(name: str, results: Path, *, again: bool = False, progress: Progress | None = None) -> Path:
@@ -78,12 +68,14 @@ def read(results: Path, name: str) -> list[dict[str, Any]]:
 
 def _work(study: Study) -> Iterator[tuple[str, int, str]]:
     for system in study.systems:
-        if system != NEVER and system not in catalog.entries():
+        stand_in = system == NEVER or system in STAND_INS
+        if not stand_in and system not in catalog.entries():
             continue
-        made = [] if system == NEVER else [source_digest(catalog.find(system).module), BUDGETS.get(system)]
+        made = [] if stand_in else [source_digest(catalog.find(system).module), BUDGETS.get(system)]
         models = [model_digest(study.settings[k]) for k in ("host", "oracle") if k in study.settings]
+        uses = [source_digest(module) for module in study.uses]
         for seed in SEEDS:
-            parts = [dict(study.settings), system, seed, made, source_digest("palimpsest.ops.attacks"), models]
+            parts = [dict(study.settings), system, seed, made, uses, models]
             yield system, seed, hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -111,19 +103,19 @@ def _attack(system: str, seed: int) -> dict[str, Any]:
     prompts = words_of.prompts(world, target.name, ATTACK["prompts"], generator=draws)
     rng = torch.Generator().manual_seed(seed)
     if system == NEVER:
-        model, patch, cost = oracle_of(ATTACK["oracle"]), None, {}
+        model, patch, spent = oracle_of(ATTACK["oracle"]), None, {}
         if model is None:
             raise BadRequest(f"{ATTACK['oracle']} is not shipped.")
         words = _attack_on(model, host, target, rng)
     else:
         model, patch = host, method_of(system)(host, request, seed=seed)
-        words, cost = attacked(host, patch, target, rng=rng), _cost(patch)
+        words, spent = attacked(host, patch, target, rng=rng), cost(patch)
     patch = patch or Patch(base=model.fingerprint())
     with patch.applied(model):
         plain = _shown(model, prompts, [target] * len(prompts), seed)
         with inserted(model, words):
             found = _shown(model, prompts, [target] * len(prompts), seed)
-    return {"plain": plain, "attacked": found, "cost": cost}
+    return {"plain": plain, "attacked": found, "cost": spent}
 
 
 def _attack_on(model: Any, host: Any, target: Any, rng: Any) -> Any:
@@ -167,26 +159,12 @@ def _many(system: str, seed: int) -> dict[str, Any]:
                 prompts = [words_of.prompts(world, name, n, generator=draws) for name in asked]
                 rows = [(p, words_of.concept(world, a)) for a, ps in zip(asked, prompts, strict=True) for p in ps]
                 bits[what] = _shown(host, [p for p, _ in rows], [c for _, c in rows], seed)
-        found[str(count)] = {**bits, "cost": _cost(patch)}
+        found[str(count)] = {**bits, "cost": cost(patch)}
     return {"counts": found}
 
 
-def _shown(host: Any, prompts: Sequence[str], concepts: Sequence[Any], seed: int) -> str:
-    """One bit a picture: whether the world's oracle sees the concept that was asked for."""
-    import torch
-
-    from palimpsest.probes.evaluators import classes_of, decide, judges_for
-
-    judge = judges_for(host)[0]
-    seeds = [20_000_000 + 100_000 * seed + i for i in range(len(prompts))]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        images = host.sample(prompts, seeds, batch=BATCH).float()
-    present = decide(judge.evaluator, judge.read(images))
-    return "".join(str(int(present[i, classes_of(judge.evaluator, c)].any())) for i, c in enumerate(concepts))
-
-
-def _cost(patch: Any) -> dict[str, Any]:
-    return {k: patch.provenance[k] for k in ("seconds", "forwards", "peak_bytes")}
+def _shown(host: Any, prompts: list[str], concepts: list[Any], seed: int) -> str:
+    return seen(host, pictures(host, prompts, seed), concepts)
 
 
 STUDIES: dict[str, Study] = {
@@ -194,6 +172,8 @@ STUDIES: dict[str, Study] = {
         settings=ATTACK,
         systems=("erase/uce", "erase/rece", "erase/esd", "erase/adv_unlearn", NEVER),
         examine=_attack,
+        uses=("palimpsest.ops.attacks",),
     ),
     "many": Study(settings=MANY, systems=("erase/uce", "erase/esd", "erase/mace"), examine=_many),
+    **{m.NAME: m.STUDY for m in (debiasing, stamps, backfire, letters, editing)},
 }

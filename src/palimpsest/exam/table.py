@@ -10,9 +10,11 @@ from typing import Any
 from palimpsest import tiny
 from palimpsest.core import catalog
 from palimpsest.core.files import write_text
-from palimpsest.exam import claims, comparisons, unlearn_table
+from palimpsest.exam import claims, comparisons, studies, unlearn_table
 from palimpsest.exam.interaction import WAYS
+from palimpsest.exam.judged import Summaries
 from palimpsest.exam.paraphrases import PARAPHRASES
+from palimpsest.exam.study import by_system
 from palimpsest.exam.summary import Summary, read, summarise
 from palimpsest.exam.work import CASES, PROMPTS, SEEDS
 
@@ -48,7 +50,8 @@ def write(results: Path, path: Path) -> Path:
             for system, cases_of in found.items()
             if complete(family, cases_of)
         }
-        parts += [f"## {family}\n", _claims(family, found, summaries)]
+        studied = {study: by_system(studies.read(results, study)) for study in studies.STUDIES}
+        parts += [f"## {family}\n", _claims(family, found, summaries, studied)]
         if summaries:
             parts += [_overview(summaries, family), _details(summaries, family)]
         parts += _together(read(results, family, "interactions"))
@@ -64,7 +67,7 @@ def complete(family: str, cases: Sequence[Mapping[str, Any]]) -> bool:
     return have >= {(c.concept, s) for c in CASES[family] for s in SEEDS} and any("groups" in c for c in cases)
 
 
-def _claims(family: str, found: Mapping[str, Sequence[Any]], all_of: claims.Summaries) -> str:
+def _claims(family: str, found: Mapping[str, Sequence[Any]], all_of: Summaries, studied: claims.Studied) -> str:
     lines = [
         "### Claims\n",
         "| system | the paper claims | measured here | found | verdict | why |",
@@ -74,8 +77,8 @@ def _claims(family: str, found: Mapping[str, Sequence[Any]], all_of: claims.Summ
         if not system.startswith(family + "/"):
             continue
         cells = [f"[{entry.card.name}]({entry.card.paper}) `{system}`", entry.card.claim]
-        if system in all_of:
-            j = claims.judge(system, all_of)
+        if system in all_of if system not in claims.OWN else system in studied[claims.OWN[system][0]]:
+            j = claims.judge(system, all_of, studied)
             cells += [j.measured, j.found, f"**{j.verdict}**", j.why]
         else:
             cells += ["", "", "**not measured yet**", _progress(family, found.get(system, ()))]
@@ -97,7 +100,7 @@ def _untouched_forwards(family: str, concept: str = "") -> str:
     return f"{sum(2 * o['steps'] for o in own) / len(own):.0f}"
 
 
-def _overview(all_of: claims.Summaries, family: str) -> str:
+def _overview(all_of: Summaries, family: str) -> str:
     lines = [
         "### All concepts together\n",
         "| system | target still shown | in other words | neighbours | unrelated | drift | seconds | forwards "
@@ -113,7 +116,7 @@ def _overview(all_of: claims.Summaries, family: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _details(all_of: claims.Summaries, family: str) -> str:
+def _details(all_of: Summaries, family: str) -> str:
     concepts = list(dict.fromkeys(c for by in all_of.values() for c in by if c))
     parts = []
     for concept in concepts:
