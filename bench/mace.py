@@ -68,24 +68,22 @@ def lora(k: int) -> dict[str, LowRank]:
 
 
 def usual_refinement(weights: dict[str, Tensor], n: int) -> dict[str, Tensor]:
-    """W v stored for every state and layer, one float32 inverse a layer."""
-    kept = [(e, [v @ w.T for w in weights.values()]) for e, v in map(sentences, turns(n))]
-    found = {}
-    for i, (name, w) in enumerate(weights.items()):
-        left, right = RIDGE * w, RIDGE * torch.eye(D)
-        for e, values in kept:
-            left, right = left + values[i].T @ e, right + e.T @ e
-        found[name] = left @ torch.inverse(right) - w
-    return found
+    """Every layer answers a concept's sentences as it answers their replacements."""
+    return usual(weights, [(e, [v @ w.T for w in weights.values()]) for e, v in map(sentences, turns(n))])
 
 
 def usual_fusion(weights: dict[str, Tensor], n: int) -> dict[str, Tensor]:
-    """The same with each concept's own layers W + D_i."""
+    """Every layer answers a concept's sentences as it does with that concept's own change, W + D_i."""
     changes = [lora(k) for k in range(n)]
     kept = [
         (sentences(k % POOL)[0], [sentences(k % POOL)[0] @ (w + c[m].up @ c[m].down).T for m, w in weights.items()])
         for k, c in enumerate(changes)
     ]
+    return usual(weights, kept)
+
+
+def usual(weights: dict[str, Tensor], kept: list[tuple[Tensor, list[Tensor]]]) -> dict[str, Tensor]:
+    """From stored states and answers of every layer: a sum of Gram matrices and one float32 inverse a layer."""
     found = {}
     for i, (name, w) in enumerate(weights.items()):
         left, right = RIDGE * w, RIDGE * torch.eye(D)
