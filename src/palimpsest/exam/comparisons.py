@@ -35,7 +35,8 @@ the concept, so what it shows was taught by the attack. {prompts} prompts a seed
 MANY = """### Many concepts at once
 
 Identities of {host}, erased in one run each; {others} others, which the method was not told to keep, are asked for
-beside them. *H*: the harmonic mean of the share of targets gone and of others kept.
+beside them. *H*: the harmonic mean of the share of targets gone and of others kept. ESD takes its own budget of steps
+however many concepts there are; MACE trains for each.
 
 | system | {heads} |
 |---|{rules}|"""

@@ -13,9 +13,9 @@ from palimpsest.ops.statistics import Interval
 
 NAME = "debiasing"
 INVDIFF, UCE = "erase/invdiff", "erase/uce_debias"
-BIAS: dict[str, Any] = {"steps": 150, "lr": 3e-4, "batch": 8, "train": "attention"}
-EVENING: dict[str, Any] = {"steps": 150, "lr": 1e-3, "batch": 16, "rank": 4, "groups": 2, "group_steps": 300}
-CLOSED: dict[str, Any] = {"rounds": 8, "per_round": 24, "gain": 1.0, "walk_steps": 12, "guidance": 2.0}
+BIAS: dict[str, Any] = {"steps": 200, "lr": 1e-3, "batch": 8, "train": "attention"}
+EVENING: dict[str, Any] = {"steps": 100, "lr": 3e-3, "batch": 8, "rank": 4, "groups": 2, "group_steps": 300}
+CLOSED: dict[str, Any] = {"rounds": 6, "per_round": 16, "gain": 1.0, "walk_steps": 10, "guidance": 2.0}
 SETTINGS: dict[str, Any] = {
     "host": "tiny/sd",
     "concept": "star",
@@ -25,8 +25,8 @@ SETTINGS: dict[str, Any] = {
     "bias": BIAS,
     "evening": EVENING,
     "closed": CLOSED,
-    "prompts": 30,
-    "others": 15,
+    "prompts": 24,
+    "others": 8,
     "steps": 15,
     "version": 1,
 }

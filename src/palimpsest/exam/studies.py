@@ -29,8 +29,8 @@ from palimpsest.exam.study import SEEDS, STAND_INS, Study, cost, pictures, seen
 from palimpsest.exam.work import BUDGETS, method_of, source_digest
 
 NEVER = "never saw it"  # stands for a system: the attack on a model that has nothing to bring back
-ATTACK = {"host": "tiny/sd", "oracle": "tiny/sd-without-star", "concept": "star", "prompts": 12, "version": 1}
-MANY = {"host": "tiny/portraits", "counts": (5, 20), "others": 20, "pictures": 40, "version": 1}
+ATTACK = {"host": "tiny/sd", "oracle": "tiny/sd-without-star", "concept": "star", "prompts": 12, "steps": 15}
+MANY = {"host": "tiny/portraits", "counts": (5, 20), "others": 20, "pictures": 20, "steps": 15}
 
 
 def run(name: str, results: Path, *, again: bool = False, progress: Progress | None = None) -> Path:
@@ -112,9 +112,9 @@ def _attack(system: str, seed: int) -> dict[str, Any]:
         words, spent = attacked(host, patch, target, rng=rng), cost(patch)
     patch = patch or Patch(base=model.fingerprint())
     with patch.applied(model):
-        plain = _shown(model, prompts, [target] * len(prompts), seed)
+        plain = _shown(model, prompts, [target] * len(prompts), seed, ATTACK["steps"])
         with inserted(model, words):
-            found = _shown(model, prompts, [target] * len(prompts), seed)
+            found = _shown(model, prompts, [target] * len(prompts), seed, ATTACK["steps"])
     return {"plain": plain, "attacked": found, "cost": spent}
 
 
@@ -158,13 +158,13 @@ def _many(system: str, seed: int) -> dict[str, Any]:
             for what, asked, n in (("targets", targets, MANY["pictures"] // count), ("others", others, 1)):
                 prompts = [words_of.prompts(world, name, n, generator=draws) for name in asked]
                 rows = [(p, words_of.concept(world, a)) for a, ps in zip(asked, prompts, strict=True) for p in ps]
-                bits[what] = _shown(host, [p for p, _ in rows], [c for _, c in rows], seed)
+                bits[what] = _shown(host, [p for p, _ in rows], [c for _, c in rows], seed, MANY["steps"])
         found[str(count)] = {**bits, "cost": cost(patch)}
     return {"counts": found}
 
 
-def _shown(host: Any, prompts: list[str], concepts: list[Any], seed: int) -> str:
-    return seen(host, pictures(host, prompts, seed), concepts)
+def _shown(host: Any, prompts: list[str], concepts: list[Any], seed: int, steps: int) -> str:
+    return seen(host, pictures(host, prompts, seed, steps=steps), concepts)
 
 
 STUDIES: dict[str, Study] = {
