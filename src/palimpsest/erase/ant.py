@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,6 +27,7 @@ from palimpsest.train.loop import Gradients, TrainStep
 from palimpsest.train.randomness import generator
 
 Train = Literal["full", "xattn", "noxattn", "selfattn"]
+MIXED = 8  # walks whose states are shuffled together, so that steps in a row do not learn from one picture
 
 
 @dataclass(kw_only=True)
@@ -70,8 +72,8 @@ class ANT(FineTune):
     Request.toward and Request.keep are not used: the point of the paper is to do without.
 
     Cost per step: 4 with gradients (the drift's among them), and 2 forwards a row of a walk of the untouched model
-        that serves its late steps' number of training steps; once, for each prompt and group a walk and 4 with
-        gradients a point.
+        that serves its late steps' number of training steps (up to eight walks are mixed); once, for each prompt and
+        group a walk and 4 with gradients a point.
     Differs from the paper: its code takes no gradient through the drift, marks the smaller half of the gradients, and
         sums a few steps of training at a large rate for a mask; here the drift is trained, the larger share is
         marked, and masks are gradients of the untouched model. States come from the untouched model's walks.
@@ -173,13 +175,14 @@ class ANT(FineTune):
     def loss(self, step: TrainStep) -> Tensor:
         context: Prepared = step.context
         turns = self.walk_steps - round(self.early * self.walk_steps)
-        number, turn = divmod(step.index, turns)
+        mixed = min(MIXED, ceil(step.total / turns))
+        number, turn = divmod(step.index, turns * mixed)
         if context.walk != number:
             context.late = context.early = None  # their memory serves the next walk
             with step.teacher():
                 draws = generator(step.seed, "walk", number)
                 every = list(range(len(context.prompts)))
-                context.late, context.early = self._walk(step.host, context, every, step.batch, draws)
+                context.late, context.early = self._walk(step.host, context, every, step.batch * mixed, draws)
             context.walk = number
         assert context.late is not None
         assert context.early is not None
