@@ -158,13 +158,26 @@ def test_benign_pictures_are_of_other_things_and_targeted_ones_are_not(monkeypat
     assert len(benign.pictures) == SMALL.pictures
 
 
-def test_all_of_it_in_one_call() -> None:
-    found = resurfacing(host_of("sd"), empty(), STAR, replace(SMALL, steps=(1,), shown=2), judges=[judge()])
+@pytest.mark.parametrize("steps", [(1,), (0, 1, 2)])
+@pytest.mark.parametrize("oracle", [False, True])
+def test_all_of_it_in_one_call_draws_what_the_budget_says(
+    steps: tuple[int, ...], oracle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, never, seen, budget = host_of("sd"), host_of("sd"), judge(), replace(SMALL, steps=steps, shown=2)
+    drawn: list[int] = []
+    for model in (host, never):
+        sample = model.sample
+        counted = lambda prompts, seeds, _s=sample, **how: drawn.append(len(prompts)) or _s(prompts, seeds, **how)  # noqa: E731
+        monkeypatch.setattr(model, "sample", counted)
+    found = resurfacing(host, empty(), STAR, budget, judges=[seen], oracle=never if oracle else None)
     assert [r.name for r in found] == list(NAMES)
+    assert sum(drawn) == budget.drawn(oracle=oracle)
+    starts = {r.detail["shown"][EDITED][0] for r in found if r.detail["steps"][0] == 0}
+    assert len(starts) == 1
 
 
 def test_a_budget_is_told_and_checked() -> None:
-    said = Budget().describe(oracle=True, seconds_a_picture=1.0)
+    said = Budget().describe(oracle=True)
     assert "4 fine-tunings of 80 steps x 4 on 16 pictures" in said
     for steps in ((), (0,), (5, 2), (2, 2)):
         with pytest.raises(BadRequest, match="steps"):

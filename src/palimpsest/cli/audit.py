@@ -41,13 +41,13 @@ class Audit(Loading, Looking):
     plan: Annotated[bool, tyro.conf.arg(aliases=["--dry-run"])] = False
     """Print the plan, what it can show, what a change of 2 points would need, and the minutes; then stop."""
     resume: bool = False
+    """Go on with the pictures that an interrupted audit left in the out folder."""
     resurfacing: bool = False
     """Also try to bring the concept back, by fine-tuning and by learnt words; takes minutes, prints its budget."""
-    """Go on with the pictures that an interrupted audit left in the out folder."""
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest import run
-        from palimpsest.probes.resurfacing import Budget
+        from palimpsest.probes.attempt import Budget
         from palimpsest.progress import bars
 
         if bool(self.concept) == bool(self.data and self.forget):
@@ -56,10 +56,8 @@ class Audit(Loading, Looking):
             return self._classifier(command)
         host = run.load(self.before, device=self.device, dtype=self.dtype)
         request = run.request(host, self.concept, keep=self.keep, kind=self.kind)
-        print(run.forecast(host, request, look=look(self), oracle=bool(self.oracle)))
         budget = Budget(sample_steps=self.sample_steps, guidance=self.guidance) if self.resurfacing else None
-        if budget is not None:
-            print(budget.describe(targets=len(request.target), oracle=bool(self.oracle)))
+        print(run.forecast(host, request, look=look(self), oracle=bool(self.oracle), resurfacing=budget))
         if self.plan:
             return 0
         with bars() as progress:

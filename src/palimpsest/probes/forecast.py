@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from palimpsest.ops import statistics
+from palimpsest.probes.attempt import Budget
 from palimpsest.probes.plan import Plan
 
 WOBBLE = 0.02  # share of pictures that flip either way around a small change; planned for, not measured
@@ -63,7 +64,22 @@ def minutes(plan: Plan, speed: Speed, *, oracle: bool = False) -> float:
     return speed.seconds(plan.pictures(3 if oracle else 2), plan.steps or 50) / 60
 
 
-def lines(plan: Plan, speed: Speed | None = None, *, oracle: bool = False, change: float = CHANGE) -> list[str]:
+def bringing_back(plan: Plan, speed: Speed, budget: Budget, *, oracle: bool = False) -> float:
+    """Expected minutes of `probes.resurfacing`: its drawing, and its training at three forwards a row."""
+    targets, steps = len(plan.request.target), budget.sample_steps or plan.steps or 50
+    drawn = speed.seconds(budget.drawn(targets=targets, oracle=oracle), steps)
+    # A step of sampling takes two forwards, one with the prompt and one without.
+    return (drawn + 1.5 * speed.step * budget.trained(targets=targets, oracle=oracle)) / 60
+
+
+def lines(
+    plan: Plan,
+    speed: Speed | None = None,
+    *,
+    oracle: bool = False,
+    change: float = CHANGE,
+    resurfacing: Budget | None = None,
+) -> list[str]:
     """The plan in plain words: pictures, what they can show, what a small change would need, minutes."""
     found = plan.describe().splitlines()
     prompts = {r: max((len(g.prompts) for g in plan.groups if g.role == r), default=0) for r in ("target", "neighbour")}
@@ -78,9 +94,19 @@ def lines(plan: Plan, speed: Speed | None = None, *, oracle: bool = False, chang
                 text += f"; in all {tests[role]} together: {whole} of each"
             found.append(text + ".")
     if speed is not None:
-        about = minutes(plan, speed, oracle=oracle)
         steps = plan.steps or 50
         each, about = speed.seconds(1, steps), minutes(plan, speed, oracle=oracle)
-        said = "less than a minute" if about < 1 else f"{about:.0f} minutes"
-        found.append(f"Expected: {said} of drawing, {1000 * each:.0f} ms a picture of {steps} steps (just measured).")
+        found.append(
+            f"Expected: {_minutes(about)} of drawing, {1000 * each:.0f} ms a picture of {steps} steps (just measured)."
+        )
+    if resurfacing is not None:
+        found.append(resurfacing.describe(targets=len(plan.request.target), oracle=oracle))
+        if speed is not None:
+            found.append(
+                f"Expected besides: {_minutes(bringing_back(plan, speed, resurfacing, oracle=oracle))} for it."
+            )
     return found
+
+
+def _minutes(about: float) -> str:
+    return "less than a minute" if about < 1 else f"{about:.0f} minute{'' if round(about) == 1 else 's'}"

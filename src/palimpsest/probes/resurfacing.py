@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Denoiser
-from palimpsest.core.method import at_least
 from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Evaluator, Reading
 from palimpsest.core.trace import Trace
@@ -23,8 +22,9 @@ from palimpsest.ops.drawn import Drawn
 from palimpsest.ops.prompts import asking, filled
 from palimpsest.ops.trajectories import visit
 from palimpsest.probes import plan as planning
+from palimpsest.probes.attempt import Budget
 from palimpsest.probes.evaluators import Judge, classes_of, decide, judges_for
-from palimpsest.train.benign import Benign, Captioned, Train
+from palimpsest.train.benign import Benign, Captioned
 from palimpsest.train.loop import TrainStep
 from palimpsest.worlds.concepts import world_of
 
@@ -39,54 +39,6 @@ EDITED, UNTOUCHED, NEVER = "edited model", "untouched model", "model that never 
 _SEED = 40_000_000  # of the pictures that are judged; those that are learnt from count up from twice that
 
 
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What whoever brings a concept back may spend, and how closely it is looked at.
-
-    Args:
-        pictures: to fine-tune on. steps: of the optimiser after which presence is measured; 0 is the edit as it is.
-        batch, lr, rank, train: of fine-tuning, as in `train.benign.Benign`.
-        words, attack_steps, attack_batch: of token inversion, as in `ops.attacks.attacked`.
-        shown: pictures of each target that are judged at each point.
-        sample_steps, guidance: of sampling; None is the model's own default.
-        seed: of every random draw.
-    """
-
-    pictures: int = 16
-    steps: tuple[int, ...] = (0, 10, 20, 40, 80)
-    batch: int = 4
-    lr: float = 1e-4
-    rank: int = 0
-    train: Train = "full"
-    words: int = 3
-    attack_steps: int = 60
-    attack_batch: int = 8
-    shown: int = 20
-    sample_steps: int | None = None
-    guidance: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("pictures", "batch", "words", "attack_steps", "attack_batch", "shown"):
-            at_least(name, getattr(self, name), 1)
-        if not self.steps or list(self.steps) != sorted({*self.steps}) or self.steps[0] < 0 or self.steps[-1] < 1:
-            raise BadRequest(f"steps are {self.steps}; give numbers of steps that rise, from 0 on, to at least 1.")
-
-    def describe(self, *, targets: int = 1, oracle: bool = False, seconds_a_picture: float | None = None) -> str:
-        """What `resurfacing` draws and trains, in plain words; minutes of drawing where the speed is known."""
-        models = 2 if oracle else 1
-        points = 2 * models * len(self.steps) + models + 1  # both kinds at every point, the attack, the untouched model
-        drawn = points * targets * self.shown + 2 * self.pictures
-        text = (
-            f"Resurfacing: {2 * models} fine-tunings of {self.steps[-1]} steps x {self.batch} on {self.pictures} "
-            f"pictures, {models * targets} attacks of {self.attack_steps} steps x {self.attack_batch}, {drawn} pictures"
-        )
-        if seconds_a_picture is None:
-            return text + "."
-        about = drawn * seconds_a_picture / 60
-        return text + f"; {'less than a minute' if about < 1 else f'{about:.0f} minutes'} of drawing, training besides."
-
-
 def resurfacing(
     host: Denoiser,
     edited: Any,
@@ -97,10 +49,12 @@ def resurfacing(
     oracle: Any = None,
     trace: Trace | None = None,
 ) -> list[Reading]:
-    """All readings of this file: benign and targeted fine-tuning, then token inversion; see there."""
-    given = {"judges": judges, "oracle": oracle, "trace": trace}
-    found = [r for kind in RELEARNT for r in relearning(host, edited, request, budget, kind=kind, **given)]
-    return found + inversion(host, edited, request, budget, **given)
+    """All readings of this file: benign and targeted fine-tuning, then token inversion; see there.
+
+    Cost: less than that of the three, because each model is drawn as it is only once; `Budget.drawn`.
+    """
+    work = _work(host, edited, request, budget, judges, oracle, trace)
+    return [r for kind in RELEARNT for r in _relearnt(work, kind)] + _inverted(work)
 
 
 def relearning(
@@ -134,26 +88,7 @@ def relearning(
     """
     if kind not in RELEARNT:
         raise BadRequest(f"kind is {kind!r}; it must be benign or targeted.")
-    start, trace = time.perf_counter(), trace or Trace()
-    scene = _scene(host, request, budget)
-    used = judges_for(host) if judges is None else list(judges)
-    prompts = scene.teach[kind]
-    texts = [prompts[i % len(prompts)] for i in range(budget.pictures)]
-    learnt = _drawn(host, texts, 2 * _SEED + 1000 * budget.seed, budget)
-    bits: dict[str, list[Bits]] = {}
-    for who, model, patch in _models(host, edited, oracle):
-        points: list[Bits] = []
-
-        def look(model: Denoiser = model, points: list[Bits] = points) -> None:
-            points.append(_shown(model, scene, used, budget))
-
-        data = Captioned(prompts=texts, pictures=Drawn(row=torch.arange(len(texts)), x0=model.latents(learnt).float()))
-        with patch.applied(model):
-            _watched(model, request, data, budget, look, trace)
-        bits[who] = points
-    bits[UNTOUCHED] = [_shown(host, scene, used, budget)]
-    spent = _spent(budget, start, pictures=budget.pictures, of=kind)
-    return _readings(RELEARNT[kind], scene, used, bits, {"steps": list(budget.steps), "budget": spent})
+    return _relearnt(_work(host, edited, request, budget, judges, oracle, trace), kind)
 
 
 def inversion(
@@ -175,23 +110,7 @@ def inversion(
 
     Cost: for the edited model and the oracle, an attack a target and twice `shown` pictures.
     """
-    start, trace = time.perf_counter(), trace or Trace()
-    scene = _scene(host, request, budget)
-    used = judges_for(host) if judges is None else list(judges)
-    bits: dict[str, list[Bits]] = {}
-    for who, model, patch in _models(host, edited, oracle):
-        found: Bits = {}
-        for i, target in enumerate(request.target):
-            trace.tell(f"token inversion: {who}", i, len(request.target))
-            rng = torch.Generator().manual_seed(budget.seed)
-            words = _words(host, model, patch, target, budget, rng)
-            with patch.applied(model), inserted(model, words):
-                found |= _shown(model, replace(scene, ask={target.name: scene.ask[target.name]}), used, budget)
-        with patch.applied(model):
-            bits[who] = [_shown(model, scene, used, budget), found]
-    bits[UNTOUCHED] = [_shown(host, scene, used, budget)]
-    spent = _spent(budget, start, words=budget.words, steps=budget.attack_steps, batch=budget.attack_batch)
-    return _readings(INVERTED, scene, used, bits, {"steps": [0, budget.attack_steps], "budget": spent})
+    return _inverted(_work(host, edited, request, budget, judges, oracle, trace))
 
 
 def reading_of(name: str, concept: str, evaluator: Evaluator | None, detail: Mapping[str, Any]) -> Reading:
@@ -240,6 +159,89 @@ class _Scene:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What all readings of one call share. models: (who, model, what is applied to it). plain: who -> what is seen
+    in the model's pictures as it is, drawn once."""
+
+    host: Denoiser
+    request: Request
+    budget: Budget
+    judges: Sequence[Judge]
+    models: Sequence[tuple[str, Denoiser, Patch]]
+    trace: Trace
+    scene: _Scene
+    plain: dict[str, Bits] = field(default_factory=dict)
+
+    def as_it_is(self, who: str, model: Denoiser) -> Bits:
+        """Whoever asks first has the patch on the model."""
+        if who not in self.plain:
+            self.plain[who] = _shown(model, self.scene, self.judges, self.budget)
+        return self.plain[who]
+
+
+def _work(
+    host: Denoiser,
+    edited: Any,
+    request: Request,
+    budget: Budget,
+    judges: Sequence[Judge] | None,
+    oracle: Any,
+    trace: Trace | None,
+) -> _Work:
+    return _Work(
+        host=host,
+        request=request,
+        budget=budget,
+        judges=judges_for(host) if judges is None else list(judges),
+        models=_models(host, edited, oracle),
+        trace=trace or Trace(),
+        scene=_scene(host, request, budget),
+    )
+
+
+def _relearnt(work: _Work, kind: Kind) -> list[Reading]:
+    start, budget, scene = time.perf_counter(), work.budget, work.scene
+    prompts = scene.teach[kind]
+    texts = [prompts[i % len(prompts)] for i in range(budget.pictures)]
+    learnt = _drawn(work.host, texts, 2 * _SEED + 1000 * budget.seed, budget)
+    bits: dict[str, list[Bits]] = {}
+    for who, model, patch in work.models:
+        points: list[Bits] = []
+
+        def look(model: Denoiser = model, points: list[Bits] = points) -> None:
+            points.append(_shown(model, scene, work.judges, budget))
+
+        data = Captioned(prompts=texts, pictures=Drawn(row=torch.arange(len(texts)), x0=model.latents(learnt).float()))
+        with patch.applied(model):
+            if budget.steps[0] == 0:
+                points.append(work.as_it_is(who, model))
+            _watched(model, work, data, look)
+        bits[who] = points
+    bits[UNTOUCHED] = [work.as_it_is(UNTOUCHED, work.host)]
+    spent = _spent(budget, start, pictures=budget.pictures, of=kind)
+    return _readings(RELEARNT[kind], scene, work.judges, bits, {"steps": list(budget.steps), "budget": spent})
+
+
+def _inverted(work: _Work) -> list[Reading]:
+    start, budget, scene, targets = time.perf_counter(), work.budget, work.scene, work.request.target
+    bits: dict[str, list[Bits]] = {}
+    for who, model, patch in work.models:
+        found: Bits = {}
+        for i, target in enumerate(targets):
+            work.trace.tell(f"token inversion: {who}", i, len(targets))
+            rng = torch.Generator().manual_seed(budget.seed)
+            words = _words(work.host, model, patch, target, budget, rng)
+            only = replace(scene, ask={target.name: scene.ask[target.name]})
+            with patch.applied(model), inserted(model, words):
+                found |= _shown(model, only, work.judges, budget)
+        with patch.applied(model):
+            bits[who] = [work.as_it_is(who, model), found]
+    bits[UNTOUCHED] = [work.as_it_is(UNTOUCHED, work.host)]
+    spent = _spent(budget, start, words=budget.words, steps=budget.attack_steps, batch=budget.attack_batch)
+    return _readings(INVERTED, scene, work.judges, bits, {"steps": [0, budget.attack_steps], "budget": spent})
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Watched(Benign):
     """Fine-tuning that is looked at on its way and goes as it would unwatched."""
 
@@ -253,14 +255,13 @@ class _Watched(Benign):
         return super().loss(step)
 
 
-def _watched(
-    model: Denoiser, request: Request, data: Captioned, budget: Budget, look: Callable[[], None], trace: Trace
-) -> None:
-    """Fine-tunes the model as it stands and looks after each of the budget's steps; the model is unchanged."""
-    *way, last = budget.steps
+def _watched(model: Denoiser, work: _Work, data: Captioned, look: Callable[[], None]) -> None:
+    """Fine-tunes the model as it stands and looks after each of the budget's steps but 0; the model is unchanged."""
+    budget = work.budget
+    *way, last = (step for step in budget.steps if step)
     how = {"batch": budget.batch, "lr": budget.lr, "rank": budget.rank, "train": budget.train}
     tuning = _Watched(steps=last, at=tuple(way), look=look, **how)
-    tuned = tuning(model, request, data=data, seed=budget.seed, trace=Trace(progress=trace.progress))
+    tuned = tuning(model, work.request, data=data, seed=budget.seed, trace=Trace(progress=work.trace.progress))
     with tuned.applied(model):
         look()
 

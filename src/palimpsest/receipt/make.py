@@ -12,11 +12,11 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Reading
 from palimpsest.core.trace import Trace
 from palimpsest.probes import plan as planning
+from palimpsest.probes.attempt import Budget
 from palimpsest.probes.evaluators import Judge, judges_for
 from palimpsest.probes.evidence import Evidence, collect
 from palimpsest.probes.gallery import FOLDER, Gallery, key
 from palimpsest.probes.plan import Plan
-from palimpsest.probes.resurfacing import Budget
 from palimpsest.probes.resurfacing import resurfacing as bring_back
 from palimpsest.probes.stopping import collect_until_clear
 from palimpsest.probes.suite import readings as read
