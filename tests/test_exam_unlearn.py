@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
-from palimpsest.exam import unlearn_material
+from palimpsest.exam import unlearn_material, unlearn_poison, unlearn_values
 from palimpsest.exam.unlearn import CASES, ELSEWHERE, SEEDS, forecast_unlearn, missing, run_unlearn
 from palimpsest.exam.unlearn_budgets import budget, candidates
 from palimpsest.exam.unlearn_claims import RULES, judge
 from palimpsest.exam.unlearn_outcomes import Outcome, front, outcome, verdict
 from palimpsest.exam.unlearn_table import section
+from palimpsest.ops.statistics import Interval
 from palimpsest.tiny import classifiers
 
 CLASS = CASES[0]
@@ -121,7 +123,9 @@ def test_the_section_shows_what_was_measured_and_names_the_cheapest(tmp_path: Pa
 def test_everything_is_due_where_nothing_was_done(tmp_path: Path) -> None:
     lines = forecast_unlearn("unlearn/finetune", tmp_path)
     there = [c for c in CASES if not missing(c)]
-    assert sum(line.startswith("unlearn/finetune") for line in lines) == len(there) * len(SEEDS)
+    assert sum(line.startswith("unlearn/finetune") for line in lines) == len(there) * len(SEEDS) + 1
+    assert "unlearn/finetune: faces, values" in lines
+    assert "unlearn/ssd: digits, poison" in forecast_unlearn("unlearn/ssd", tmp_path)
     assert sum(line.startswith("left out: ") for line in lines) == len(CASES) - len(there)
 
 
@@ -134,14 +138,14 @@ def test_a_case_without_an_oracle_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_run_is_kept_and_its_model_stands_beside_its_oracles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path / "cache"))
-    (path,) = run_unlearn("unlearn/ssd", tmp_path, tasks=("digits",))
+    (path,) = run_unlearn("unlearn/random_label", tmp_path, tasks=("digits",))
     cases = json.loads(path.read_text())["cases"]
     assert [(c["case"]["kind"], c["seed"]) for c in cases] == [(k, s) for k in ("class", "samples") for s in SEEDS]
     assert cases[0]["oracles"] == [0, 1, 2]
-    assert cases[0]["cost"]["passes"] > 1
+    assert cases[0]["cost"]["passes"] > 0.1
     assert next(n for n in cases[0]["numbers"] if n["name"] == "accuracy")["retrained"] == [0.0, 0.0, 0.0]
     before = path.stat().st_mtime_ns
-    run_unlearn("unlearn/ssd", tmp_path, tasks=("digits",))
+    run_unlearn("unlearn/random_label", tmp_path, tasks=("digits",))
     assert path.stat().st_mtime_ns == before
 
 
@@ -155,6 +159,49 @@ def test_oracles_answer_on_the_rows_that_are_asked() -> None:
         right = told.logits["test"].argmax(1) == at.parts.test.labels
         assert float(right[kept].float().mean()) > 0.93
         assert not bool(right[~kept].any())
+
+
+def test_a_regressor_forgets_where_its_errors_are_those_of_retraining() -> None:
+    never = {"forgotten": 0.5, "held out": 0.4, "attack": 0.5}
+
+    def said(**more: float) -> str:
+        return unlearn_values.verdict({k: Interval(v, v, v) for k, v in {**never, **more}.items()}, never)
+
+    assert said() == "holds"
+    assert said(forgotten=0.3) == "holds in part"
+    assert said(forgotten=0.3, attack=0.6) == "does not hold here"
+    assert said(**{"held out": 0.45}) == "does not hold here"
+
+
+def test_what_is_poisoned_bears_the_square_and_only_a_part_is_known() -> None:
+    images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    marked = unlearn_poison.squared(images, corner=False)
+    assert int((marked[0, 0] == 255).sum()) == unlearn_poison.SIDE**2
+    assert not bool((marked & unlearn_poison.squared(images, corner=True)).any())
+
+    def rows(ssd: float, part: float = 90.0, accuracy: float = 95.0) -> list[dict[str, Any]]:
+        return [
+            {"model": "unlearn/ssd", "works": ssd, "accuracy": accuracy},
+            {"model": "retrained without the known part", "works": part, "accuracy": 96.0},
+            {"model": "never poisoned", "works": 1.0, "accuracy": 96.0},
+        ]
+
+    assert unlearn_poison.verdict(rows(10.0), "unlearn/ssd") == "holds"
+    assert unlearn_poison.verdict(rows(40.0), "unlearn/ssd") == "holds in part"
+    assert unlearn_poison.verdict(rows(10.0, part=15.0), "unlearn/ssd") == "holds in part"
+    assert unlearn_poison.verdict(rows(10.0, accuracy=80.0), "unlearn/ssd") == "does not hold here"
+
+
+def test_sections_of_values_and_poison_are_shown(tmp_path: Path) -> None:
+    known = {"forgotten": 0.5, "retained": 0.3, "held out": 0.4, "distance": 0.1, "attack": 0.5}
+    values = {"untouched": known, "oracles": [known], "runs": [{"of_retraining": 0.2, **known}] * 3}
+    rows = [{"model": "untouched", "works": 99.0, "accuracy": 95.0}]
+    (tmp_path / "unlearn").mkdir()
+    (tmp_path / "unlearn" / "blindspot.json").write_text(json.dumps({"cases": [], "values": values}))
+    (tmp_path / "unlearn" / "ssd.json").write_text(json.dumps({"cases": [], "poison": {"rows": rows}}))
+    assert "`unlearn/blindspot` | Regressors forget" in unlearn_values.section(tmp_path)
+    assert "| 0.200 | **holds** |" in unlearn_values.section(tmp_path)
+    assert "| *untouched* | 99.0 | 95.0 | | |" in unlearn_poison.section(tmp_path)
 
 
 def test_budgets_fit_their_systems() -> None:

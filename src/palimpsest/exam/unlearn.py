@@ -41,10 +41,11 @@ CASES = (
     UnlearnCase(task="cifar", request=1, kind="samples"),
 )
 
+ORACLE = "unlearn/retrain"
 ELSEWHERE = {
-    "unlearn/retrain": "the oracles are its results: the same recipe without what is forgotten",
-    "unlearn/blindspot": "is for regressors: see the drawn faces' light below",
-    "unlearn/gaussian_amnesiac": "is for regressors: see the drawn faces' light below",
+    ORACLE: "the oracles are its results: the same recipe without what is forgotten",
+    "unlearn/blindspot": "is for regressors: see the age-like number of drawn faces below",
+    "unlearn/gaussian_amnesiac": "is for regressors: see the age-like number of drawn faces below",
 }
 """Systems that the cases above do not fit, and why."""
 
@@ -65,21 +66,34 @@ def run_unlearn(
 
     Cost: seconds to a minute for each system, case and seed.
     """
-    systems = _systems(what)
-    cases = [c for c in CASES if c.task in (tasks or {c.task for c in CASES}) and not missing(c)]
+    from palimpsest.exam import unlearn_poison, unlearn_values
+
+    systems, wanted = _systems(what), tasks or {c.task for c in CASES}
+    cases = [c for c in CASES if c.task in wanted and not missing(c)]
     total, done = len(systems) * len(cases), 0
+    if "faces" in wanted and (due := unlearn_values.due(results, _all(what), again)):
+        unlearn_values.run(results, due)
+    if "digits" in wanted and unlearn_poison.OWNER in systems and unlearn_poison.due(results, again):
+        unlearn_poison.run(results)
     for case in cases:
         for system in systems:
             _examine(system, case, results / f"{system}.json", again)
             done += 1
             if progress is not None:
                 progress(f"exam of {what}", done, total)
-    return [path for system in systems if (path := results / f"{system}.json").is_file()]
+    return [path for system in _all(what) if (path := results / f"{system}.json").is_file()]
 
 
 def forecast_unlearn(what: str, results: Path, *, again: bool = False) -> list[str]:
     """What `run_unlearn` would do: one line for each run that is due, and for each case that has no oracle."""
-    lines = []
+    from palimpsest.exam import unlearn_poison, unlearn_values
+
+    lines = [f"{system}: faces, values" for system in unlearn_values.due(results, _all(what), again)]
+    lines += [
+        f"{o}: digits, poison"
+        for o in (unlearn_poison.OWNER,)
+        if o in _all(what) and unlearn_poison.due(results, again)
+    ]
     for system in _systems(what):
         kept = _kept(results / f"{system}.json")
         due = [(c, s) for c in CASES for s in SEEDS if not missing(c) and (again or _key(system, c, s) not in kept)]
@@ -104,15 +118,23 @@ def number(record: Mapping[str, Any], name: str, concept: str = "", field: str =
     return next((n[field] for n in found), None)
 
 
-def _systems(what: str) -> list[str]:
-    if what != "unlearn" and catalog.find(what).id in ELSEWHERE:
-        raise BadRequest(f"{what} {ELSEWHERE[catalog.find(what).id]}.")
-    family = [i for i in catalog.entries() if i.startswith("unlearn/") and i not in ELSEWHERE]
+def _all(what: str) -> list[str]:
+    """The systems that are asked for."""
+    if what != "unlearn" and catalog.find(what).id == ORACLE:
+        raise BadRequest(f"{what} is not examined: {ELSEWHERE[ORACLE]}.")
+    family = [i for i in catalog.entries() if i.startswith("unlearn/")]
     return family if what == "unlearn" else [catalog.find(what).id]
 
 
+def _systems(what: str) -> list[str]:
+    """Those of them that the cases fit."""
+    return [system for system in _all(what) if system not in ELSEWHERE]
+
+
 def _kept(path: Path) -> dict[str, Any]:
-    return {c["key"]: c for c in json.loads(path.read_text(encoding="utf-8"))["cases"]} if path.is_file() else {}
+    return (
+        {c["key"]: c for c in json.loads(path.read_text(encoding="utf-8")).get("cases", ())} if path.is_file() else {}
+    )
 
 
 def _examine(system: str, case: UnlearnCase, path: Path, again: bool) -> None:
@@ -130,8 +152,8 @@ def _examine(system: str, case: UnlearnCase, path: Path, again: bool) -> None:
         worked = True
     if worked:
         present = [kept[k] for c in CASES for s in SEEDS if (k := _key(system, c, s)) in kept]
-        text = json.dumps({"system": system, "cases": present}, indent=1, sort_keys=True)
-        write_text(path, text + "\n")
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        write_text(path, json.dumps(stored | {"system": system, "cases": present}, indent=1, sort_keys=True) + "\n")
 
 
 def _edit_key(system: str, case: UnlearnCase, seed: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.core import catalog
+from palimpsest.exam import unlearn_poison, unlearn_values
 from palimpsest.exam.summary import read
 from palimpsest.exam.unlearn import CASES, ELSEWHERE, SEEDS, UnlearnCase, missing, number
 from palimpsest.exam.unlearn_claims import judge
@@ -65,6 +66,7 @@ def section(results: Path) -> str:
             parts.append(_case(case, outcomes[case], found))
         else:
             parts.append(f"### {case.task}, {case.kind}\n\nNot measured: {missing(case) or 'no results yet'}.\n")
+    parts += [part for part in (unlearn_poison.section(results), unlearn_values.section(results)) if part]
     return "\n".join(parts)
 
 
