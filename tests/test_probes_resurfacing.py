@@ -158,22 +158,22 @@ def test_benign_pictures_are_of_other_things_and_targeted_ones_are_not(monkeypat
     assert len(benign.pictures) == SMALL.pictures
 
 
-@pytest.mark.parametrize("steps", [(1,), (0, 1, 2)])
-@pytest.mark.parametrize("oracle", [False, True])
+@pytest.mark.parametrize(("steps", "oracle"), [((1,), False), ((0, 1, 2), True)])
 def test_all_of_it_in_one_call_draws_what_the_budget_says(
     steps: tuple[int, ...], oracle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host, never, seen, budget = host_of("sd"), host_of("sd"), judge(), replace(SMALL, steps=steps, shown=2)
-    drawn: list[int] = []
-    for model in (host, never):
-        sample = model.sample
-        counted = lambda prompts, seeds, _s=sample, **how: drawn.append(len(prompts)) or _s(prompts, seeds, **how)  # noqa: E731
-        monkeypatch.setattr(model, "sample", counted)
-    found = resurfacing(host, empty(), STAR, budget, judges=[seen], oracle=never if oracle else None)
+    host, budget, drawn = host_of("sd"), replace(SMALL, steps=steps, shown=2), []
+    seen, sample = judge(), host.sample
+
+    def counted(prompts: list[str], seeds: list[int], **how: Any) -> Tensor:
+        drawn.append(len(prompts))
+        return sample(prompts, seeds, **how)
+
+    monkeypatch.setattr(host, "sample", counted)
+    found = resurfacing(host, empty(), STAR, budget, judges=[seen], oracle=host if oracle else None)
     assert [r.name for r in found] == list(NAMES)
     assert sum(drawn) == budget.drawn(oracle=oracle)
-    starts = {r.detail["shown"][EDITED][0] for r in found if r.detail["steps"][0] == 0}
-    assert len(starts) == 1
+    assert len({r.detail["shown"][EDITED][0] for r in found if r.detail["steps"][0] == 0}) == 1
 
 
 def test_a_budget_is_told_and_checked() -> None:
