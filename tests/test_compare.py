@@ -150,3 +150,10 @@ def test_the_exams_results_make_the_same_page(tmp_path: Path, capsys: pytest.Cap
     assert 0 <= uce["target"]["low"] <= uce["target"]["value"] <= uce["target"]["high"] <= 100
     with pytest.raises(BadRequest, match="no results"):
         plots.write(tmp_path / "nowhere", tmp_path)
+
+
+def test_the_page_of_plots_is_that_of_the_results(tmp_path: Path) -> None:
+    for made in plots.write(ROOT / "exam" / "results", tmp_path):
+        kept = ROOT / "docs" / "plots" / made.name
+        assert kept.read_text(encoding="utf-8") == made.read_text(encoding="utf-8"), "run `palimpsest exam table`"
+        assert kept.stat().st_size < 300_000

@@ -22,10 +22,10 @@ class Exam:
     dry_run: bool = False
     """Print which runs are due, then stop."""
     docs: Path | None = Path("docs/systems.md")
-    """The table generated from the results."""
+    """The table generated from the results; the page of plots goes into the folder plots beside it."""
 
     def run(self, rest: list[str], command: str) -> int:
-        from palimpsest.exam import studies, table, unlearn, work
+        from palimpsest.exam import plots, studies, table, unlearn, work
         from palimpsest.progress import bars
 
         family, _, name = self.what.partition("/")
@@ -44,4 +44,6 @@ class Exam:
         if self.docs is not None:
             table.write(self.results, self.docs)
             print(self.docs)
+            if any((self.results / "erase").glob("*.json")):
+                print(plots.write(self.results, self.docs.parent / "plots")[0])
         return 0
