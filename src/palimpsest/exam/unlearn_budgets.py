@@ -35,18 +35,18 @@ LOOKS: dict[str, tuple[str, ...]] = {
 RATES: dict[str, tuple[float, ...]] = {
     "unlearn/boundary_expanding": (1e-5, 1e-4, 1e-3),
     "unlearn/boundary_shrink": (1e-5, 1e-4, 1e-3),
-    "unlearn/concept_inference": (1e-3, 3e-3),
+    "unlearn/concept_inference": (3e-4, 1e-3, 3e-3),
     "unlearn/datamodel_matching": (3e-4, 1e-3),
     "unlearn/duck": (2e-4, 1e-3),
-    "unlearn/finetune": (3e-3, 1e-2, 3e-2),
+    "unlearn/finetune": (1e-3, 3e-3, 1e-2),
     "unlearn/flat": (2e-5, 1e-4, 5e-4),
     "unlearn/gradient_ascent": (2e-4, 7e-4, 3e-3),
     "unlearn/gradient_collision": (5e-4, 2e-3),
-    "unlearn/l1_sparse": (3e-3, 1e-2, 3e-2),
+    "unlearn/l1_sparse": (1e-3, 3e-3, 1e-2),
     "unlearn/laf": (3e-5, 1e-4),
     "unlearn/neg_grad_plus": (7e-4, 2e-3),
-    "unlearn/random_label": (1e-3, 3e-3),
-    "unlearn/salun": (1e-3, 3e-3),
+    "unlearn/random_label": (3e-4, 1e-3, 3e-3),
+    "unlearn/salun": (3e-4, 1e-3, 3e-3),
     "unlearn/scar": (1e-4, 5e-4),
 }
 """Rates that are tried, by system."""
@@ -66,7 +66,7 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {
     "unlearn/prune_first": tuple(
         {"sparsity": sparsity, "settings": settings}
         for sparsity in (0.3, 0.6, 0.9)
-        for settings in ("steps=50 lr=0.003", "steps=50 lr=0.01", "steps=50 lr=0.03")
+        for settings in ("steps=50 lr=0.001", "steps=50 lr=0.003", "steps=50 lr=0.01")
     ),
     "unlearn/s3t": ({"slices": 8, "fresh": False}, {"slices": 8, "fresh": True, "epochs": 10}),
     "unlearn/ssd": ({}, *({"select": s} for s in (5.0, 10.0, 20.0, 40.0, 80.0))),
