@@ -13,7 +13,9 @@ from palimpsest.core.errors import BadRequest, WrongBase
 from palimpsest.core.fingerprint import hook_count
 from palimpsest.core.trace import Trace
 from palimpsest.probes.evidence import collect
+from palimpsest.probes.neighbours import DRAWN, Eye, neighbours
 from palimpsest.probes.plan import Plan, plan
+from palimpsest.worlds.concepts import concept, siblings
 from palimpsest.worlds.glyphs import GLYPHS
 
 
@@ -68,8 +70,45 @@ def test_models_without_a_world_get_templates_and_the_kept_concepts() -> None:
     asked = Request(target=(Concept(name="Van Gogh", kind="style"),), keep=(Concept(name="Monet", kind="style"),))
     made = plan(Scribe(), asked, prompts_per_concept=3, seeds=1)
     assert all(p.endswith("Van Gogh") for p in made.groups[0].prompts)
-    assert [g.name for g in made.groups if g.role == "neighbour"] == ["Monet"]
+    near = [g for g in made.groups if g.role == "neighbour"]
+    assert "Monet" in [g.name for g in near]
+    assert len(near) >= 4
+    assert all(g.concept is not None and g.concept.kind == "style" for g in near)
     assert [g.role for g in made.groups].count("unrelated") == 4
+
+
+def test_pictures_choose_among_the_nearest_by_text() -> None:
+    host, star = Scribe(), concept(GLYPHS, "star")
+    subjects = [concept(GLYPHS, w) for w in siblings(GLYPHS, "star")]
+    by_text = neighbours(host, star, subjects, DRAWN)
+    twin, farther = by_text[-1].concept.name, {c.name for c in subjects} - {n.concept.name for n in by_text}
+    index = {w: i for i, w in enumerate(GLYPHS.vocabulary["subject"])}
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        """The last candidate by text looks like a star, and so does what text does not propose."""
+        which = (images[:, 0, 0, 0] * 255).round().long()
+        for name in (twin, *farther):
+            which[which == index[name]] = index["star"]
+        return torch.nn.functional.one_hot(which, len(index)).float()
+
+    found = neighbours(host, star, subjects, 3, eye := Eye(host, embed, pictures=2))
+    assert found[0].concept.name == twin
+    assert not farther & {n.concept.name for n in found}
+    assert (found[0].place, found[0].drawn, found[0].rank) == (1, DRAWN, DRAWN)
+    assert found[0].seen == pytest.approx(1.0)
+    assert f"pictures (cosine 1.00, rank 1 of {DRAWN} drawn)" in found[0].reason(kept=False)
+    assert f"rank {DRAWN} of {len(subjects)}, kept by" in found[0].reason(kept=True)
+    assert host.drawn == 2 * (DRAWN + 1)
+    made = plan(host, Request(target=(star,)), world=GLYPHS, prompts_per_concept=2, seeds=1, neighbours=3, eye=eye)
+    assert [g.name for g in made.groups if g.role == "neighbour"] == [n.concept.name for n in found]
+    assert host.drawn == 2 * (DRAWN + 1), "every concept is drawn once"
+
+
+def test_an_eye_without_features_leaves_the_order_of_the_text() -> None:
+    host, star = Scribe(), concept(GLYPHS, "star")
+    subjects = [concept(GLYPHS, w) for w in siblings(GLYPHS, "star")]
+    blind = Eye(host, lambda images: images.new_zeros(len(images), 0))
+    assert neighbours(host, star, subjects, 4, blind) == neighbours(host, star, subjects, DRAWN)[:4]
 
 
 @pytest.mark.parametrize("choice", [{"prompts": 0}, {"seeds": 0}])

@@ -57,13 +57,14 @@ class Audit(Loading, Looking):
         host = run.load(self.before, device=self.device, dtype=self.dtype)
         request = run.request(host, self.concept, keep=self.keep, kind=self.kind)
         budget = Budget(sample_steps=self.sample_steps, guidance=self.guidance) if self.resurfacing else None
-        print(run.forecast(host, request, look=look(self), oracle=bool(self.oracle), resurfacing=budget))
+        planned = run.plan(host, request, look(self))
+        print(run.forecast(host, request, planned=planned, oracle=bool(self.oracle), resurfacing=budget))
         if self.plan:
             return 0
         with bars() as progress:
             receipt = run.audit(
-                host, self.after, request, out=self.out, look=look(self), command=command, progress=progress,
-                resume=self.resume, resurfacing=budget,
+                host, self.after, request, out=self.out, look=look(self), planned=planned, command=command,
+                progress=progress, resume=self.resume, resurfacing=budget,
                 oracle=run.load(self.oracle, device=self.device, dtype=self.dtype) if self.oracle else None,
             )  # fmt: skip
         say(receipt)

@@ -15,8 +15,10 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Denoiser
 from palimpsest.ops import statistics
-from palimpsest.ops.neighbours import nearest
+from palimpsest.ops.neighbours import everyday
 from palimpsest.ops.prompts import asking
+from palimpsest.probes.neighbours import Eye, Near
+from palimpsest.probes.neighbours import neighbours as neighbours_of
 from palimpsest.worlds import concepts as world_words
 from palimpsest.worlds.concepts import World
 
@@ -192,27 +194,30 @@ def plan(
     guidance: float | None = None,
     size: int | None = None,
     first_seed: int = 0,
+    eye: Eye | None = None,
 ) -> Plan:
     """Chooses concepts and prompts for an audit of a request.
 
     Targets get all prompts, other concepts two fifths of them, and the empty prompt as many pictures as half a
-    neighbour. Neighbours are those of the model's own text embeddings, whether the request keeps them or not (a method
-    that was told to keep its test set proves little); half as many further kept concepts are added.
+    neighbour. Neighbours are those of the model's own text embeddings and, with an eye, of its pictures, whether the
+    request keeps them or not (a method that was told to keep its test set proves little); half as many further kept
+    concepts are added.
 
     Args:
-        host: its text encoder finds the neighbours; nothing is drawn.
+        host: its text encoder finds the neighbours; nothing is drawn but by the eye.
         world: the drawn world that the model knows, else templates ask for each concept.
         prompts_per_concept: for each target.
         seeds: pictures a prompt.
         neighbours, unrelated: how many concepts.
         steps, guidance, size: of sampling; None is the model's own default.
+        eye: looks at pictures of the candidates; None: text alone decides.
 
     Raises:
         BadRequest: nothing to draw, or a world does not have enough contexts.
     """
     if prompts_per_concept < 1 or seeds < 1:
         raise BadRequest(f"{prompts_per_concept} prompts and {seeds} seeds draw nothing; give at least 1 of each.")
-    near = _neighbours(host, request, world, neighbours)
+    near = _neighbours(host, request, world, neighbours, eye)
     far = _unrelated(request, world, unrelated, {c.name.casefold() for c, _ in near})
     avoid = frozenset(c.name for c in request.target)
     found: list[tuple[Role, Concept, str, int]] = [
@@ -237,29 +242,30 @@ def plan(
     )
 
 
-def _neighbours(host: Denoiser, request: Request, world: World | None, k: int) -> list[tuple[Concept, str]]:
+def _neighbours(
+    host: Denoiser, request: Request, world: World | None, k: int, eye: Eye | None
+) -> list[tuple[Concept, str]]:
     """Concepts near the targets, nearest first, each with its reason; then those that the request keeps."""
     taken = {c.name.casefold() for c in request.target}
     kept = {c.name.casefold() for c in request.keep}
-    ranked: dict[str, tuple[Concept, str, float]] = {}
+    ranked: dict[str, Near] = {}
     for target in request.target:
-        candidates = _candidates(request, world, target)
-        others = [c for c in candidates if c.name.casefold() not in taken]
-        for rank, (c, cosine) in enumerate(nearest(host, target, others, k), start=1):
-            also = ", kept by the request" if c.name.casefold() in kept else ""
-            where = f"cosine {cosine:.2f}, rank {rank} of {len(others)}"
-            why = f"close to {target.name} in the model's text embeddings ({where}{also})"
-            if c.name not in ranked or ranked[c.name][2] < cosine:
-                ranked[c.name] = (c, why, cosine)
-    chosen = sorted(ranked.values(), key=lambda entry: -entry[2])[:k]
-    found = [(c, why) for c, why, _ in chosen]
+        others = [c for c in _candidates(request, world, target) if c.name.casefold() not in taken]
+        for near in neighbours_of(host, target, others, k, eye):
+            name = near.concept.name
+            if name not in ranked or ranked[name].closeness < near.closeness:
+                ranked[name] = near
+    chosen = sorted(ranked.values(), key=lambda near: -near.closeness)[:k]
+    found = [(n.concept, n.reason(kept=n.concept.name.casefold() in kept)) for n in chosen]
     names = {c.name.casefold() for c, _ in found}
     return found + [(c, "kept by the request") for c in request.keep if c.name.casefold() not in names][: (k + 1) // 2]
 
 
 def _candidates(request: Request, world: World | None, target: Concept) -> list[Concept]:
+    """A world's words of the target's kind; for other models what the request keeps, and everyday words of the kind."""
     if world is None:
-        return list(request.keep)
+        named = {c.name.casefold(): c for c in (*everyday(target), *request.keep)}
+        return list(named.values())
     if world_words.key_of(world, target.name) is None:
         return []
     return [world_words.concept(world, w) for w in world_words.siblings(world, target.name)]

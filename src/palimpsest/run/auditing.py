@@ -12,6 +12,7 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
 from palimpsest.hosts.detect import load
 from palimpsest.probes.attempt import Budget
+from palimpsest.probes.plan import Plan
 from palimpsest.receipt.make import PATCH_FILE, Receipt
 from palimpsest.receipt.make import audit as measure
 from palimpsest.run.looking import Look, judges, plan
@@ -25,6 +26,7 @@ def audit(
     *,
     out: str | Path | None = None,
     look: Look | None = None,
+    planned: Plan | None = None,
     oracle: Any = None,
     resume: bool = False,
     resurfacing: Budget | None = None,
@@ -37,15 +39,17 @@ def audit(
         before: the untouched model.
         after: a Patch, the path of one, or the edited model or its path.
         target: what the edit was about.
+        planned: by `plan`, where that was done already; then `look` only names judges and when to stop.
         resume: take the pictures that an interrupted audit left in `out`. resurfacing: with what to bring it back.
     """
     asked = target if isinstance(target, Request) else request(before, target)
+    drawn = planned or plan(before, asked, look)
     return measure(
         before,
         edited(before, after) if isinstance(after, (str, Path)) else after,
         asked,
-        plan=plan(before, asked, look),
-        judges=judges(before, asked, look),
+        plan=drawn,
+        judges=judges(before, drawn, look),
         oracle=oracle,
         out=out,
         command=command,

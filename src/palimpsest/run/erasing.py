@@ -67,7 +67,7 @@ def erase(
         patch,
         asked,
         plan=drawn,
-        judges=judges(host, asked, look),
+        judges=judges(host, drawn, look),
         oracle=oracle,
         out=out,
         command=command,

@@ -14,6 +14,7 @@ from palimpsest.probes.attempt import Budget
 from palimpsest.probes.evaluators import judge, judges_for
 from palimpsest.probes.forecast import lines as foresee
 from palimpsest.probes.forecast import needed, time_host
+from palimpsest.probes.neighbours import PICTURES, Eye
 from palimpsest.run.requests import request
 from palimpsest.worlds import concepts as words
 
@@ -42,8 +43,13 @@ class Look:
 
 
 def plan(host: Any, asked: Request, look: Look | None = None) -> planning.Plan:
-    """The pictures that an audit of a request draws; `forecast` says what they can show and how long they take."""
+    """The pictures that an audit of a request draws; `forecast` says what they can show and how long they take.
+
+    Cost: some short pictures of the nearest concepts by text, whose likeness chooses the neighbours (`probes.
+    neighbours`): about a thirtieth of what a default audit draws.
+    """
     look = look or Look()
+    eye = _eye(host, asked, look)
 
     def with_seeds(seeds: int) -> planning.Plan:
         return planning.plan(
@@ -54,6 +60,7 @@ def plan(host: Any, asked: Request, look: Look | None = None) -> planning.Plan:
             seeds=seeds,
             steps=look.steps,
             guidance=look.guidance,
+            eye=eye,
         )
 
     found = with_seeds(look.seeds)
@@ -67,20 +74,34 @@ def plan(host: Any, asked: Request, look: Look | None = None) -> planning.Plan:
     return with_seeds(max(look.seeds, math.ceil(pictures / min(len(g.prompts) for g in others))))
 
 
+def _eye(host: Any, asked: Request, look: Look) -> Eye:
+    """Looks with the first judge; without any, with what the model's own autoencoder keeps of a picture."""
+    own = judges_for(host) or [judge(source, asked.target) for source in look.judges[:1]]
+    few = max(1, min(PICTURES, look.prompts * look.seeds // 10))  # a quick look stays quick
+    embed = own[0].features if own else host.latents
+    return Eye(host, embed, pictures=few, steps=look.steps, guidance=look.guidance)
+
+
 def forecast(
     host: Any,
     target: str | Sequence[str | Concept] | Request,
     *,
     look: Look | None = None,
+    planned: planning.Plan | None = None,
     oracle: bool = False,
     resurfacing: Budget | None = None,
 ) -> str:
-    """What an audit would draw, what it could show and how long it would take, in plain words; draws a few to time."""
-    chosen = plan(host, target if isinstance(target, Request) else request(host, target), look)
+    """What an audit would draw, what it could show and how long it would take, in plain words; draws a few to time.
+
+    Args:
+        planned: by `plan`, where that was done already.
+    """
+    chosen = planned or plan(host, target if isinstance(target, Request) else request(host, target), look)
     return "\n".join(foresee(chosen, time_host(host, chosen), oracle=oracle, resurfacing=resurfacing))
 
 
-def judges(host: Any, asked: Request, look: Look | None) -> list[Any]:
-    """Who reads the pictures: the drawn world's oracle where there is one, and those that the look names."""
-    told = (*asked.target, *asked.keep)
+def judges(host: Any, chosen: planning.Plan, look: Look | None) -> list[Any]:
+    """Who reads the pictures: the drawn world's oracle where there is one, and those that the look names, told of
+    every concept that is drawn."""
+    told = [g.concept for g in chosen.groups if g.concept is not None]
     return [*judges_for(host), *(judge(source, told) for source in (look or Look()).judges)]
