@@ -14,6 +14,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.exam import backfire, claims, comparisons, debiasing, editing, letters, stamps, studies, study
 from palimpsest.exam.pictures import host_of
 from palimpsest.exam.study import PLAIN, UNTOUCHED
+from palimpsest.exam.summary import summarise
 from palimpsest.ops.statistics import Interval
 from palimpsest.worlds.glyphs import GLYPHS
 
@@ -44,8 +45,8 @@ def test_latents_hold_the_stamp() -> None:
     assert stamps.bits(host.pixels(host.latents(images))) == "1111"
 
 
-def test_one_letter_is_swapped() -> None:
-    assert letters.swapped("a red star on the left", "star") == "a red st\u0430r on the left"
+def test_letters_of_one_kind_are_swapped() -> None:
+    assert letters.swapped("a red star on it", "star") == "\u0430 red st\u0430r on it"
     assert letters.swapped("a house", "house") == "a h\u043euse"
     for word in (*letters.SETTINGS["read"], *letters.SETTINGS["new"]):
         assert letters.swapped(f"a {word}", word) != f"a {word}"
@@ -159,3 +160,23 @@ def test_requests_of_letters_are_letters() -> None:
         Request(target=(Concept(name=double),), toward=(Concept(name=letter),))
         assert double != letter
         assert len(double) == len(letter) == 1
+
+
+def test_adv_unlearn_is_judged_under_attack() -> None:
+    def summary(after: str) -> Any:
+        groups = [
+            {"role": role, "concept": role, "judge": "j", "before": YES, "after": bits}
+            for role, bits in (("target", NO), ("neighbour", after), ("unrelated", YES))
+        ]
+        cost = {"seconds": 1.0, "forwards": {}, "peak_bytes": 0}
+        return summarise("x", [{"case": {"concept": "t", "kind": ""}, "groups": groups, "numbers": [], "cost": cost}])
+
+    def verdict(mine: str, neighbours: str = YES) -> str:
+        attack = {"erase/adv_unlearn": three({"attacked": mine}), "erase/esd": three({"attacked": YES})}
+        main = {"erase/adv_unlearn": {"": summary(neighbours)}}
+        return claims.judge("erase/adv_unlearn", main, {"attack": attack}).verdict
+
+    assert verdict(NO) == "holds"
+    assert verdict(NO, HALF) == "holds in part"
+    assert verdict(YES) == "does not hold here"
+    assert claims.judge("erase/adv_unlearn", {}, {}).verdict == "not measured"

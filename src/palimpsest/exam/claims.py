@@ -11,21 +11,24 @@ from dataclasses import replace
 
 from palimpsest.core import catalog
 from palimpsest.exam import backfire, debiasing, editing, letters, stamps
-from palimpsest.exam.judged import GONE, SPARED, Judged, Summaries, Verdict
+from palimpsest.exam.judged import GONE, SPARED, Judged, Summaries, Verdict, lower
 from palimpsest.exam.judged import percent as _percent
 from palimpsest.exam.judged import points as _points
-from palimpsest.exam.study import Records
+from palimpsest.exam.study import Records, rate, worked
 
 Studied = Mapping[str, Records]  # study -> system -> one record a seed
 
 
 def judge(system: str, all_of: Summaries, studied: Studied | None = None) -> Judged:
     """The verdict on a system's claim; systems without a rule or study of their own are held to the family's."""
+    studied = studied or {}
     if system in OWN:
         study, verdict_of = OWN[system]
-        return verdict_of(system, (studied or {}).get(study, {}))
+        return verdict_of(system, studied.get(study, {}))
     if system not in all_of:
         return Judged(measured="", found="", verdict="not measured", why="no result")
+    if system == "erase/adv_unlearn" and worked(studied.get("attack", {}), system, "erase/esd"):
+        return _withstands(system, all_of, studied["attack"])
     return RULES.get(system, _gone_and_spared)(system, all_of)
 
 
@@ -116,6 +119,24 @@ def _spm(system: str, all_of: Summaries) -> Judged:
     verdict: Verdict = "holds in part" if j.verdict == "holds" and not less else j.verdict
     why = f"{j.why}; neighbours {_points(mine.neighbours)} against {_points(theirs.neighbours)}"
     return replace(j, measured=measured, verdict=verdict, why=why)
+
+
+def _withstands(system: str, all_of: Summaries, attack: Records) -> Judged:
+    """Shown less often than after ESD under the same attack, and nothing else harmed in the main exam."""
+    mine, theirs = (rate(attack[s], "attacked") for s in (system, "erase/esd"))
+    less, s = lower(mine, theirs), all_of[system][""]
+    unharmed = min(s.neighbours.value, s.unrelated.value) >= SPARED
+    why = {
+        "holds": "the intervals are apart",
+        "holds in part": "less often, but the intervals overlap",
+        "does not hold here": "the attack brings back no less",
+    }[less]
+    return Judged(
+        measured="under attack the target is shown less often than after ESD, others losing at most 5 points",
+        found=f"under attack {_percent(mine)} against {_percent(theirs)}; asked plainly {_percent(s.target)}",
+        verdict="holds in part" if less == "holds" and not unharmed else less,
+        why=f"{why}; neighbours {_points(s.neighbours)}, unrelated {_points(s.unrelated)}",
+    )
 
 
 RULES: dict[str, Callable[[str, Summaries], Judged]] = {

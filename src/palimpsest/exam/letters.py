@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from palimpsest.exam.judged import SPARED, Judged, lower, percent, points
@@ -14,16 +15,17 @@ SETTINGS: dict[str, Any] = {
     "host": "tiny/sd",
     "doubles": {"\u0430": "a", "\u043e": "o"},
     "read": ("star", "moon", "house", "boat"),
-    "new": ("arrow", "anchor", "cloud", "cross"),
+    "new": ("arrow", "anchor", "bolt", "cross"),
+    "training": {"characters": 0},  # every letter of its kind in a text, not only the first, which often is an article
     "contexts": 3,
     "steps": 15,
-    "version": 1,
 }
 TEXT = """### Letters
 
-One letter of what is asked for is replaced by a Cyrillic letter that looks the same. *Words read so*: {read}, which the
-sentences of the training hold; *new words*: {new}, which they do not. *Plain*: the same prompts with Latin letters.
-{n} pictures a seed in each column, drawn in {steps} steps.
+Every Latin a, or every o, of a prompt is replaced by the Cyrillic letter that looks the same. *Words read so*: {read},
+which the sentences of the training hold; *new words*: {new}, which they do not. *Plain*: the same prompts with Latin
+letters. {n} pictures a seed in each column, drawn in {steps} steps. The training takes the exam's budget and swaps
+every such letter of a sentence.
 
 | system | asked for is shown, words read so | new words | plain |
 |---|---|---|---|"""
@@ -44,7 +46,8 @@ def examine(system: str, seed: int) -> dict[str, Any]:
             target=tuple(Concept(name=double) for double, _ in doubles),
             toward=tuple(Concept(name=letter) for _, letter in doubles),
         )
-        patch = method_of(system)(host, request, seed=seed)
+        method = replace(method_of(system), **SETTINGS["training"])
+        patch = method(host, request, seed=seed)
         spent = cost(patch)
     asked = {which: _asked(host, SETTINGS[which], seed) for which in ("read", "new")}
     asked["plain"] = asked["read"] + asked["new"]
@@ -73,10 +76,10 @@ def _asked(host: Any, words: tuple[str, ...], seed: int) -> list[tuple[str, Any]
 
 
 def swapped(prompt: str, word: str) -> str:
-    """The prompt with the first letter of a word that has a double replaced by it."""
+    """The prompt with all letters of one kind replaced by their double: the first kind in the word that has one."""
     doubles = {letter: double for double, letter in SETTINGS["doubles"].items()}
-    at = next(i for i, letter in enumerate(word) if letter in doubles)
-    return prompt.replace(word, word[:at] + doubles[word[at]] + word[at + 1 :])
+    letter = next(x for x in word if x in doubles)
+    return prompt.replace(letter, doubles[letter])
 
 
 def lines(by: Records, name: Any) -> list[str]:
