@@ -228,6 +228,19 @@ def test_models_of_a_task_are_kept_and_told_apart(tmp_path: Path, monkeypatch: p
     assert len(list((tmp_path / "tiny" / "classifiers").iterdir())) == 3
 
 
+def test_a_shipped_model_is_taken_for_its_own_task_alone() -> None:
+    assert classifiers.model(TASK).folder == tiny.path("digits")
+    for other in (replace(TASK, recipe=QUICK), replace(TASK, train=TASK.test)):
+        assert classifiers.digest(other) != classifiers.digest(TASK)
+
+
+def test_references_are_named_by_what_their_models_never_saw() -> None:
+    assert [references.without(TASK, i) for i in (0, 1)] == ["class:3", "random:0.1"]
+    known = references.load(tiny.path("digits"))
+    assert {(r.without, r.seed) for r in known} == {(w, s) for w in ("", "class:3", "random:0.1") for s in (0, 1, 2)}
+    assert all(r.accuracy["forget"] == 0 for r in known if r.without == "class:3")
+
+
 def test_faces_have_identities_across_classes() -> None:
     task = classifiers.faces(people=10, views=6)
     assert (len(task.train.samples), len(task.test.samples)) == (40, 20)

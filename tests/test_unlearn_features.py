@@ -18,7 +18,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.samples import Samples, Split
 from palimpsest.ops.isolation_forest import isolation
 from palimpsest.ops.surrogates import dead_leaves
-from palimpsest.ops.unlearning_scores import adaptive_unlearning_score
+from palimpsest.ops.unlearning_scores import adaptive_unlearning_score, normalised_unlearning_score
 from palimpsest.train.classify import all_seen
 from palimpsest.train.inner import system
 from palimpsest.train.scratch import copied, recalibrate, reset
@@ -80,6 +80,12 @@ def test_adaptive_unlearning_score() -> None:
     assert adaptive_unlearning_score(0.0, 0.9, 0.9) == 1
     assert math.isclose(adaptive_unlearning_score(0.5, 0.8, 0.9), 0.9 / 1.5)
     assert math.isclose(adaptive_unlearning_score(0.95, 0.88, 0.9, goal=0.9), 0.98 / 1.05)
+
+
+def test_normalised_unlearning_score_punishes_attacks_that_are_wrong_as_those_that_are_right() -> None:
+    assert normalised_unlearning_score(1.0, 0.5) == 1
+    assert math.isclose(normalised_unlearning_score(0.9, 0.6), 0.45 + 0.4)
+    assert normalised_unlearning_score(0.9, 0.6) == normalised_unlearning_score(0.9, 0.4)
 
 
 def test_scar_distance() -> None:
@@ -191,6 +197,17 @@ def test_selective_synaptic_dampening() -> None:
         expect = torch.where(f[name] > 3 * d[name], beta * w, w) - w
         moved = patch.deltas[name].dense(w.shape) if name in patch.deltas else torch.zeros_like(w)
         torch.testing.assert_close(moved, expect.detach(), atol=1e-6, rtol=1e-3)
+
+
+def test_dampening_selects_a_share_of_the_weights_that_goes_with_the_share_of_the_data() -> None:
+    whole = small()
+    split = Split(forget=whole.forget[:10], retain=whole.retain[:30])
+    patch = SSD(batch=8)(classifier(), REQUEST, data=split)
+    weights = dict(classifier().root.named_parameters())
+    moved = sum(int((d.dense(weights[n].shape) != 0).sum()) for n, d in patch.deltas.items())
+    share = moved / sum(w.numel() for w in weights.values())
+    # A quarter of the data is forgotten; zero weights and ratios below one stay.
+    assert 0.5 * math.log1p(25) / 100 < share <= math.log1p(25) / 100 + 1e-3
 
 
 def test_isolation_scores_agree_with_scikit_learn() -> None:
