@@ -23,15 +23,16 @@ ALARMS = tuple(i / 20 for i in range(21))
 
 def classifier_readings(evidence: ClassifierEvidence) -> list[Reading]:
     """Every reading that follows from the kept measures, in the order in which a receipt tells them."""
+    gaps, attacks = _gaps(evidence), _memberships(evidence)
     return [
         *_accuracies(evidence),
-        *_gaps(evidence),
-        *_memberships(evidence),
+        *gaps,
+        *attacks,
         *_agreements(evidence),
         *_divergences(evidence),
         *_traces(evidence),
         *_relearning(evidence),
-        *_overdone(evidence),
+        *_overdone(evidence, gaps, attacks),
         *_classes(evidence),
     ]
 
@@ -238,12 +239,12 @@ def _relearning(evidence: ClassifierEvidence) -> list[Reading]:
     return [Reading(name="relearn time", role="target", value=value, n=1, unit="steps", before=0.0, detail=detail)]
 
 
-def _overdone(evidence: ClassifierEvidence) -> list[Reading]:
+def _overdone(evidence: ClassifierEvidence, gaps: Sequence[Reading], attacks: Sequence[Reading]) -> list[Reading]:
     """Forgetting that shows (the Streisand effect): how many of its signs are there, 0 to 3."""
     if not evidence.retrained():
         return []
     signs = []
-    gap = next((r for r in _gaps(evidence) if r.concept == PARTS["forget"]), None)
+    gap = next((r for r in gaps if r.concept == PARTS["forget"]), None)
     if gap is not None and gap.high < -(gap.floor or 0.0):
         signs.append(f"accuracy on the forget set is {-gap.value:.0f} points below that of retrained models")
     margins = [evidence("forget", m, "margin") for m in evidence.retrained()]
@@ -251,7 +252,7 @@ def _overdone(evidence: ClassifierEvidence) -> list[Reading]:
     floor = _apart([float(m.mean()) for m in margins]) or 0.0
     if less.high < -max(floor, 1.0):
         signs.append(f"the label's log-odds are {-less.value:.1f} below those of retrained models")
-    for r in _memberships(evidence):
+    for r in attacks:
         if r.concept == "modified entropy" and r.high < 0.5 - (r.floor or 0.0):
             signs.append(f"forgotten samples stand out: an attack that looks for odd ones finds {1 - r.value:.2f}")
     detail = {"signs": signs}
