@@ -134,8 +134,9 @@ def _shape(system: str, task: str) -> dict[str, Any]:
 
 
 def budget(system: str, task: str, kind: str) -> dict[str, Any]:
-    """The parameters of a system in a case; {} (its defaults) where nothing was found."""
-    return dict(_found().get(f"{task}, {kind}", {}).get(system, {}).get("parameters", {}))
+    """The parameters of a system in a case: what was found, or the first candidate where nothing was tried yet."""
+    found = _found().get(f"{task}, {kind}", {}).get(system)
+    return dict(found["parameters"] if found else candidates(system, task)[0])
 
 
 @cache
