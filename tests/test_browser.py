@@ -15,9 +15,14 @@ import torch
 
 from evidence_fixtures import Reader, Scribe, patch, receipt, request, small_plan
 from palimpsest.core.delta import Dense
+from palimpsest.core.patch import diff
+from palimpsest.data.forget import record
+from palimpsest.probes.classifier_evidence import collect_classifier, parts_of
 from palimpsest.receipt import audit
+from palimpsest.receipt.classifier import classifier_receipt
 from palimpsest.receipt.compare import compare
 from test_receipt_page import HOSTILE, hostile_receipt
+from unlearn_fixtures import FORGET, TASK, base, digit_split, oracle
 
 pytestmark = pytest.mark.browser
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -159,6 +164,26 @@ def test_a_comparison_and_a_failed_edit_read_as_well(browser: Any, tmp_path: Pat
         assert page.evaluate(CONTRAST) == []
     page, _ = visit(browser, failed.html)
     assert page.locator("h1").inner_text() == "“star” is still there"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_classifiers_receipt_reads_as_well(browser: Any, tmp_path: Path, scheme: str) -> None:
+    edit = diff(base(), oracle(2))
+    parts = parts_of(digit_split(), TASK.test.samples, 10, forget=60, retain=100, tests=400)
+    evidence = collect_classifier(base(), edit, parts, retrained=[oracle(0)])
+    mark = record(TASK.train, FORGET)
+    made = classifier_receipt(evidence, FORGET.concepts(), mark, base=base(), edited=edit, out=tmp_path)
+    assert made.html is not None
+    for width in (1280, 390, 320):
+        page, trouble = visit(browser, made.html, viewport={"width": width, "height": 900}, color_scheme=scheme)
+        assert trouble == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(CONTRAST) == []
+    assert page.locator("h1").inner_text() == made.data["headline"]
+    assert page.locator("svg[role=img][aria-label]").count() >= 1
+    assert page.evaluate("document.querySelectorAll('script').length") == 0
+    page.pdf(path=str(tmp_path / "receipt.pdf"), format="A4", print_background=True)
+    assert 1 <= (tmp_path / "receipt.pdf").read_bytes().count(b"/Type /Page\n") <= 12
 
 
 def test_the_receipt_can_be_saved_from_its_page(browser: Any, page_file: Path, tmp_path: Path) -> None:

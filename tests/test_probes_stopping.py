@@ -15,15 +15,17 @@ import torch
 from numpy.random import Generator
 from scipy import stats
 
-from evidence_fixtures import Reader, Scribe, damaging, request, small_plan
+from evidence_fixtures import Reader, Scribe, damaging, erased, request, small_plan
 from palimpsest.core.reading import Evaluator, Reading
 from palimpsest.ops import statistics
+from palimpsest.probes.collapse import Collapse
 from palimpsest.probes.evidence import Evidence, Seen
 from palimpsest.probes.forecast import Speed, lines, minutes, needed, time_host
 from palimpsest.probes.gallery import Gallery
 from palimpsest.probes.plan import Group, Plan
 from palimpsest.probes.presence import Presence
-from palimpsest.probes.stopping import LOOKS, collect_until_clear
+from palimpsest.probes.stopping import LOOKS, collect_until_clear, unclear
+from palimpsest.probes.suite import readings
 from palimpsest.probes.verdict import verdict
 from palimpsest.worlds.concepts import concept
 from palimpsest.worlds.glyphs import GLYPHS
@@ -129,6 +131,50 @@ def test_stopping_at_any_look_keeps_the_promises(lost: float, gained: float, pic
         assert alarms / trials <= 0.05
     if lost > 0.2 > gained and (lost > 0.5 or pictures == 200):
         assert drawn / trials < 0.8 * pictures, "a clear answer saves pictures"
+
+
+def test_whole_audits_that_stop_early_raise_few_false_alarms() -> None:
+    # Presence and collapse of an edit that only shuffles seeds: the rule of `unclear` on whole audits, look by look.
+    rng, trials, alarms, stopped = np.random.default_rng(5), 40, {"presence": 0, "collapse": 0}, 0
+    whole = replace(plan_of(280), look=LOOKS, looks=LOOKS)
+    at = {s: i for i, s in enumerate(whole.shots)} | {s: i for i, s in enumerate(whole.twin_shots)}
+    parts = [replace(whole, look=look) for look in range(1, LOOKS + 1)]
+    rows = [([at[s] for s in p.shots], [at[s] for s in p.twin_shots]) for p in parts]
+    for _ in range(trials):
+        one, other = (bits(whole, rng, 0.95, {}).seen["reader"] for _ in range(2))
+        reads = {"before": one["before"].present, "after": other["before"].present, "other": one["other"].present}
+        odd = {w: torch.from_numpy(rng.random(len(whole.shots)) < 0.03).double() for w in ("before", "after")}
+        for plan, (mine, twins) in zip(parts, rows, strict=True):
+            kept = {k: v[twins if k == "other" else mine] for k, v in reads.items()}
+            seen = {k: Seen(present=v, features=torch.zeros(len(v), 0)) for k, v in kept.items()}
+            flat = {f"collapse, {w}": v[mine] for w, v in odd.items()}
+            evidence = replace(bits(plan, rng, 1.0, {}), seen={"reader": seen}, kept=flat)
+            found = [*Presence().run(evidence), *Collapse().run(evidence)]
+            if not unclear(found):
+                break
+        stopped += plan.look < LOOKS
+        for name in alarms:
+            alarms[name] += any(r.name == name and verdict(r) == "changed" for r in found)
+    assert max(alarms.values()) <= 0.05 * trials
+    assert stopped > trials / 2
+
+
+def test_a_collapse_that_is_not_clear_keeps_an_audit_going() -> None:
+    change = {"change": {"value": 0.0, "low": -4.0, "high": 12.0}}
+    row = Reading(name="collapse", role="target", value=3.0, p=0.3, floor=9.0, detail=change)
+    assert unclear([row]) == [row]
+    assert unclear([replace(row, p=0.01)]) == unclear([replace(row, role="empty")]) == unclear([row], margin=12.0) == []
+
+
+def test_every_interval_allows_for_the_looks() -> None:
+    evidence = erased()
+    early = replace(evidence, plan=replace(evidence.plan, look=LOOKS, looks=LOOKS))
+    for once, often in zip(readings(evidence), readings(early), strict=True):
+        assert (once.name, once.concept, once.role) == (often.name, often.concept, often.role)
+        if once.p is not None:
+            assert often.p == pytest.approx(1.0) or often.p > once.p
+        if once.high > once.low > 0:
+            assert often.low < once.low or often.high > once.high, once.name
 
 
 def test_a_clear_audit_stops_early_and_draws_less() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from palimpsest.probes.classifier_evidence import ClassifierEvidence, collect_cl
 from palimpsest.probes.classifier_readings import classifier_readings
 from palimpsest.receipt.build import seal
 from palimpsest.receipt.classifier import classifier_receipt
-from palimpsest.receipt.verify import verify
+from palimpsest.receipt.reask import Asked
+from palimpsest.receipt.verify import Finding, verify
 from palimpsest.tiny.classifiers import keep
 from unlearn_fixtures import FORGET, TASK, base, digit_split, oracle
 
@@ -92,8 +94,43 @@ def test_unlearn_and_audit_write_receipts_that_verify(tmp_path: Path, capsys: py
     capsys.readouterr()
     for out in ("a", "b"):
         assert main(["verify", str(tmp_path / out / "receipt.json")]) == 0, capsys.readouterr().out
+    again = ["verify", str(tmp_path / "b" / "receipt.json"), "--remeasure", "all"]
+    assert main([*again, *data[:4]]) == 0, capsys.readouterr().out
+    assert "asked again" in capsys.readouterr().out
+    assert main(again) == 0
+    assert "give --data" in capsys.readouterr().out
+    assert main([*again, *data[2:4]]) == 2
     first, second = (json.loads((tmp_path / out / "receipt.json").read_text()) for out in ("a", "b"))
     assert first["measures"] == second["measures"]
     held = json.loads((tmp_path / "a" / "forget.json").read_text())
     assert first["forget"]["content"] == held["content"] == second["forget"]["content"]
     assert main(["audit", "--before", model, "--after", patch]) == 2
+
+
+def test_the_models_are_asked_again_and_forged_answers_are_found(tmp_path: Path) -> None:
+    patch = diff(base(), oracle(2))
+    made = classifier_receipt(
+        evidence("retrained"), FORGET.concepts(), record(TASK.train, FORGET), base=base(), edited=patch, out=tmp_path
+    )
+    assert made.json is not None
+    path, asked = made.json, Asked(data=TASK.train, test=TASK.test)
+
+    def told(how: Any = "sample", **choices: Any) -> list[Finding]:
+        return verify(path, before=base(), remeasure=how, **{"asked": asked, **choices})
+
+    for how in ("sample", "all"):
+        assert [str(f) for f in told(how) if not f.ok] == []
+        assert any("asked again" in f.detail for f in told(how))
+    assert any("give --data" in f.detail for f in told(asked=None))
+    assert any("give --test" in f.detail for f in told(asked=Asked(data=TASK.train)))
+    fewer = Asked(data=TASK.test, test=TASK.test)
+    assert any(f.what == "samples to forget" and not f.ok for f in told(asked=fewer))
+    data = json.loads(path.read_text())
+    rows = data["measures"]["forget/before/class"]
+    rows[0] = (rows[0] + 1) % 10  # with readings that follow from it, only asking again finds it
+    data["measures"]["relearn/after"][-1] -= 40
+    path.write_text(json.dumps({**data, "seal": seal(data)}))
+    wrong = {f.what: f.detail for f in told("all") if not f.ok}
+    assert "first row 0" in wrong["forget/before/class"]
+    assert "relearn/after" in wrong
+    assert "relearn/after" not in {f.what for f in told("sample") if not f.ok}

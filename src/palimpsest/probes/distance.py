@@ -51,7 +51,7 @@ class Distance:
                         value=_short(value),
                         n=len(rows),
                         floor=_short(max(0.0, floor)),
-                        p=(1 + int((null >= value - 1e-12).sum())) / (1 + _FLIPS),
+                        p=min(1.0, evidence.plan.looks * (1 + int((null >= value - 1e-12).sum())) / (1 + _FLIPS)),
                         **common,
                     )
                 )

@@ -72,7 +72,7 @@ def _reading(
     rows = evidence.plan.rows(role=role)
     if not len(rows):
         return None
-    moved = statistics.mean(values[name][rows].numpy())
+    moved = statistics.mean(values[name][rows].numpy(), 1 - (1 - statistics.LEVEL) / evidence.plan.looks)
     scale = values[f"{name}, other seed"][evidence.plan.twin_rows(role=role)]
     floor = float(scale.mean()) if len(scale) else None
     return Reading(

@@ -3,7 +3,13 @@
 The level is spent in equal parts (Lan and DeMets 1983, the linear spending function): with K looks every look tests at
 a K-th of it, so p is multiplied by K and intervals are those of the level `1 - 0.05 / K`. By Bonferroni's inequality
 the chance of any false alarm at any look stays below 5 %, and the interval at the look where the audit stopped covers
-the truth at least 95 times of 100, whatever made it stop.
+the truth at least 95 times of 100, whatever made it stop. Every reading with a level takes part, whether or not it
+decides when to stop.
+
+Presence of each concept decides, because it is what the receipt answers, and collapse of each role, because it is what
+the receipt alarms about. Drift does not: one moved pixel is a change, so it is clear from the first picture. Distances
+do not either: their test has no interval that could lie within a margin. The empty prompt's collapse does not: its few
+pictures would never be enough.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from typing import Any
 
 from palimpsest.core.reading import Reading
 from palimpsest.core.trace import Trace
+from palimpsest.probes.collapse import Collapse
 from palimpsest.probes.evaluators import Judge
 from palimpsest.probes.evidence import Evidence, collect
 from palimpsest.probes.gallery import Gallery
@@ -26,13 +33,15 @@ MARGIN = 10.0  # points: a change whose whole interval lies within is no questio
 
 
 def unclear(readings: Sequence[Reading], margin: float = MARGIN) -> list[Reading]:
-    """Presence of single concepts that neither changed nor lies within the margin with its whole interval."""
+    """Presence of single concepts and collapse of roles that neither changed nor lie within the margin with the whole
+    interval of their change."""
     return [
         r
         for r in readings
-        if r.name == "presence" and r.concept and verdict(r) != "changed"
+        if ((r.name == "presence" and r.concept) or (r.name == "collapse" and r.role != "empty"))
+        and verdict(r) != "changed"
         and max(abs(r.detail["change"][k]) for k in ("low", "high")) > margin
-    ]  # fmt: skip
+    ]
 
 
 def collect_until_clear(
@@ -65,6 +74,6 @@ def collect_until_clear(
         evidence = collect(host, edited, now, judges, oracle=oracle, batch=batch, gallery=kept, trace=trace)
         seconds += evidence.cost["seconds"]
         found = Presence().run(evidence)
-        if look == looks or (found and not unclear(found, margin)):
+        if look == looks or (found and not unclear([*found, *Collapse().run(evidence)], margin)):
             break
     return replace(evidence, cost={**evidence.cost, "seconds": round(seconds, 3), "looks": [look, looks]})

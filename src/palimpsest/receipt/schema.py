@@ -16,7 +16,8 @@ SCHEMA = f"{_FAMILY}{NUMBER}"
 CHANGES: Mapping[int, str] = MappingProxyType(
     {
         2: "intervals of paired changes are Tango's, those of means are widened for few numbers, the noise floor pools "
-        "all pictures of the untouched model, and the plan says whether resurfacing was asked for",
+        "all pictures of the untouched model, every interval and p allows for the looks of an audit that stops early, "
+        "and the plan says whether resurfacing was asked for",
     }
 )
 """What each number changed in the meaning of fields that the one before had as well."""

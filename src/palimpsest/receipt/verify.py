@@ -24,6 +24,7 @@ from palimpsest.probes.suite import readings as read
 from palimpsest.probes.weights import Weights
 from palimpsest.receipt import redraw, resurfaced, words
 from palimpsest.receipt.build import alike, evaluator, look, picture_hash, plain, reading, seal
+from palimpsest.receipt.reask import Asked
 from palimpsest.receipt.schema import load
 from palimpsest.receipt.sign import SUFFIX, signed_by
 from palimpsest.receipt.write import HTML_FILE, LOSSLESS, decode, render
@@ -61,26 +62,29 @@ def verify(
     after: Any = None,
     judges: Sequence[Judge] | None = None,
     public_key: str | Path | None = None,
+    asked: Asked | None = None,
     progress: Progress | None = None,
 ) -> list[Finding]:
     """Checks a receipt.json and what lies beside it.
 
     Seal; every reading that follows from the kept per-picture numbers; the summary; the page with its pictures; the
     patch; the untouched model, the edited model and the evaluators where they can be loaded. With `remeasure` the
-    pictures are drawn and read again, 12 or all of them; with all of them every reading is computed from them.
+    pictures are drawn and read again, 12 or all of them; with all of them every reading is computed from them. A
+    classifier is asked about its samples again, with "all" relearning is repeated as well.
 
     Args:
         path: of receipt.json.
         before, after: the models, where they cannot be loaded by the names that the receipt keeps.
         judges: likewise; by default loaded by what the receipt says.
         public_key: of who is said to have signed it; a signature that is missing or another's is then a finding.
+        asked: of a classifier's receipt, the samples to ask about again.
 
     Returns:
         All findings; `all(f.ok for f in findings)` is the verdict.
 
     Raises:
         Damaged: the file is no receipt, or one of another schema.
-        BadRequest: an unknown `remeasure`.
+        BadRequest: an unknown `remeasure`, or samples for a generator.
     """
     if remeasure not in ("none", "sample", "all"):
         raise BadRequest(f"remeasure is {remeasure!r}; it must be none, sample or all.")
@@ -89,7 +93,10 @@ def verify(
     if data.get("subject") == "classifier":
         from palimpsest.receipt.verify_classifier import verify_classifier
 
-        return verify_classifier(path, data, before=before, after=after, public_key=public_key)
+        given = {"before": before, "after": after, "public_key": public_key}
+        return verify_classifier(path, data, remeasure=remeasure, asked=asked, **given)
+    if asked is not None:
+        raise BadRequest(f"{path} is about a generator, which is asked with prompts; samples are a classifier's.")
     # Whatever was altered, a receipt whose parts do not fit together must end in a finding, never in a crash.
     found = [check_seal(data)]
     signature = path.with_name(path.name + SUFFIX)

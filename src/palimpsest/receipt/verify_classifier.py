@@ -15,9 +15,10 @@ from palimpsest.probes.classifier_evidence import ClassifierEvidence
 from palimpsest.probes.classifier_readings import classifier_readings
 from palimpsest.probes.evidence import norms
 from palimpsest.probes.weights import weights_of
-from palimpsest.receipt import classifier_words
+from palimpsest.receipt import classifier_words, reask
 from palimpsest.receipt.build import plain, reading
 from palimpsest.receipt.classifier import render_classifier
+from palimpsest.receipt.reask import Asked
 from palimpsest.receipt.sign import SUFFIX
 from palimpsest.receipt.verify import (
     Finding,
@@ -41,12 +42,14 @@ def verify_classifier(
     before: Any = None,
     after: Any = None,
     public_key: str | Path | None = None,
+    remeasure: str = "none",
+    asked: Asked | None = None,
 ) -> list[Finding]:
-    """All findings about a classifier's receipt; the samples themselves are asked again by a new audit, not here.
+    """All findings about a classifier's receipt.
 
     Args:
         path: of receipt.json. data: its content. before, after: the models, where their names do not load them.
-        public_key: of who is said to have signed it.
+        public_key: of who is said to have signed it. remeasure, asked: as `reask.again`.
     """
     found = [check_seal(data)]
     if public_key is not None:
@@ -59,15 +62,22 @@ def verify_classifier(
     patch, told = check_patch(data, path.parent)
     host, named = check_model(data["base"], before, "untouched model")
     found += [told, named]
+    edited: Any = patch
     if data["edited"]["kind"] == "model":
-        found.append(check_model(data["edited"], after, "edited model")[1])
+        edited, named = check_model(data["edited"], after, "edited model")
+        found.append(named)
     if isinstance(patch, Patch) and host is not None:
         known: Patch = patch
         found += guarded(
             "changed weights",
             lambda: compare(data["readings"], weights_of(known, norms(host, known)), "the patch and the model"),
         )
-    return found
+    if remeasure == "none":
+        return found
+    if host is None or edited is None or asked is None:
+        why = reask.NEEDS if asked is None else "a model is missing"
+        return [*found, Finding(status="not checked", what="answers", detail=why)]
+    return found + guarded("answers", lambda: [Finding(**f) for f in reask.again(data, host, edited, asked, remeasure)])
 
 
 def kept_evidence(data: Mapping[str, Any]) -> ClassifierEvidence:
