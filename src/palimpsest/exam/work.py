@@ -45,7 +45,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "erase/ant": {"steps": 100, "lr": 5e-4, "batch": 4, "walk_steps": 20, "groups": 2, "mask_prompts": 2},
     "erase/all_but_one": {"steps": 100, "lr": 3e-4, "batch": 4, "walk_steps": 20, "guidance": 2.0},
     "erase/mace": {"lr": 1e-3, "batch": 4, "guidance": 2.0, "ridge": 1.0, "keep_weight": 1.0},
-    "erase/spm": {"steps": 150, "lr": 3e-3, "batch": 4, "guidance": 2.0, "walk_steps": 15, "anchoring": 10.0},
+    "erase/spm": {"steps": 150, "lr": 3e-3, "batch": 4, "eta": 3.0, "guidance": 2.0, "walk_steps": 15, "anchoring": 3.0},
     "erase/ace": {"steps": 120, "lr": 3e-3, "batch": 4, "guidance": 2.0, "walk_steps": 15},
     "erase/crce": {"steps": 150, "lr": 5e-4, "batch": 4, "draws": 2, "guidance": 2.0, "walk_steps": 15},
     "erase/realera": {"steps": 30, "lr": 1e-3, "batch": 4, "guidance": 2.0, "walk_steps": 15, "beyond": 1.0},
