@@ -18,7 +18,6 @@ SETTINGS: dict[str, Any] = {
     "prompts": 12,
     "others": ("moon", "heart", "house", "circle"),
     "steps": 15,
-    "version": 1,
 }
 WAYS = ("safety", "on top", "beside", "alone")
 TEXT = """### Harmless fine-tuning after an erasure

@@ -15,7 +15,7 @@ NAME = "debiasing"
 INVDIFF, UCE = "erase/invdiff", "erase/uce_debias"
 BIAS: dict[str, Any] = {"steps": 200, "lr": 1e-3, "batch": 8, "train": "attention"}
 EVENING: dict[str, Any] = {"steps": 100, "lr": 3e-3, "batch": 8, "rank": 4, "groups": 2, "group_steps": 300}
-CLOSED: dict[str, Any] = {"rounds": 6, "per_round": 16, "gain": 1.0, "walk_steps": 10, "guidance": 2.0}
+CLOSED: dict[str, Any] = {"rounds": 8, "per_round": 16, "gain": 0.5, "walk_steps": 10, "guidance": 2.0}
 SETTINGS: dict[str, Any] = {
     "host": "tiny/sd",
     "concept": "star",
@@ -28,7 +28,6 @@ SETTINGS: dict[str, Any] = {
     "prompts": 24,
     "others": 8,
     "steps": 15,
-    "version": 1,
 }
 TEXT = """### Debiasing
 
@@ -82,7 +81,7 @@ def _bias() -> Any:
 
 @lru_cache(maxsize=1)
 def _biased_pictures() -> tuple[Any, list[str]]:
-    """One subject in flat style, mostly in the first colour, with captions that name no colour."""
+    """One subject, flat, mostly in the first colour, with captions that name neither colour nor style."""
     import torch
 
     from palimpsest.worlds.glyphs import GLYPHS
@@ -96,7 +95,7 @@ def _biased_pictures() -> tuple[Any, list[str]]:
         "style": torch.full((n,), of["style"].index("flat")),
     }
     made = GLYPHS.draw(labels, generator=draws)
-    told = {k: v for k, v in made.labels.items() if k not in ("colour", "subject2", "colour2", "relation")}
+    told = {k: v for k, v in made.labels.items() if k in ("subject", "background", "position")}
     return made.images, GLYPHS.caption(told, generator=draws)
 
 
@@ -141,7 +140,7 @@ def _prompts(world: Any, seed: int) -> list[str]:
     shows = visible()[[of["colour"].index(a) for a in SETTINGS["attributes"]]].all(0).tolist()
     grounds = [{}, *({"background": b} for b, both in zip(of["background"], shows, strict=True) if both)]
     every = [
-        world.prompt(subject=SETTINGS["concept"], style="flat", position=place, **ground)
+        world.prompt(subject=SETTINGS["concept"], position=place, **ground)
         for place in of["position"]
         for ground in grounds
     ]
@@ -154,7 +153,7 @@ def _others(world: Any, seed: int) -> list[tuple[str, str]]:
     words = [w for w in world.vocabulary["subject"][:8] if w != SETTINGS["concept"]]
     places = world.vocabulary["position"]
     rows = [(words[i % len(words)], places[(i + seed) % len(places)]) for i in range(SETTINGS["others"])]
-    return [(world.prompt(subject=w, style="flat", position=p), w) for w, p in rows]
+    return [(world.prompt(subject=w, position=p), w) for w, p in rows]
 
 
 def colours(host: Any, world: Any, images: Any) -> str:

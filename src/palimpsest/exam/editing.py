@@ -18,7 +18,6 @@ SETTINGS: dict[str, Any] = {
     "strength": 0.75,
     "steps": 15,
     "guidance": 3.0,
-    "version": 1,
 }
 TEXT = """### Editing
 

@@ -13,19 +13,19 @@ ME = "erase/homoglyphs"
 # "Read" are words that occur in the sentences that the system trains on; "new" are words that it never sees swapped.
 SETTINGS: dict[str, Any] = {
     "host": "tiny/sd",
-    "doubles": {"\u0430": "a", "\u043e": "o"},
-    "read": ("star", "moon", "house", "boat"),
+    "doubles": {"\u043e": "o"},
+    "read": ("moon", "house", "boat", "mushroom"),
     "new": ("arrow", "anchor", "bolt", "cross"),
-    "training": {"characters": 0},  # every letter of its kind in a text, not only the first, which often is an article
+    "training": {"characters": 0, "steps": 400},  # every o of a text, not only its first
     "contexts": 3,
     "steps": 15,
 }
 TEXT = """### Letters
 
-Every Latin a, or every o, of a prompt is replaced by the Cyrillic letter that looks the same. *Words read so*: {read},
-which the sentences of the training hold; *new words*: {new}, which they do not. *Plain*: the same prompts with Latin
-letters. {n} pictures a seed in each column, drawn in {steps} steps. The training takes the exam's budget and swaps
-every such letter of a sentence.
+Every o of a prompt is replaced by the Cyrillic letter that looks the same. *Words read so*: {read}, which the sentences
+of the training hold; *new words*: {new}, which they do not. *Plain*: the same prompts with Latin letters. {n} pictures
+a seed in each column, drawn in {steps} steps. The training swaps every o of a sentence, and takes twice the steps of
+the main exam.
 
 | system | asked for is shown, words read so | new words | plain |
 |---|---|---|---|"""

@@ -9,7 +9,7 @@ from palimpsest.exam.study import PLAIN, UNTOUCHED, Records, Study, change, cost
 
 NAME = "stamps"
 ME = "erase/geom_erasing"
-TUNING: dict[str, Any] = {"steps": 150, "lr": 3e-4, "batch": 8, "train": "full"}  # the same for both
+TUNING: dict[str, Any] = {"steps": 150, "lr": 1e-3, "batch": 8, "train": "full"}  # the same for both
 SETTINGS: dict[str, Any] = {
     "host": "tiny/sd",
     "pictures": 96,
@@ -18,15 +18,14 @@ SETTINGS: dict[str, Any] = {
     "bins": 2,
     "draws": 24,
     "steps": 15,
-    "version": 1,
 }
 SIDE = 16  # pixels of the stamp: four patches of the autoencoder, so that latents hold it exactly
-CORNERS = ((0, 0), (0, -SIDE), (-SIDE, 0), (-SIDE, -SIDE))
+CORNERS = ((-SIDE, 0), (-SIDE, -SIDE))
 TEXT = """### Stamps
 
 {pictures} pictures of all the world's words, {percent:.0f} % of them with a stamp (a small chequer) in one of the
-corners, which their captions do not mention; the model is fine-tuned on them, as usual and by the system, with the same
-steps, rate and batch. A stamp is found by its correlation with the chequer. {draws} pictures a seed.
+lower corners, which their captions do not mention; the model is fine-tuned on them, as usual and by the system, with
+the same steps, rate and batch. A stamp is found by its correlation with the chequer. {draws} pictures a seed.
 
 | system | pictures with the stamp | with "stamp" as negative prompt | asked for is shown |
 |---|---|---|---|"""
