@@ -158,6 +158,9 @@ def test_plans_are_printed_and_nothing_is_written(
         assert "pictures" in said
         assert "To see a change of 2 points" in said
         assert "ms a picture" in said
+    assert main([*audit, "--plan", "--resurfacing"]) == 0
+    assert "Resurfacing: 2 fine-tunings of 80 steps x 4 on 16 pictures" in (said := capsys.readouterr().out)
+    assert "Expected besides: " in said
     assert main(["exam", "erase/uce", "--dry-run", "--results", str(tmp_path), "--again"]) == 0
     assert "runs are due" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
