@@ -25,6 +25,7 @@ from palimpsest.core.samples import Samples
 from palimpsest.data.forget import ForgetRequest, split
 from palimpsest.data.read import Dataset
 from palimpsest.exam.unlearn_budgets import budget
+from palimpsest.exam.unlearn_claims import Judged, Verdict
 from palimpsest.exam.unlearn_material import unlearnt
 from palimpsest.exam.unlearn_values import stored_in
 from palimpsest.exam.work import source_digest
@@ -34,9 +35,11 @@ from palimpsest.ops.statistics import Interval
 from palimpsest.tiny import classifiers
 from palimpsest.tiny.train_classifier import accuracy, logits, train
 
+VERSION = 1  # of the work below
 OWNER = "unlearn/ssd"
 SYSTEMS = ("ssd", "finetune", "gradient_ascent", "neg_grad_plus", "random_label", "salun")
 SEEDS = (0, 1, 2)
+PART, NEVER = "retrained without the known part", "never poisoned"
 POISONED, KNOWN, GOAL, SIDE = 100, 20, 0, 3  # pictures, of which known; the label they bear; pixels of the square
 GONE, HARM = 20.0, 3.0  # the square works in at most this share of pictures; points of accuracy lost
 
@@ -112,9 +115,9 @@ def due(results: Path, again: bool = False) -> bool:
 
 
 def key() -> str:
-    """Of all systems' source and budgets, and this file."""
+    """Of all systems' source and budgets, and of the work."""
     parts = [[source_digest(catalog.find(f"unlearn/{s}").module), parameters_of(f"unlearn/{s}")] for s in SYSTEMS]
-    text = json.dumps([parts, Path(__file__).read_text(encoding="utf-8")], sort_keys=True)
+    text = json.dumps([VERSION, parts, SEEDS, POISONED, KNOWN, GOAL, SIDE], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -126,8 +129,8 @@ def run(results: Path) -> Path:
     clean = classifiers.digits()
     bad = (at.train.samples.images != clean.train.samples.images).flatten(1).any(1)
     for name, samples in (
-        ("retrained without the known part", parts.retain),
-        ("never poisoned", at.train.samples[~bad]),
+        (PART, parts.retain),
+        (NEVER, at.train.samples[~bad]),
     ):
         rows += [{"model": name, "seed": seed, **measured(at, _host(samples, seed))} for seed in SEEDS]
     for system in SYSTEMS:
@@ -187,19 +190,35 @@ def section(results: Path) -> str:
     return head + "\n".join(lines) + "\n"
 
 
-def verdict(rows: Sequence[dict[str, Any]], system: str) -> str:
+def judged(results: Path) -> dict[str, Judged]:
+    """The verdict on the claim of corrective unlearning; {} where nothing was measured."""
+    rows = stored_in(results, OWNER).get("poison", {}).get("rows")
+    if not rows:
+        return {}
+    works = {name: _of(rows, name, "works") for name in (OWNER, PART)}
+    lost = _of(rows, OWNER, "accuracy") - _of(rows, NEVER, "accuracy")
+    return {
+        OWNER: Judged(
+            measured="poison of which a fifth is known: it works in at most 20 % of pictures and at most 3 points of "
+            "accuracy are lost, where retraining without that part leaves it at work",
+            found=f"works in {works[OWNER]:.0f} %, after retraining {works[PART]:.0f} %; accuracy {lost:+.1f} points",
+            verdict=verdict(rows, OWNER),
+        )
+    }
+
+
+def _of(rows: Sequence[dict[str, Any]], model: str, what: str) -> float:
+    values = [r[what] for r in rows if r["model"] == model and what in r]
+    return float(np.mean(values)) if values else math.nan
+
+
+def verdict(rows: Sequence[dict[str, Any]], system: str) -> Verdict:
     """Whether the claim of corrective unlearning holds for a system; baselines are held to the same bounds."""
 
-    def of(model: str, what: str) -> float:
-        values = [r[what] for r in rows if r["model"] == model and what in r]
-        return float(np.mean(values)) if values else math.nan
-
-    gone = of(system, "works") <= GONE
-    kept = of(system, "accuracy") >= of("never poisoned", "accuracy") - HARM
-    stays = of("retrained without the known part", "works") > GONE
-    if catalog.find(system).card.family == "baseline":
-        return "baseline: it is gone" if gone and kept else "baseline: it is not"
-    less = of(system, "works") < of("retrained without the known part", "works") and kept
+    gone = _of(rows, system, "works") <= GONE
+    kept = _of(rows, system, "accuracy") >= _of(rows, NEVER, "accuracy") - HARM
+    stays = _of(rows, PART, "works") > GONE
+    less = _of(rows, system, "works") < _of(rows, PART, "works") and kept
     return "holds" if gone and kept and stays else "holds in part" if less else "does not hold here"
 
 

@@ -12,7 +12,7 @@ from palimpsest.core import catalog
 from palimpsest.exam import unlearn_poison, unlearn_values
 from palimpsest.exam.summary import read
 from palimpsest.exam.unlearn import CASES, ELSEWHERE, SEEDS, UnlearnCase, missing, number
-from palimpsest.exam.unlearn_claims import judge
+from palimpsest.exam.unlearn_claims import Judged, judge
 from palimpsest.exam.unlearn_outcomes import CHEAP, CLOSE, COST, TEST, Outcome, front, outcome, verdict
 from palimpsest.ops.statistics import Interval
 
@@ -60,7 +60,10 @@ def section(results: Path) -> str:
     outcomes = {case: of_case for case, of_case in outcomes.items() if of_case}
     if not outcomes:
         return ""
-    parts = [HEAD.format(seeds=len(SEEDS), close=CLOSE, cost=COST), _claims(outcomes)]
+    parts = [
+        HEAD.format(seeds=len(SEEDS), close=CLOSE, cost=COST),
+        _claims(outcomes, unlearn_poison.judged(results) | unlearn_values.judged(results)),
+    ]
     for case in CASES:
         if case in outcomes:
             parts.append(_case(case, outcomes[case], found))
@@ -75,7 +78,7 @@ def _outcomes(found: Mapping[str, Sequence[Mapping[str, Any]]], case: UnlearnCas
     return {s: outcome(r, case.kind) for s, r in rows.items() if r}
 
 
-def _claims(outcomes: Mapping[UnlearnCase, Mapping[str, Outcome]]) -> str:
+def _claims(outcomes: Mapping[UnlearnCase, Mapping[str, Outcome]], own: Mapping[str, Judged]) -> str:
     lines = [
         "### Claims\n",
         "| system | the paper claims | measured here | found | verdict | of retraining |",
@@ -84,7 +87,7 @@ def _claims(outcomes: Mapping[UnlearnCase, Mapping[str, Outcome]]) -> str:
     for system, entry in catalog.entries().items():
         if not system.startswith("unlearn/"):
             continue
-        judged = judge(system, outcomes)
+        judged = judge(system, outcomes, own)
         shares = [o[system].share for o in outcomes.values() if system in o and o[system].runs]
         cost = f"{min(shares):.3f} to {max(shares):.3f}" if shares else ""
         cells = [f"[{entry.card.name}]({entry.card.paper}) `{system}`", entry.card.claim, judged.measured, judged.found]
