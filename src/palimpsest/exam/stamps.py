@@ -9,7 +9,7 @@ from palimpsest.exam.study import PLAIN, UNTOUCHED, Records, Study, change, cost
 
 NAME = "stamps"
 ME = "erase/geom_erasing"
-TUNING: dict[str, Any] = {"steps": 150, "lr": 1e-3, "batch": 8, "train": "full"}  # the same for both
+TUNING: dict[str, Any] = {"steps": 150, "lr": 5e-4, "batch": 8, "train": "full"}  # the same for both
 SETTINGS: dict[str, Any] = {
     "host": "tiny/sd",
     "pictures": 96,
@@ -54,7 +54,7 @@ def examine(system: str, seed: int) -> dict[str, Any]:
     if system == PLAIN:
         seeing = Drawn(row=torch.arange(len(images)), x0=host.latents(images))
         data: Any = Captioned(prompts=made.captions, pictures=seeing)
-        patch = Benign(**TUNING)(host, request, data=data, seed=seed)
+        patch = Benign(**TUNING, rank=0)(host, request, data=data, seed=seed)
     elif system == ME:
         names = ["stamp" if bool(m.any()) else "" for m in masks]
         data = Detected(images=images, prompts=made.captions, names=names, masks=masks)
