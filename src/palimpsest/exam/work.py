@@ -56,7 +56,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     },
     "erase/ace": {"steps": 150, "lr": 5e-3, "batch": 4, "guidance": 2.0, "walk_steps": 15},
     "erase/crce": {"steps": 150, "lr": 5e-4, "batch": 4, "draws": 2, "guidance": 2.0, "walk_steps": 15},
-    "erase/realera": {"steps": 30, "lr": 1e-3, "batch": 4, "guidance": 2.0, "walk_steps": 15, "beyond": 1.0},
+    "erase/realera": {"steps": 60, "lr": 1e-3, "batch": 4, "guidance": 2.0, "walk_steps": 15, "beyond": 2.0},
     "erase/adv_unlearn": {
         "steps": 120,
         "lr": 3e-4,
