@@ -121,9 +121,11 @@ def judge(system: str, by: Records) -> Judged:
 def _why(was: float, robust: bool, now: float, new: float, plain: float) -> str:
     if was > 0.8:
         return "the swapped letter hardly changes what the untouched model draws"
-    reasons = [] if robust else [f"{100 * now:.0f} % is short of what plain prompts show"] if now < new else []
-    if not robust and new <= now:
-        reasons.append(f"words that were never read with the letter swapped reach {100 * new:.0f} %")
+    reasons = [
+        f"{what} reach {100 * share:.0f} % only"
+        for what, share in (("words of the training", now), ("words that it never held", new))
+        if not robust
+    ]
     if plain < SPARED:
         reasons.append(f"plain prompts lose {-100 * plain:.0f} points")
     return "; ".join(reasons) or "swapped letters are read as their doubles, also in words that training never held"
