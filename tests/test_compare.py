@@ -19,7 +19,7 @@ from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.exam import plots
 from palimpsest.receipt import audit
 from palimpsest.receipt.compare import compare
-from palimpsest.receipt.compare_page import front, scatter
+from palimpsest.receipt.compare_page import front, render, scatter
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -157,3 +157,23 @@ def test_the_page_of_plots_is_that_of_the_results(tmp_path: Path) -> None:
         kept = ROOT / "docs" / "plots" / made.name
         assert kept.read_text(encoding="utf-8") == made.read_text(encoding="utf-8"), "run `palimpsest exam table`"
         assert kept.stat().st_size < 300_000
+    assert 'href="systems.json"' in (tmp_path / "systems.html").read_text(encoding="utf-8")
+
+
+def test_where_names_would_hide_the_points_numbers_stand_beside_them() -> None:
+    rate = {"value": 10.0, "low": 5.0, "high": 20.0}
+    row = {"target": rate, "before": rate, "neighbours": rate, "unrelated": None, "forwards": 1, "note": ""}
+    row |= {"seconds": 2.0, "peak_bytes": None, "patch_bytes": None, "pictures": 0}
+
+    def page(n: int) -> str:
+        rows = [{**row, "name": f"system-{i}"} for i in range(1, n + 1)]
+        return render({"notes": [], "sections": [{"title": "all", "rows": rows}]})
+
+    few, many = page(3), page(20)
+    assert ">system-3</text>" in few
+    assert "Numbers are those of the table" not in few
+    assert "</text>" in many
+    assert ">system-3</text>" not in many
+    assert ">20</text>" in many
+    assert "20 system-20</th>" in many
+    assert "Numbers are those of the table" in many

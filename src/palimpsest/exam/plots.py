@@ -27,7 +27,7 @@ def write(results: Path, out: Path, family: str = "erase", *, name: str = "syste
         rows = tuple(_row(system, s) for system, s in pairs if s is not None)
         if rows:
             sections.append(Section(title=concept or f"Systems that {family}: all concepts", rows=rows))
-    return write_page(sections, out, name=name)
+    return write_page(sections, out, name=name, alone=False)
 
 
 def _row(system: str, s: Summary) -> Row:

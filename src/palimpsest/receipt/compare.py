@@ -91,12 +91,14 @@ def write(
     name: str = NAME,
     strips: Sequence[dict[str, Any]] = (),
     notes: Sequence[str] = (),
+    alone: bool = True,
 ) -> tuple[Path, Path, Path]:
     """The page, the JSON and the CSV of a comparison.
 
     Args:
         strips: same-seed pictures, as `render` takes them.
         notes: what makes the rows less comparable, in sentences.
+        alone: the page holds the JSON and the CSV, so that it can be sent alone; otherwise it links to those beside it.
     """
     plain = {
         "schema": "palimpsest/compare/1",
@@ -105,7 +107,9 @@ def write(
     }
     text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     rows = _csv(sections)
-    page = render(plain, strips, downloads={f"{name}.json": text, f"{name}.csv": rows})
+    page = render(
+        plain, strips, downloads={f"{name}.json": text if alone else "", f"{name}.csv": rows if alone else ""}
+    )
     return (
         write_text(out / f"{name}.html", page),
         write_text(out / f"{name}.json", text),

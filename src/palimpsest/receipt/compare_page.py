@@ -16,6 +16,7 @@ from palimpsest.receipt.view import number
 
 _W, _H = 620, 380
 _LEFT, _RIGHT, _BOTTOM, _TOP = 58, 20, 46, 30
+_CROWDED = 12  # rows
 _HERE = Path(__file__).parent
 
 
@@ -27,7 +28,7 @@ def render(
     Args:
         data: what compare.json holds.
         strips: {"prompt", "seed", "role", "cells": [{"name", "source"}]} with data URIs.
-        downloads: file name -> text, to be saved from the page.
+        downloads: file name -> text, to be saved from the page; an empty text: the file lies beside the page.
     """
     return _template().render(
         style=(_HERE / "receipt.css").read_text(encoding="utf-8"),
@@ -35,19 +36,25 @@ def render(
         notes=data["notes"],
         sections=[_section(s, first=i == 0) for i, s in enumerate(data["sections"])],
         strips=strips,
-        downloads=[(name, link(name, text)) for name, text in (downloads or {}).items()],
+        downloads=[(name, link(name, text) if text else name) for name, text in (downloads or {}).items()],
     )
 
 
 def _section(section: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
     rows = section["rows"]
-    by_harm, by_cost = _points(rows, _harm), _points(rows, lambda r: _exactly(r["seconds"]))
+    # So many names would hide the points: then numbers stand beside them, and before the names in the table.
+    number_of = {r["name"]: str(i) for i, r in enumerate(rows, start=1)} if len(rows) > _CROWDED else {}
+    by_harm, by_cost = (
+        [{**p, "label": number_of.get(p["name"], p["name"])} for p in _points(rows, x)]
+        for x in (_harm, lambda r: _exactly(r["seconds"]))
+    )
     return {
         "title": section["title"],
         "plots": [
             {
                 "title": "Forgetting against collateral",
-                "note": "Down and left is better: the target is gone, and the rest is spared.",
+                "note": "Down and left is better: the target is gone, and the rest is spared."
+                + (" Numbers are those of the table." if number_of else ""),
                 "svg": scatter(
                     by_harm, "points lost by neighbours or unrelated concepts, whichever is more", zero=True
                 ),
@@ -61,7 +68,7 @@ def _section(section: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
         ]
         if first or len(rows) > 1
         else [],
-        "rows": [_cells(r, r["name"] in front(by_harm)) for r in rows],
+        "rows": [_cells(r, r["name"] in front(by_harm), number_of.get(r["name"], "")) for r in rows],
     }
 
 
@@ -100,7 +107,8 @@ def scatter(points: Sequence[Mapping[str, Any]], x_label: str, *, log: bool = Fa
     """Points with the whiskers of their 95 % intervals, names beside them, and a line along the best.
 
     Args:
-        points: {"name", "x": (value, low, high), "y": (value, low, high)}; y in percent.
+        points: {"name", "x": (value, low, high), "y": (value, low, high)}; y in percent. "label": what stands beside
+            the point, where it is not the name.
         log: of the x axis; values below a hundredth count as one.
         zero: marks x = 0.
     """
@@ -138,7 +146,7 @@ def scatter(points: Sequence[Mapping[str, Any]], x_label: str, *, log: bool = Fa
         drawn.append(
             f'<circle class="{kind}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="5"><title>{escape(said)}</title></circle>'
         )
-        drawn.append(_label(p["name"], px(x), py(y), taken))
+        drawn.append(_label(p.get("label", p["name"]), px(x), py(y), taken))
     names = ", ".join(f"{p['name']} at {p['x'][0]:.2g} and {p['y'][0]:.0f} %" for p in points)
     label = escape(f"{x_label}, against the share of pictures that still show the target: {names}")
     return Markup(
@@ -175,7 +183,7 @@ def _axes(start: float, end: float, px: Any, py: Any, x_label: str, log: bool) -
         step = next(s for s in (step / 5, step / 2, step, 2 * step) if (end - start) / s <= 8)
         ticks = [i * step for i in range(math.ceil(start / step), math.floor(end / step) + 1)]
     for v in ticks:
-        text = f"{v:.2g}".replace("-", "−")
+        text = f"{v:g}".replace("-", "−")
         parts.append(f'<text class="tick" x="{px(v):.1f}" y="{base + 16}" text-anchor="middle">{text}</text>')
     middle = (_LEFT + _W - _RIGHT) / 2
     parts.append(f'<text class="tick" x="{_LEFT}" y="{_TOP - 8}">pictures that still show the target</text>')
@@ -183,9 +191,9 @@ def _axes(start: float, end: float, px: Any, py: Any, x_label: str, log: bool) -
     return "".join(parts)
 
 
-def _cells(r: Mapping[str, Any], best: bool) -> dict[str, Any]:
+def _cells(r: Mapping[str, Any], best: bool, at: str) -> dict[str, Any]:
     return {
-        "name": r["name"],
+        "name": f"{at} {r['name']}" if at else r["name"],
         "best": best,
         "note": r["note"],
         "pictures": r["pictures"] or "–",
