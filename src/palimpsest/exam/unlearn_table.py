@@ -114,6 +114,8 @@ def _case(case: UnlearnCase, of_case: Mapping[str, Outcome], found: Mapping[str,
         cells.append(f"{fronts[system]} of {len(SEEDS)}" if system in fronts else "")
         lines.append(_row([f"`{system}`", *cells, f"**{word}**", why]))
     good = {s: o for s, o in of_case.items() if o.close}
+    if any(o.runs and abs(o.before[0]) <= CLOSE and o.before[1] >= -COST for o in of_case.values()):
+        lines.append("\nThe untouched model meets the bounds, too: here the average gap and the attacks tell more.")
     if good:
         best = min(good, key=lambda s: good[s].share)
         cheap = [s for s, o in good.items() if o.share <= CHEAP]
