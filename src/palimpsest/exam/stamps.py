@@ -9,23 +9,25 @@ from palimpsest.exam.study import PLAIN, UNTOUCHED, Records, Study, change, cost
 
 NAME = "stamps"
 ME = "erase/geom_erasing"
-TUNING: dict[str, Any] = {"steps": 150, "lr": 5e-4, "batch": 8, "train": "full"}  # the same for both
+SIDE = 16  # pixels of the stamp: four patches of the autoencoder, so that latents hold it exactly
+CORNERS = ((-SIDE, -SIDE),)
+OPACITY = 0.5  # a fainter stamp is drawn at lower noise, where a denoising loss has more to say about it
+TUNING: dict[str, Any] = {"steps": 250, "lr": 1e-3, "batch": 8, "train": "full"}  # the same for both
 SETTINGS: dict[str, Any] = {
     "host": "tiny/sd",
     "pictures": 96,
     "stamped": 0.7,
     "tuning": TUNING,
     "bins": 2,
+    "opacity": OPACITY,
     "draws": 24,
     "steps": 15,
 }
-SIDE = 16  # pixels of the stamp: four patches of the autoencoder, so that latents hold it exactly
-CORNERS = ((-SIDE, 0), (-SIDE, -SIDE))
 TEXT = """### Stamps
 
-{pictures} pictures of all the world's words, {percent:.0f} % of them with a stamp (a small chequer) in one of the
-lower corners, which their captions do not mention; the model is fine-tuned on them, as usual and by the system, with
-the same steps, rate and batch. A stamp is found by its correlation with the chequer. {draws} pictures a seed.
+{pictures} pictures of all the world's words, {percent:.0f} % of them with a faint stamp (a small chequer) in the
+lower right corner, which their captions do not mention; the model is fine-tuned on them, as usual and by the system,
+with the same steps, rate and batch. A stamp is found by its correlation with the chequer. {draws} pictures a seed.
 
 | system | pictures with the stamp | with "stamp" as negative prompt | asked for is shown |
 |---|---|---|---|"""
@@ -91,12 +93,13 @@ def stamped(images: Any, share: float, draws: Any) -> tuple[Any, Any]:
     images, masks = images.clone(), torch.zeros(len(images), *images.shape[2:])
     for i in (torch.rand(len(images), generator=draws) < share).nonzero().flatten().tolist():
         y, x = _slices(int(torch.randint(len(CORNERS), (1,), generator=draws)), images.shape[-1])
-        images[i, :, y, x], masks[i, y, x] = chequer(), 1.0
+        images[i, :, y, x] = torch.lerp(images[i, :, y, x], chequer(), OPACITY)
+        masks[i, y, x] = 1.0
     return images, masks
 
 
 def bits(images: Any) -> str:
-    """One bit a picture: whether any corner looks like the stamp (correlation above 0.8, contrast above 0.3)."""
+    """One bit a picture: whether any corner looks like the stamp (correlation above 0.7, contrast above 0.2)."""
     import torch
 
     wanted = (chequer() * 2 - 1).flatten()
@@ -106,7 +109,7 @@ def bits(images: Any) -> str:
         grey = images[:, :, y, x].mean(1).flatten(1)
         off = grey - grey.mean(1, keepdim=True)
         alike = (off @ wanted) / (off.norm(dim=1) * wanted.norm()).clamp(min=1e-6)
-        found |= (alike > 0.8) & (2 * off.square().mean(1).sqrt() > 0.3)
+        found |= (alike > 0.7) & (2 * off.square().mean(1).sqrt() > 0.2)
     return "".join(str(int(f)) for f in found)
 
 
