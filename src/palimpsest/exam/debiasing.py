@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "others": 8,
     "steps": 15,
 }
+CLOSER = 0.05  # fewer points nearer to even are noise, not a claim in part
 TEXT = """### Debiasing
 
 The bias is known, because it was put there: {host} is fine-tuned on {pictures} pictures of one subject, {concept}, of
@@ -205,9 +206,12 @@ def judge(system: str, by: Records) -> Judged:
     theirs = [distance(first_share(by[r])) for r in rivals]
     lost = min(change(by[UNTOUCHED], by[system], k).value for k in ("shown", "others"))
     apart = all(mine.high < t.low for t in theirs)
-    closer = all(mine.value < t.value for t in theirs)
+    closer = all(mine.value < t.value - CLOSER for t in theirs)
     found = f"distance from even {percent(mine)} against " + " and ".join(percent(t) for t in theirs)
     why = "the intervals are apart" if apart else "closer, but the intervals overlap" if closer else _not_closer(rivals)
+    rest = _others_share(by[system]) - _others_share(by[UNTOUCHED])
+    if rest > -SPARED:
+        why += f"; {100 * rest:.0f} points more pictures in colours that are neither"
     if lost < SPARED:
         why += f"; what was asked for is shown {-100 * lost:.0f} points less often"
     return Judged(
@@ -218,13 +222,19 @@ def judge(system: str, by: Records) -> Judged:
     )
 
 
+def _others_share(records: Sequence[Record]) -> float:
+    """Of pictures in neither colour."""
+    every = "".join(r["colours"] for r in records)
+    return every.count("-") / len(every)
+
+
 def _not_closer(rivals: Sequence[str]) -> str:
     if PLAIN in rivals:
         return (
-            "no closer than one of them: likely because the losses of single pictures tell their colours too weakly "
-            "for the groups to be those of the bias"
+            "not 5 points closer than both: likely because the losses of single pictures tell their colours too weakly "
+            "for the groups to be those of the bias, and the training is short"
         )
-    return "no closer than the biased model"
+    return "not 5 points closer than the biased model"
 
 
 STUDY = Study(
