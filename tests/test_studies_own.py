@@ -101,7 +101,7 @@ def test_backfire_needs_both_halves() -> None:
     assert verdict(NO, YES, YES) == "does not hold here"
 
 
-def test_editing_is_judged_against_its_rivals() -> None:
+def test_editing_is_judged_by_the_target_and_by_other_edits() -> None:
     def verdict(mine: str, esd: str, uce: str, others: str = YES) -> str:
         sets = {UNTOUCHED: (YES, YES), editing.ME: (mine, others), "erase/esd": (esd, YES), "erase/uce": (uce, YES)}
         by = {s: three({"target": target, "others": other}) for s, (target, other) in sets.items()}
@@ -109,7 +109,8 @@ def test_editing_is_judged_against_its_rivals() -> None:
 
     assert verdict(NO, HALF, HALF) == "holds"
     assert verdict(NO, HALF, HALF, others=HALF) == "holds in part"
-    assert verdict(NO, NO, HALF) == "holds in part"
+    assert verdict(NO, NO, NO) == "holds"
+    assert verdict(HALF, YES, YES) == "holds in part"
     assert verdict(YES, NO, NO) == "does not hold here"
 
 

@@ -100,26 +100,23 @@ def lines(by: Records, name: Any) -> list[str]:
 
 
 def judge(system: str, by: Records) -> Judged:
-    """Editing does not bring the concept in, less than after ESD and UCE, and other edits still work."""
-    measured = "editing brings the concept in in at most 20 % of pictures, less often than after ESD and UCE"
+    """Editing does not bring the concept in, and other edits still work; said beside what ESD and UCE do."""
+    measured = "editing brings the concept in in at most 20 % of pictures, other edits losing at most 5 points"
     if not worked(by, system, UNTOUCHED, *RIVALS):
         return Judged(measured=measured, found="", verdict="not measured", why="the study was not run")
     was, mine = rate(by[UNTOUCHED], "target"), rate(by[system], "target")
     theirs = {r: rate(by[r], "target") for r in RIVALS}
     other = change(by[UNTOUCHED], by[system], "others")
-    less = [lower(mine, t) for t in theirs.values()]
-    whole = all(v == "holds" for v in less) and mine.value <= GONE and other.value >= SPARED
-    part = lower(mine, was) == "holds" and (mine.value <= GONE or "does not hold here" not in less)
+    whole = mine.value <= GONE and other.value >= SPARED
     against = ", ".join(f"{percent(t)} after {r.split('/')[1].upper()}" for r, t in theirs.items())
     why = [] if mine.value <= GONE else [f"editing still brings it into {100 * mine.value:.0f} %"]
-    no_less = [r.split("/")[1].upper() for r, v in zip(theirs, less, strict=True) if v != "holds"]
-    why += [f"not surely less than {' and '.join(no_less)}"] if no_less else []
-    why += [f"other edits change by {points(other)}"] if other.value < SPARED else []
+    no_less = [r.split("/")[1].upper() for r, t in theirs.items() if lower(mine, t) != "holds"]
+    why += [f"not surely less than {' and '.join(no_less)}"] if no_less else ["surely less than after ESD and UCE"]
     return Judged(
         measured=measured,
         found=f"edited pictures that show it: {percent(mine)}; {against}; untouched {percent(was)}",
-        verdict="holds" if whole else "holds in part" if part else "does not hold here",
-        why="; ".join(why) or "the intervals are apart, other edits work",
+        verdict="holds" if whole else "holds in part" if lower(mine, was) == "holds" else "does not hold here",
+        why="; ".join([*why, f"other edits {points(other)}"]),
     )
 
 
