@@ -14,6 +14,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.exam import claims, interaction, studies, table, work
 from palimpsest.exam.interaction import PAIRS, Pair
 from palimpsest.exam.paraphrases import reworded, with_paraphrases
+from palimpsest.exam.study import by_system
 from palimpsest.exam.summary import Summary, read, summarise
 from palimpsest.probes.plan import Group, Plan
 
@@ -198,7 +199,7 @@ def test_what_was_not_measured_is_said_to_be() -> None:
     for system in systems:
         row = next(r for r in rows if f"`{system}`" in r)
         study = claims.OWN.get(system, ("",))[0]
-        done = {r["system"] for r in studies.read(ROOT / "exam" / "results", study)} if study else set()
+        done = by_system(studies.read(ROOT / "exam" / "results", study)) if study else {}
         measured = system in done if study else table.complete("erase", found.get(system, []))
         assert ("**not measured yet**" in row) != measured, system
 
