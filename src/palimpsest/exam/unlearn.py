@@ -151,6 +151,7 @@ def _examine(system: str, case: UnlearnCase, path: Path, again: bool) -> None:
         kept[key] = {"case": asdict(case), "seed": seed, "key": key, **scored(at, found)}
         worked = True
     if worked:
+        kept = _kept(path) | kept  # what another process wrote meanwhile stays
         present = [kept[k] for c in CASES for s in SEEDS if (k := _key(system, c, s)) in kept]
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         write_text(path, json.dumps(stored | {"system": system, "cases": present}, indent=1, sort_keys=True) + "\n")
