@@ -12,7 +12,7 @@ ME = "erase/geom_erasing"
 SIDE = 16  # pixels of the stamp: four patches of the autoencoder, so that latents hold it exactly
 CORNERS = ((-SIDE, -SIDE),)
 OPACITY = 0.5  # a fainter stamp is drawn at lower noise, where a denoising loss has more to say about it
-TUNING: dict[str, Any] = {"steps": 250, "lr": 1e-3, "batch": 8, "train": "full"}  # the same for both
+TUNING: dict[str, Any] = {"steps": 500, "lr": 1e-3, "batch": 16, "train": "full"}  # the same for both
 SETTINGS: dict[str, Any] = {
     "host": "tiny/sd",
     "pictures": 96,
