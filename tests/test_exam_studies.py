@@ -119,5 +119,5 @@ def test_committed_studies_are_of_installed_systems() -> None:
     for name, study in studies.STUDIES.items():
         for record in studies.read(ROOT / "exam" / "results", name):
             assert record["system"] in study.systems
-            assert record["system"] == studies.NEVER or record["system"] in catalog.entries()
+            assert "/" not in record["system"] or record["system"] in catalog.entries()  # the others are baselines
             assert record["seed"] in studies.SEEDS

@@ -36,7 +36,8 @@ MANY = """### Many concepts at once
 
 Identities of {host}, erased in one run each; {others} others, which the method was not told to keep, are asked for
 beside them. *H*: the harmonic mean of the share of targets gone and of others kept. ESD takes its own budget of steps
-however many concepts there are; MACE trains for each.
+however many concepts there are; MACE trains for each. Where the closed forms take others along, the likely cause is the
+text space: 128 dimensions have few to spare for the states of 20 names among 64.
 
 | system | {heads} |
 |---|{rules}|"""
@@ -49,7 +50,10 @@ def section(results: Path, main: Summaries) -> list[str]:
     for claim, found, verdict in (
         ("RECE withstands attacks that bring concepts back after UCE", *_less_under_attack(attack, "rece", "uce")),
         ("AdvUnlearn withstands attacks that break ESD", *_less_under_attack(attack, "adv_unlearn", "esd")),
-        (f"MACE beats ESD at {studies.MANY['counts'][-1]} concepts", *_better_at_many(many, "mace", "esd")),
+        *(
+            (f"MACE beats ESD at {count} concepts", *_better_at_many(many, "mace", "esd", str(count)))
+            for count in studies.MANY["counts"]
+        ),
         ("SPM harms neighbours less than ESD", *_spares_more(main, "spm", "esd")),
     ):
         lines.append(f"| {claim} | {found} | **{verdict}** |")
@@ -86,11 +90,12 @@ def _less_under_attack(by: Mapping[str, Sequence[Mapping[str, Any]]], mine: str,
     return f"target {_percent(a)} against {_percent(b)} under attack", _lower(a, b)
 
 
-def _better_at_many(by: Mapping[str, Sequence[Mapping[str, Any]]], mine: str, rival: str) -> tuple[str, Verdict]:
+def _better_at_many(
+    by: Mapping[str, Sequence[Mapping[str, Any]]], mine: str, rival: str, count: str
+) -> tuple[str, Verdict]:
     pair = [by.get(f"erase/{name}", ()) for name in (mine, rival)]
     if not all(pair) or any(map(_refused, pair)):
         return "", "not measured"
-    count = str(studies.MANY["counts"][-1])
     a, b = (harmonic(*_shares(records, count)) for records in pair)
     verdict: Verdict = "holds" if a.low > b.high else "holds in part" if a.value > b.value else "does not hold here"
     return f"H {_percent(a)} against {_percent(b)}", verdict
