@@ -6,11 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from palimpsest.core.concept import Request
 from palimpsest.core.files import write_text
@@ -27,12 +24,12 @@ from palimpsest.receipt import charts, classifier_words
 from palimpsest.receipt.build import finite, method_plain, model_plain, patch_plain, plain, sealed
 from palimpsest.receipt.downloads import files, link
 from palimpsest.receipt.make import PATCH_FILE
+from palimpsest.receipt.page import fill
 from palimpsest.receipt.schema import SCHEMA
 from palimpsest.receipt.view import cost_rows, matrices, method_of, number, prints_of, table
 from palimpsest.receipt.write import HTML_FILE, JSON_FILE
 
 SUBJECT = "classifier"
-_HERE = Path(__file__).parent
 _TABLES = (
     ("Accuracy", ("accuracy",), "Share of samples that get their label. The noise floor is the largest difference "
      "between two retrained models."),
@@ -127,24 +124,24 @@ def render_classifier(data: Mapping[str, Any]) -> str:
     readings = data["readings"]
     weights = next((r for r in readings if r["name"] == "relative weight change"), None)
     confusion = [{**r, "name": "leakage", "evaluator": "the labels"} for r in readings if r["name"] == "confusion"]
-    return _template().render(
-        style=(_HERE / "receipt.css").read_text(encoding="utf-8"),
-        saved=[(name, link(name, text)) for name, text in files(data).items()],
-        data=data,
-        title=data["headline"],
-        figures=_figures(readings),
-        tables=[t for t in (table(readings, *entry) for entry in _TABLES) if t["rows"]],
-        matrices=matrices(confusion),
-        curves=[
+    values = {
+        "saved": [(name, link(name, text)) for name, text in files(data).items()],
+        "data": data,
+        "title": data["headline"],
+        "figures": _figures(readings),
+        "tables": [t for t in (table(readings, *entry) for entry in _TABLES) if t["rows"]],
+        "matrices": matrices(confusion),
+        "curves": [
             {"title": f"{r['name']} {r['concept']}".strip(), "svg": charts.curves(r["detail"]["curve"], r["name"])}
             for r in readings
             if "curve" in r["detail"]
         ],
-        tensors=weights["detail"]["tensors"] if weights else [],
-        method=method_of(data["method"]),
-        cost=cost_rows(data),
-        prints=[*prints_of(data), *_forget_prints(data["forget"])],
-    )
+        "tensors": weights["detail"]["tensors"] if weights else [],
+        "method": method_of(data["method"]),
+        "cost": cost_rows(data),
+        "prints": [*prints_of(data), *_forget_prints(data["forget"])],
+    }
+    return fill("classifier.html.j2", values)
 
 
 def _figures(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -168,15 +165,6 @@ def _forget_prints(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("forget request", str(record["kind"]), str(record["request"])),
         ("forgotten samples", f"{record['samples']} of {record['of']}", str(record["content"])),
     ]
-
-
-@lru_cache(maxsize=1)
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("classifier.html.j2")
 
 
 def audit_classifier(

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
 from palimpsest.core.method import versions
 from palimpsest.receipt.downloads import link
+from palimpsest.receipt.page import fill
 from palimpsest.receipt.view import number
 
 _W, _H = 620, 380
 _LEFT, _RIGHT, _BOTTOM, _TOP = 58, 20, 46, 30
 _CROWDED = 12  # rows
-_HERE = Path(__file__).parent
 
 
 def render(
@@ -30,14 +28,14 @@ def render(
         strips: {"prompt", "seed", "role", "cells": [{"name", "source"}]} with data URIs.
         downloads: file name -> text, to be saved from the page; an empty text: the file lies beside the page.
     """
-    return _template().render(
-        style=(_HERE / "receipt.css").read_text(encoding="utf-8"),
-        version=versions()["palimpsest"],
-        notes=data["notes"],
-        sections=[_section(s, first=i == 0) for i, s in enumerate(data["sections"])],
-        strips=strips,
-        downloads=[(name, link(name, text) if text else name) for name, text in (downloads or {}).items()],
-    )
+    values = {
+        "version": versions()["palimpsest"],
+        "notes": data["notes"],
+        "sections": [_section(s, first=i == 0) for i, s in enumerate(data["sections"])],
+        "strips": strips,
+        "downloads": [(name, link(name, text) if text else name) for name, text in (downloads or {}).items()],
+    }
+    return fill("compare.html.j2", values)
 
 
 def _section(section: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
@@ -215,11 +213,3 @@ def _rate(x: Mapping[str, float] | None, *, signed: bool = False) -> tuple[str, 
     form = "+.1f" if signed else ".1f"
     value, low, high = (f"{x[k]:{form}}".replace("-", "−") for k in ("value", "low", "high"))
     return value + ("" if signed else "\u2009%"), f"({low} to {high})"
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("compare.html.j2")

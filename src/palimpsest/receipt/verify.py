@@ -111,13 +111,8 @@ def verify(
     found += guarded("readings", lambda: _readings(data))
     found += guarded("resurfacing", lambda: [Finding(**f) for f in resurfaced.check(data)])
     found += guarded("the page", lambda: _page(data, path.with_name(HTML_FILE)))
-    patch, told = check_patch(data, path.parent)
-    host, named = check_model(data["base"], before, "untouched model")
-    found += [told, named]
-    edited: Any = patch
-    if data["edited"]["kind"] == "model":
-        edited, named = check_model(data["edited"], after, "edited model")
-        found.append(named)
+    patch, host, edited, told = check_models(data, path.parent, before, after)
+    found += told
     if patch is not None and host is not None:
         found += guarded("changed weights", lambda: _weights(data, host, patch))
     used, told_of = _judges(data, judges)
@@ -295,6 +290,20 @@ def check_patch(data: Mapping[str, Any], folder: Path) -> tuple[Patch | None, Fi
         text = f"it was made for {patch.base[:12]}, the receipt's model is {data['base']['fingerprint'][:12]}"
         return None, Finding(status="differs", what="patch", detail=text)
     return patch, Finding(status="same", what="patch", detail=patch.sha256()[:12])
+
+
+def check_models(
+    data: Mapping[str, Any], folder: Path, before: Any, after: Any
+) -> tuple[Patch | None, Any, Any, list[Finding]]:
+    """The patch, the untouched and the edited model (the patch, where there is one), and what was found of them."""
+    patch, told = check_patch(data, folder)
+    host, named = check_model(data["base"], before, "untouched model")
+    found = [told, named]
+    edited: Any = patch
+    if data["edited"]["kind"] == "model":
+        edited, named = check_model(data["edited"], after, "edited model")
+        found.append(named)
+    return patch, host, edited, found
 
 
 def check_model(stated: Mapping[str, str], given: Any, what: str) -> tuple[Any, Finding]:

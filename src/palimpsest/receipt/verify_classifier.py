@@ -22,8 +22,7 @@ from palimpsest.receipt.reask import Asked
 from palimpsest.receipt.sign import SUFFIX
 from palimpsest.receipt.verify import (
     Finding,
-    check_model,
-    check_patch,
+    check_models,
     check_seal,
     check_signature,
     compare,
@@ -59,13 +58,8 @@ def verify_classifier(
     found += guarded("readings", lambda: _readings(data))
     found += guarded("the page", lambda: _page(data, path.with_name(HTML_FILE)))
     found += guarded("deletion record", lambda: _record(data, path.with_name(RECORD_FILE)))
-    patch, told = check_patch(data, path.parent)
-    host, named = check_model(data["base"], before, "untouched model")
-    found += [told, named]
-    edited: Any = patch
-    if data["edited"]["kind"] == "model":
-        edited, named = check_model(data["edited"], after, "edited model")
-        found.append(named)
+    patch, host, edited, told = check_models(data, path.parent, before, after)
+    found += told
     if isinstance(patch, Patch) and host is not None:
         known: Patch = patch
         found += guarded(

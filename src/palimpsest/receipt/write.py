@@ -7,11 +7,9 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,13 +18,13 @@ from palimpsest.core.files import write_text
 from palimpsest.probes.evidence import Evidence
 from palimpsest.receipt.build import sealed
 from palimpsest.receipt.downloads import files, link, whole
+from palimpsest.receipt.page import fill
 from palimpsest.receipt.view import view
 
 JSON_FILE, HTML_FILE = "receipt.json", "receipt.html"
 BUDGET = 2_000_000  # bytes of pictures and of the receipt inside; base64 adds a third, the page stays under 3 MB
 SHOWN = {"target": 12, "neighbour": 6, "unrelated": 4, "empty": 6}  # pairs a concept
 LOSSLESS = 128  # pixels of the longer side up to which pictures are kept as they are
-_HERE = Path(__file__).parent
 
 
 def thumbnails(data: Mapping[str, Any], evidence: Evidence) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -54,9 +52,8 @@ def thumbnails(data: Mapping[str, Any], evidence: Evidence) -> tuple[dict[str, A
 def render(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     """The page as HTML text: one file, no script, no network."""
     sources = {k: "data:image/webp;base64," + base64.b64encode(v).decode() for k, v in pictures.items()}
-    style = (_HERE / "receipt.css").read_text(encoding="utf-8")
     saved = [(name, link(name, text)) for name, text in files(data).items()]
-    return _template().render(style=style, saved=saved, **view(data, sources))
+    return fill("receipt.html.j2", {"saved": saved, **view(data, sources)})
 
 
 def write(folder: Path, data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> tuple[Path, Path]:
@@ -94,12 +91,3 @@ def decode(encoded: bytes) -> Tensor:
     image = Image.open(io.BytesIO(encoded)).convert("RGB")
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return flat.reshape(image.height, image.width, 3).permute(2, 0, 1).contiguous()
-
-
-@lru_cache(maxsize=1)
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("receipt.html.j2")
