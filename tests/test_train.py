@@ -363,6 +363,8 @@ def test_gradients_are_combined_by_the_method_and_what_it_leaves_out_stays() -> 
     mask = torch.arange(24).reshape(4, 6) % 3 == 0
 
     class Masked(Twofold):
+        apart = True
+
         def gradient(self, step: TrainStep, parts: Any) -> Any:
             assert set(parts[0]) == {W, "net.2.bias"}
             assert set(parts[1]) == {W, "net.2.bias", "goal"}

@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, Literal, TypeVar, final, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -30,6 +30,12 @@ class Method:
     """A published system. Its dataclass fields are its parameters; its card says where it comes from."""
 
     card: ClassVar[Card]
+
+    def __post_init__(self) -> None:
+        """Raises BadRequest where a field holds none of the values that its type lists."""
+        for name, values in _choices(type(self)).items():
+            if getattr(self, name) not in values:
+                raise BadRequest(f"{name} is {getattr(self, name)!r}; use one of {', '.join(map(str, values))}.")
 
     @property
     def id(self) -> str:
@@ -186,7 +192,14 @@ def at_least(name: str, value: float, least: float, why: str = "") -> None:
         raise BadRequest(f"{name} is {value}; it must be at least {least}{': ' + why if why else ''}.")
 
 
-@lru_cache(maxsize=1)
+@cache
+def _choices(system: type[Method]) -> dict[str, tuple[Any, ...]]:
+    """The fields whose type is a Literal, with its values."""
+    hints = get_type_hints(system)
+    return {f.name: get_args(hints[f.name]) for f in fields(system) if get_origin(hints[f.name]) is Literal}
+
+
+@cache
 def versions() -> dict[str, str]:
     """Of everything that a number may depend on."""
     found = {"python": platform.python_version(), "machine": platform.machine()}

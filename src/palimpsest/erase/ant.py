@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered
 from palimpsest.ops.saliency import marked, masked, salient, shared
 from palimpsest.ops.trajectories import Visited, visit
-from palimpsest.train.finetune import FineTune, total
+from palimpsest.train.finetune import FineTune
 from palimpsest.train.gradients import gradients_of
 from palimpsest.train.loop import Gradients, TrainStep
 from palimpsest.train.randomness import generator
@@ -114,8 +114,6 @@ class ANT(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.train not in get_args(Train):
-            raise BadRequest(f"train is {self.train!r}; use one of {', '.join(get_args(Train))}.")
         if not 0 < self.share <= 1:
             raise BadRequest(f"share is {self.share}; it is the share of a tensor that one mask marks, up to 1.")
         if self.rank and self.share < 1:
@@ -191,4 +189,4 @@ class ANT(FineTune):
         return self._objective(step.host, context, context.late[at], early)
 
     def gradient(self, step: TrainStep, parts: Sequence[Gradients]) -> Gradients:
-        return masked(total(parts), step.context.masks) if step.context.masks else total(parts)
+        return masked(parts[0], step.context.masks) if step.context.masks else parts[0]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
@@ -102,9 +101,6 @@ class ConceptAblation(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, kinds in (("train", Train), ("objective", Loss)):
-            if getattr(self, name) not in get_args(kinds):
-                raise BadRequest(f"{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(kinds))}.")
         at_least("keep_weight", self.keep_weight, 0.0)
         at_least("pictures", self.pictures, 1, "the anchor's pictures are what is trained on")
         at_least("walk_steps", self.walk_steps, 1)

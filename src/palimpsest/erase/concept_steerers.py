@@ -76,6 +76,7 @@ class ConceptSteerers(LearnedSamplingEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.depth <= 1:
             raise BadRequest(
                 f"depth is {self.depth}; it is a share of the text encoder's blocks, above 0 and at most 1."

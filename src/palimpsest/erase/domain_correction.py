@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,7 @@ class DomainCorrection(FineTune):
     walk_steps: int = 50
 
     clip: ClassVar[float | None] = 1.0
+    apart: ClassVar[bool] = True
 
     card = Card(
         name="DoCo",
@@ -109,8 +110,6 @@ class DomainCorrection(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.train not in get_args(Train):
-            raise BadRequest(f"train is {self.train!r}; use one of {', '.join(get_args(Train))}.")
         for name in ("warmup", "discriminator_lr", "surgery"):
             at_least(name, getattr(self, name), 0.0)
         if self.warmup >= 1:

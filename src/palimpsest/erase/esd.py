@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -93,9 +93,6 @@ class ESD(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, kinds in (("train", Train), ("walks", Walks)):
-            if getattr(self, name) not in get_args(kinds):
-                raise BadRequest(f"{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(kinds))}.")
         if self.walk_steps < 1:
             raise BadRequest(f"walk_steps is {self.walk_steps}; a walk has at least 1 step.")
 

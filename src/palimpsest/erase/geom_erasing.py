@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
-from palimpsest.core.method import ModelEdit, at_least, guiding
-from palimpsest.core.patch import Hook, Patch
+from palimpsest.core.method import at_least, guiding
+from palimpsest.core.patch import Hook
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.guidance import classifier_free
@@ -59,7 +59,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeomErasing(ModelEdit):
+class GeomErasing(FineTune):
     """Fine-tunes on pictures whose captions say what a detector found and where, and samples against that text.
 
         caption  = prompt, name cell cell ...     for each cell of a bins x bins grid that the concept covers
@@ -113,23 +113,17 @@ class GeomErasing(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("bins", self.bins, 0)
         at_least("area_weight", self.area_weight, 0.0)
         at_least("pictures", self.pictures, 2)
         at_least("walk_steps", self.walk_steps, 1)
-        if self.train not in get_args(Train):
-            raise BadRequest(f"train is {self.train!r}; use one of {', '.join(get_args(Train))}.")
-        self._binding()
 
-    def _binding(self) -> Binding:
-        return Binding(**{f.name: getattr(self, f.name) for f in fields(self)})
-
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
-        patch = self._binding().run(host, request, data=data, rng=rng, trace=trace)
+    def hooks(self, request: Request, data: Any) -> tuple[Hook, ...]:
         located = isinstance(data, Detected) and data.masks is not None
         cells = range(1, self.bins**2 + 1) if located else ()
         texts = [" ".join([c.name, *map(str, cells)]) for c in request.target]
-        return Patch(base="", deltas=patch.deltas, hooks=(Hook(id=self.id, params={"negative": ", ".join(texts)}),))
+        return (Hook(id=self.id, params={"negative": ", ".join(texts)}),)
 
     @classmethod
     @contextmanager
@@ -141,20 +135,6 @@ class GeomErasing(ModelEdit):
             raise Damaged(f"The patch's hook {hook.id} is not what this version writes: {e}.") from e
         with guiding(host, hook, lambda: against(host, negative)):
             yield
-
-
-@dataclass(frozen=True, kw_only=True)
-class Binding(FineTune):
-    """The training of GeomErasing, with its parameters."""
-
-    bins: int
-    area_weight: float
-    train: Train
-    pictures: int
-    guidance: float
-    walk_steps: int
-
-    card = GeomErasing.card
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "Geom-Erasing")

@@ -74,6 +74,7 @@ class LatentDirections(LearnedSamplingEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("pictures", "walk_steps", "steps", "batch"):
             at_least(name, getattr(self, name), 1)
 

@@ -145,6 +145,7 @@ class MACE(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("pictures", self.pictures, 1)
         at_least("walk_steps", self.walk_steps, 1)
         at_least("keep_weight", self.keep_weight, 0.0)

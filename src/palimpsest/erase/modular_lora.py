@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch, merge
@@ -91,8 +90,6 @@ class ModularLoRA(FineTune):
         super().__post_init__()
         at_least("rank", self.rank, 1, "the safety module is a LoRA")
         at_least("walk_steps", self.walk_steps, 1, "a walk has steps")
-        if self.train not in get_args(Train):
-            raise BadRequest(f"train is {self.train!r}; use one of {', '.join(get_args(Train))}.")
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "Modular LoRA")

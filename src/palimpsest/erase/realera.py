@@ -140,6 +140,7 @@ class RealEra(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("neighbours", self.neighbours, 0)
         at_least("walk_steps", self.walk_steps, 1)
         at_least("rank", self.rank, 1)

@@ -79,6 +79,7 @@ class SAFREE(SamplingEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "scales", tuple(self.scales))  # JSON gives lists
         at_least("alpha", self.alpha, 0.0)
         if not 0 <= self.until <= 1 or len(self.scales) != 2:

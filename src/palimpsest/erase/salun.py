@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from palimpsest.ops.guidance import classifier_free
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, kept
 from palimpsest.ops.saliency import marked, masked, salient
-from palimpsest.train.finetune import FineTune, total
+from palimpsest.train.finetune import FineTune
 from palimpsest.train.gradients import gradients_of
 from palimpsest.train.loop import Gradients, TrainStep
 from palimpsest.train.randomness import generator
@@ -107,8 +107,6 @@ class SalUn(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.train not in get_args(Train):
-            raise BadRequest(f"train is {self.train!r}; use one of {', '.join(get_args(Train))}.")
         if self.rank:
             raise BadRequest(f"rank is {self.rank}; SalUn masks single weights, and a low-rank change moves them all.")
         if not 0 < self.share <= 1:
@@ -178,4 +176,4 @@ class SalUn(FineTune):
         yield self.keep_weight * (r.weight * (x0 - r.x0)).square().mean()
 
     def gradient(self, step: TrainStep, parts: Sequence[Gradients]) -> Gradients:
-        return masked(total(parts), step.context.masks)
+        return masked(parts[0], step.context.masks)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
-from palimpsest.core.method import ModelEdit, at_least, guiding
-from palimpsest.core.patch import Hook, Patch
+from palimpsest.core.method import at_least, guiding
+from palimpsest.core.patch import Hook
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import classifier_free
 from palimpsest.ops.neighbours import everyday
@@ -40,7 +40,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreForgetting(ModelEdit):
+class ScoreForgetting(FineTune):
     """Distils the model into a generator of one step whose score for the target is the model's for something safe.
 
     Generator G, from noise z:  x_g = x0 that G predicts at x = sigma(start) z, time `start`.
@@ -86,6 +86,8 @@ class ScoreForgetting(ModelEdit):
     low: float = 0.02
     high: float = 0.98
 
+    apart: ClassVar[bool] = True
+
     card = Card(
         name="SFD",
         title="Score Forgetting Distillation: A Swift, Data-Free Method for Machine Unlearning in Diffusion Models",
@@ -98,17 +100,13 @@ class ScoreForgetting(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("forget_weight", self.forget_weight, 0.0)
         if not 0 <= self.low < self.high <= 1 or not 0 < self.start <= 1 or not 0 < self.forget_share < 1:
             raise BadRequest("low < high, start and forget_share are shares: between 0 and 1.")
-        self._distillation()
 
-    def _distillation(self) -> Distillation:
-        return Distillation(**{f.name: getattr(self, f.name) for f in fields(self)})
-
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
-        patch = self._distillation().run(host, request, data=data, rng=rng, trace=trace)
-        return Patch(base="", deltas=patch.deltas, hooks=(Hook(id=self.id, params={"start": self.start}),))
+    def hooks(self, request: Request, data: Any) -> tuple[Hook, ...]:
+        return (Hook(id=self.id, params={"start": self.start}),)
 
     @classmethod
     @contextmanager
@@ -120,20 +118,6 @@ class ScoreForgetting(ModelEdit):
             raise Damaged(f"The patch's hook {hook.id} is not what this version writes: {e}.") from e
         with guiding(host, hook, lambda: one_step(start)):
             yield
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distillation(FineTune):
-    """The training of ScoreForgetting, with its parameters."""
-
-    start: float
-    guidance: float
-    forget_weight: float
-    forget_share: float
-    low: float
-    high: float
-
-    card = ScoreForgetting.card
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, "full", "SFD")

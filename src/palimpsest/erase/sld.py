@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -72,8 +72,7 @@ class SLD(SamplingEdit):
     )
 
     def __post_init__(self) -> None:
-        if self.strength not in get_args(Strength):
-            raise BadRequest(f"strength is {self.strength!r}; use one of {', '.join(get_args(Strength))}.")
+        super().__post_init__()
         scale, warmup, _, momentum_scale, decay = self.settings()
         for name, value in (("scale", scale), ("warmup", warmup), ("momentum_scale", momentum_scale)):
             at_least(name, value, 0.0)

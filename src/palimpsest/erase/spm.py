@@ -166,6 +166,7 @@ class SPM(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("anchors", self.anchors, 1)
         at_least("rank", self.rank, 1)
         at_least("walk_steps", self.walk_steps, 1)

@@ -93,6 +93,7 @@ class TRCE(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "weights", tuple(self.weights))  # JSON gives lists
         if len(self.weights) != 4 or not any(self.weights) or min(self.weights) < 0:
             raise BadRequest(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
@@ -65,10 +64,9 @@ class UCE(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("erase_weight", self.erase_weight, 0.0)
         at_least("keep_weight", self.keep_weight, 0.0)
-        if self.tokens not in get_args(Tokens):
-            raise BadRequest(f"tokens is {self.tokens!r}; use one of {', '.join(get_args(Tokens))}.")
 
     def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
         weights = text_layers(host, "UCE")

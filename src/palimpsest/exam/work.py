@@ -274,8 +274,19 @@ def _key(system: str, item: Case | Pair, seed: int) -> str:
     else:
         work, models = [VERSION, PROMPTS], [model_digest(item.host), model_digest(item.oracle)]
     method = [source_digest(catalog.find(system).module), BUDGETS.get(system)]
-    parts = [work, seed, asdict(item), method, models]
+    parts = [work, seed, asdict(item), method, models, _asked(item)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _asked(item: Case | Pair) -> list[tuple[str, ...]]:
+    """The sentences in which a request names the targets: systems learn from them."""
+    from palimpsest import tiny
+    from palimpsest.worlds.concepts import concept, world_of
+
+    world = world_of(tiny.path(item.host.removeprefix("tiny/")))
+    words = (item.first, item.second) if isinstance(item, Pair) else (item.concept,)
+    return [concept(world, word).prompts for word in words] if world else []
 
 
 @cache

@@ -73,17 +73,20 @@ def draw_prompts(name: str, prompts: list[str], *, steps: int, guidance: float, 
 
 
 def measure(
-    name: str, *, prompts: int = 1000, steps: int = 25, guidance: float = 2.0, seed: int = 5
+    name: str, *, prompts: int = 1000, steps: int | None = None, guidance: float | None = None, seed: int = 5
 ) -> dict[str, float]:
     """Accuracy of a shipped pipeline per key, and how sure the oracle is of pictures of the empty prompt.
 
     Args:
         name: "sd", "portraits" or a retrain oracle such as "sd-without-star" (its word is then not asked for).
+        steps, guidance: of the sampler; by default what the folder's `world.json` recommends.
 
     Cost: prompts x steps x 2 forwards; about 2 minutes for 1,000 prompts on one core.
     """
     world = next(world for world, base in PIPELINES.items() if name.startswith(base))
     without = name.partition("-without-")[2] or None
+    own = json.loads((path(name) / "world.json").read_text(encoding="utf-8"))
+    steps, guidance = steps or own["steps"], own["guidance"] if guidance is None else guidance
     captions, asked = words_asked(world, prompts, generator=Generator().manual_seed(seed), without=without)
     images = draw_prompts(name, captions, steps=steps, guidance=guidance, seed=seed)
     scores = score_words(world, images, asked)
@@ -98,11 +101,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--prompts", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--seed", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    scores = measure(given.name, prompts=given.prompts, steps=given.steps, guidance=given.guidance)
+    scores = measure(given.name, prompts=given.prompts, steps=given.steps, guidance=given.guidance, seed=given.seed)
     print(json.dumps({key: round(value, 4) for key, value in scores.items()}, indent=1))
 
 

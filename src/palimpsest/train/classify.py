@@ -6,7 +6,7 @@ from abc import ABC
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, final, get_args
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -47,11 +47,6 @@ class ClassifierTune(FineTune, ABC):
 
     uses_retain: ClassVar[bool] = True
     regresses: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.augment not in get_args(Augment):
-            raise BadRequest(f"augment is {self.augment!r}; use one of {', '.join(get_args(Augment))}.")
 
     def trains(self, host: Classifier) -> Sequence[str]:
         return [name for name, _ in host.root.named_parameters()]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from palimpsest.core.concept import Request
 from palimpsest.core.method import ModelEdit, at_least
-from palimpsest.core.patch import Patch
+from palimpsest.core.patch import Hook, Patch
 from palimpsest.core.trace import Trace
 from palimpsest.train.loop import Gradients, Loop, TrainStep
 from palimpsest.train.trained import Trained
@@ -41,8 +41,11 @@ class FineTune(ModelEdit, ABC):
 
     clip: ClassVar[float | None] = None
     """Largest norm of all gradients together."""
+    apart: ClassVar[bool] = False
+    """Whether `gradient` gets each loss's gradients by themselves; their sum takes less memory."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("steps", self.steps, 1, "nothing would be trained")
         at_least("lr", self.lr, 0.0)
         at_least("batch", self.batch, 1)
@@ -64,12 +67,14 @@ class FineTune(ModelEdit, ABC):
         """What the optimiser gets, by leaf: here, the sum over the losses. Masks and gradient surgery go here.
 
         Args:
-            parts: for each loss, in order, its gradients by leaf (with rank 0, a leaf is named like its parameter).
+            parts: where `apart`, the gradients of each loss, in order; else one entry, their sum. By leaf (with
+                rank 0, a leaf is named like its parameter); a leaf that a loss does not depend on is missing.
 
         Returns:
             By leaf; a leaf that is left out stays as it is. May reuse the tensors that it was given.
         """
-        return total(parts)
+        (whole,) = parts
+        return whole
 
     def beside(self, context: Any, seed: int) -> Mapping[str, Tensor]:
         """Tensors that are trained beside the model's own and are no part of the patch (a discriminator, a prompt).
@@ -90,6 +95,10 @@ class FineTune(ModelEdit, ABC):
     def beside_options(self) -> Mapping[str, Any]:
         """What the optimiser does differently for the tensors beside: lr, betas."""
         return {}
+
+    def hooks(self, request: Request, data: Any) -> tuple[Hook, ...]:
+        """What the patch brings besides its weights: rules of sampling; here, none."""
+        return ()
 
     @final
     def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
@@ -114,6 +123,7 @@ class FineTune(ModelEdit, ABC):
                 optimiser=optimiser,
                 loss=self.loss,
                 gradient=self.gradient,
+                apart=self.apart,
                 clip=self.clip,
                 run=identity,
                 beside=beside,
@@ -138,13 +148,4 @@ class FineTune(ModelEdit, ABC):
             loop.go(steps, trace)
         optimiser.zero_grad(set_to_none=True)
         optimiser.state.clear()  # gradients and moments make room for the deltas
-        return Patch(base="", deltas=trained.deltas())
-
-
-def total(parts: Sequence[Gradients]) -> dict[str, Tensor]:
-    """The sum of several gradients by leaf; adds into the first part that has the leaf."""
-    found: dict[str, Tensor] = {}
-    for part in parts:
-        for name, g in part.items():
-            found[name] = found[name].add_(g) if name in found else g
-    return found
+        return Patch(base="", deltas=trained.deltas(), hooks=self.hooks(request, data))

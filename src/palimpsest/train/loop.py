@@ -74,7 +74,9 @@ class Loop:
         trained: the model's own leaves.
         optimiser: over all leaves.
         loss: of one step; several losses are differentiated one by one, those of a generator before it goes on.
-        gradient: what the optimiser gets of the losses' gradients, one mapping for each loss.
+        gradient: what the optimiser gets of the losses' gradients: one mapping for each loss where `apart`, else one
+            with their sum.
+        apart: keeps the losses' gradients apart, which takes the memory of the trained part once more for each loss.
         clip: largest norm of the gradients of the model's own leaves together; None for no limit.
         run: says which run this is, for checkpoints.
         beside: leaves that are trained beside the model's own and are no part of the patch.
@@ -84,6 +86,7 @@ class Loop:
     optimiser: torch.optim.Optimizer
     loss: Callable[[TrainStep], Tensor | Iterable[Tensor]]
     gradient: Callable[[TrainStep, Sequence[Gradients]], Gradients]
+    apart: bool
     clip: float | None
     run: Mapping[str, Any]
     beside: Mapping[str, Tensor] = field(default_factory=dict)
@@ -126,9 +129,12 @@ class Loop:
             for i, loss in enumerate(losses):
                 value += float(loss.detach())
                 self._finite("loss", value, step)
-                parts.append(_gradients_of(loss, leaves, keep=i < last))  # a generator's graphs are its own
+                loss.backward(inputs=list(leaves.values()), retain_graph=i < last)  # a generator's graphs are its own
+                if self.apart:
+                    parts.append(_taken(leaves))
                 del loss
         del found, losses
+        parts = parts or [_taken(leaves)]
         combined = self.gradient(step, parts)
         for name, leaf in leaves.items():
             leaf.grad = combined.get(name)
@@ -166,13 +172,9 @@ class Loop:
         return saved.step
 
 
-def _gradients_of(loss: Tensor, leaves: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """By leaf; each tensor has memory of its own, so that it may be changed in place."""
-    parts = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, retain_graph=keep)
-    found: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for name, g in zip(leaves, parts, strict=True):
-        if g is not None:  # autograd may give one tensor to two leaves, or a broadcast view
-            found[name] = g.clone() if g.data_ptr() in taken or 0 in g.stride() else g
-            taken.add(g.data_ptr())
+def _taken(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The leaves' gradients so far; the next ones start from nothing."""
+    found = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    for leaf in leaves.values():
+        leaf.grad = None
     return found

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
-from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Split
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen
@@ -62,11 +61,6 @@ class FLAT(ClassifierTune):
         claim="Forgets better than other methods without retained data, at minimal loss of ability.",
         systems=(394,),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.divergence not in get_args(Divergence):
-            raise BadRequest(f"divergence is {self.divergence!r}; use one of {', '.join(get_args(Divergence))}.")
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Tensor:
         """(n, 2) the label and the template answer of each sample to forget."""

@@ -60,6 +60,7 @@ class PruneFirst(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.sparsity < 1:
             raise BadRequest(f"sparsity is {self.sparsity}; it is the share of weights that go, from 0 to below 1.")
 

@@ -54,6 +54,7 @@ class Retrain(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("epochs", self.epochs, 0.0)
         at_least("lr", self.lr, 0.0)
         at_least("batch", self.batch, 2, "batch norms need two pictures")

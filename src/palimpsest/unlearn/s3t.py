@@ -78,6 +78,7 @@ class S3T(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("slices", self.slices, 2, "with one slice every deletion takes all")
         at_least("epochs", self.epochs, 1)
         at_least("batch", self.batch, 1)

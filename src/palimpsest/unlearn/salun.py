@@ -15,7 +15,6 @@ from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Split
 from palimpsest.ops.saliency import masked, salient
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropies, cross_entropy, wrong_labels
-from palimpsest.train.finetune import total
 from palimpsest.train.gradients import gradients_of
 from palimpsest.train.loop import Gradients, TrainStep
 from palimpsest.train.randomness import generator
@@ -87,4 +86,4 @@ class SalUn(ClassifierTune):
         return wrong + self.alpha * cross_entropy(logits[len(forget.rows) :], retain.targets)
 
     def gradient(self, step: TrainStep, parts: Sequence[Gradients]) -> Gradients:
-        return masked(total(parts), step.context.masks)
+        return masked(parts[0], step.context.masks)

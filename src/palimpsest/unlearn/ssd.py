@@ -70,6 +70,7 @@ class SSD(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("select", self.select, 0.0)
         at_least("strength", self.strength, 0.0)
         at_least("batch", self.batch, 1)

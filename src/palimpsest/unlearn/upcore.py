@@ -58,6 +58,7 @@ class UPCORE(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.share < 1:
             raise BadRequest(f"share is {self.share}; it is the share of the forget set left out, from 0 to below 1.")
 

@@ -42,6 +42,7 @@ class World(Protocol):
     ) -> Pictures: ...
     def caption(self, labels: dict[str, Tensor], *, generator: torch.Generator) -> list[str]: ...
     def prompt(self, **words: str) -> str: ...
+    def wordings(self, **words: str) -> tuple[str, ...]: ...
     def read(self, prompt: str) -> dict[str, str]: ...
 
 
@@ -64,7 +65,7 @@ def key_of(world: World, word: str) -> str | None:
 
 
 def concept(world: World, word: str) -> Concept:
-    """A world's word as a Concept, with the canonical prompt that asks for it.
+    """A world's word as a Concept, with every wording in which captions name it alone, the canonical one first.
 
     Raises:
         BadRequest: the world has no such word; the message names those that come close.
@@ -77,7 +78,10 @@ def concept(world: World, word: str) -> Concept:
         raise BadRequest(f"This model's world, {world.name}, has no {word!r}. Did you mean {some}?")
     name = next(w for w in world.vocabulary[key] if w.casefold() == word.casefold())
     return Concept(
-        name=name, kind=_KINDS.get(key, "attribute"), prompts=(world.prompt(**{key: name}),), labels=(f"{key}:{name}",)
+        name=name,
+        kind=_KINDS.get(key, "attribute"),
+        prompts=world.wordings(**{key: name}),
+        labels=(f"{key}:{name}",),
     )
 
 

@@ -230,6 +230,10 @@ class Faces:
                 raise ValueError(f"{word!r} is no {key} of Faces; use one of {', '.join(self.vocabulary[key])}")
         return _sentence(words, 0)
 
+    def wordings(self, **words: str) -> tuple[str, ...]:
+        """All the ways in which captions say what `prompt(**words)` says, that one first."""
+        return tuple(dict.fromkeys((self.prompt(**words), *(_sentence(words, form) for form in range(1, 16)))))
+
     def read(self, prompt: str) -> dict[str, str]:
         """Which words of the vocabulary a prompt asks for; of two words of one key the first counts."""
         found: dict[str, str] = {}

@@ -207,6 +207,10 @@ class Glyphs:
             raise ValueError("a second subject and its relation come together; give relation and subject2 (or colour2)")
         return self._phrase(words, 0)
 
+    def wordings(self, **words: str) -> tuple[str, ...]:
+        """All the ways in which captions say what `prompt(**words)` says, that one first."""
+        return tuple(dict.fromkeys((self.prompt(**words), *(self._phrase(words, form) for form in range(1, 5)))))
+
     def read(self, prompt: str) -> dict[str, str]:
         """The words of the vocabulary that a prompt asks for, by key; what it does not mention is absent."""
         text = prompt.lower()
