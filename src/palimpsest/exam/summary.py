@@ -27,7 +27,8 @@ class Summary:
         neighbours, unrelated: paired change of the rate of pictures that show what was asked for.
         drift: same-seed pixel distance of unrelated pictures, as a share of that between two seeds.
         gap: (edited, untouched) kernel distance of target pictures to those of the model that never saw it.
-        seconds, forwards, peak_bytes: means over runs.
+        seconds: the least over the runs, since other work on the machine only ever adds to it.
+        forwards, peak_bytes: means over runs.
         sampling: rows through the denoiser for each picture that the edited model draws; None where not counted.
         runs: how many; refused: in which words it refused, if it did.
     """
@@ -87,7 +88,7 @@ def summarise(system: str, cases: Iterable[Mapping[str, Any]], concept: str = ""
         unrelated=statistics.paired(_bits(worked, "unrelated", "before"), _bits(worked, "unrelated", "after")),
         drift=float(np.mean(drifts)) if drifts else float("nan"),
         gap=(float(np.mean([g["value"] for g in gaps])), float(np.mean([g["before"] for g in gaps]))) if gaps else None,
-        seconds=float(np.mean([c["seconds"] for c in costs])),
+        seconds=min(c["seconds"] for c in costs),
         forwards=round(float(np.mean([sum(c["forwards"].values()) for c in costs]))),
         peak_bytes=round(float(np.mean([c["peak_bytes"] or 0 for c in costs]))),
         sampling=float(np.mean(rows)) if rows else None,
