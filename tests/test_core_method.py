@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin, get_type_hints
 
 import pytest
 import torch
 from torch import nn
 
+from palimpsest.core import catalog
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.delta import Dense
@@ -135,6 +136,32 @@ def test_files_are_whole_or_absent(tmp_path: Path) -> None:
     blocked.write_text("")
     with pytest.raises(PalimpsestError, match="Could not write"):
         write_text(blocked / "x.txt", "no")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choosy(Shift):
+    """Has a field that takes two values."""
+
+    way: Literal["up", "down"] = "up"
+
+
+def test_a_field_holds_one_of_the_values_that_its_type_lists() -> None:
+    assert Choosy(way="down").way == "down"
+    with pytest.raises(BadRequest, match="way is 'left'; use one of up, down"):
+        Choosy(way="left")  # type: ignore[arg-type]
+
+
+def test_no_shipped_system_takes_a_value_that_its_type_does_not_list() -> None:
+    tried = 0
+    for system in catalog.entries():
+        cls = catalog.load(system)
+        hints = get_type_hints(cls)
+        for field in fields(cls):
+            if get_origin(hints[field.name]) is Literal:
+                tried += 1
+                with pytest.raises(BadRequest, match=f"{field.name} is 'no such'; use one of"):
+                    cls(**{field.name: "no such"})
+    assert tried > 20
 
 
 def test_parameters_that_are_too_small() -> None:

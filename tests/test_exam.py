@@ -17,6 +17,7 @@ from palimpsest.exam.paraphrases import reworded, with_paraphrases
 from palimpsest.exam.study import by_system
 from palimpsest.exam.summary import Summary, read, summarise
 from palimpsest.probes.plan import Group, Plan
+from palimpsest.worlds.glyphs import GLYPHS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,6 +71,10 @@ def test_cases_are_pooled_over_seeds_and_concepts() -> None:
     assert every.unrelated.value == 0
     assert every.drift == pytest.approx(0.1)
     assert (every.seconds, every.forwards, every.runs) == (2.0, 6, 3)
+    cases[1]["cost"]["seconds"] = 1.5
+    least = summarise("erase/x", cases)
+    assert least is not None
+    assert least.seconds == 1.5
     assert summarise("erase/x", cases, "moon") is None
 
 
@@ -127,6 +132,20 @@ def test_only_what_changed_runs_again(tmp_path: Path, monkeypatch: pytest.Monkey
     text = table.write(tmp_path, tmp_path / "systems.md").read_text()
     assert "`erase/uce`" in text
     assert "**holds**" in text
+
+
+def test_a_request_in_other_sentences_is_another_exam(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key() -> str:
+        work._key.cache_clear()
+        work._asked.cache_clear()
+        return work._key("erase/uce", work.CASES["erase"][2], 0)
+
+    first = key()
+    assert key() == first
+    monkeypatch.setattr(type(GLYPHS), "wordings", lambda self, **words: (self.prompt(**words),))
+    assert key() != first
+    monkeypatch.undo()
+    assert key() == first
 
 
 def test_a_systems_digest_covers_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,25 @@ def test_a_run_is_kept_and_its_model_stands_beside_its_oracles(tmp_path: Path, m
     assert path.stat().st_mtime_ns == before
 
 
+def test_what_another_process_wrote_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes examine one system on different tasks; the slower one writes last."""
+    path, (digits, other) = tmp_path / "ssd.json", (CASES[0], CASES[1])
+    keys = {c.kind: unlearn._key("unlearn/ssd", c, 0) for c in (digits, other)}
+
+    def work_slowly(*args: object) -> dict[str, str]:
+        path.write_text(json.dumps({"cases": [{"key": keys[other.kind], "by": "the other process"}], "poison": 2}))
+        return {}
+
+    monkeypatch.setattr(unlearn, "SEEDS", (0,))
+    monkeypatch.setattr(unlearn_material, "material", lambda task, request: None)
+    monkeypatch.setattr(unlearn_material, "edited", work_slowly)
+    monkeypatch.setattr(unlearn_material, "scored", lambda at, found: {"by": "this process"})
+    unlearn._examine("unlearn/ssd", digits, path, again=False)
+    stored = json.loads(path.read_text())
+    assert [c["by"] for c in stored["cases"]] == ["this process", "the other process"]
+    assert stored["poison"] == 2
+
+
 def test_oracles_answer_on_the_rows_that_are_asked() -> None:
     at = unlearn_material.material("digits", 0)
     assert set(at.parts.forget.labels.tolist()) == {3}

@@ -25,6 +25,19 @@ def test_words_become_concepts(world: str, word: str, kind: str) -> None:
     assert WORLDS[world].read(found.prompts[0])[key_of(WORLDS[world], word) or ""] == found.name
 
 
+def test_a_word_comes_with_every_wording_of_the_captions() -> None:
+    assert concept(WORLDS["glyphs"], "star").prompts == ("a star",)
+    styles = concept(WORLDS["glyphs"], "sketch").prompts
+    assert styles[0] == "a shape in sketch style"
+    assert {"a sketch shape", "a sketch picture of a shape", "sketch, a shape"} == set(styles[1:])
+    assert concept(WORLDS["faces"], "Ada").prompts == ("a portrait of Ada", "Ada")
+    for world in WORLDS.values():
+        for word in (w for k, words in world.vocabulary.items() if not k.endswith("2") for w in words):
+            key = key_of(world, word) or ""
+            if key != "relation":
+                assert all(world.read(p) == {key: word} for p in concept(world, word).prompts), word
+
+
 def test_unknown_words_are_refused_with_neighbours() -> None:
     with pytest.raises(BadRequest, match="star"):
         concept(WORLDS["glyphs"], "starr")
