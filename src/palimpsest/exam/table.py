@@ -31,7 +31,8 @@ paired one of Tango. *Drift* is the same-seed pixel distance of unrelated pictur
 distance between two seeds of the untouched model (0: the same picture, 1: another picture). *Gap* is the kernel
 distance of target pictures to those of a model that never saw the concept, before and after.
 Seconds, forwards and memory are of the edit itself on one thread, seconds the least of the runs, since other processes
-beside it only ever add; *forwards a picture* are of sampling from the edited model, beside those of the untouched one: sampling-time systems do their work there.
+beside it only ever add; *forwards a picture* are of sampling from the edited model, beside those of the untouched one:
+sampling-time systems do their work there.
 """
 
 

@@ -33,7 +33,6 @@ from palimpsest.probes.classifier_readings import classifier_readings
 from palimpsest.tiny import assemble, classifiers, references
 
 VERSION = 2  # of what is done to a model and of what is asked; a change of it runs everything again
-FORGET, RETAIN, TEST = 1000, 1000, 2000  # rows that are looked at, at most: evenly spread over the references' rows
 FIELDS = ("name", "concept", "value", "low", "high", "before", "floor", "n")
 DETAILS = ("retrained", "signs", "balanced accuracy", "reached", "budget")
 
@@ -73,12 +72,10 @@ def material(name: str, request: int) -> Material:
             "with palimpsest.tiny.train_classifier and ship it with palimpsest.tiny.ship_classifiers."
         )
     parts, host = parts_at(task, request, index), classifiers.model(task)
-    spread = {part: _positions(task, request, part) for part in index}
     oracles = [
-        Answers(logits={part: r.logits[f"forget {request}" if part == "forget" else part][at] for part, at in
-                        spread.items()})
+        Answers(logits={part: r.logits[f"forget {request}" if part == "forget" else part] for part in index})
         for r in found
-    ]  # fmt: skip
+    ]
     return Material(
         task=task,
         request=request,
@@ -91,10 +88,9 @@ def material(name: str, request: int) -> Material:
 
 
 def looked_at(task: classifiers.Task, request: int) -> dict[str, Tensor]:
-    """Rows of the task's data for "forget", "retain" and "test"."""
+    """Rows of the task's data for "forget", "retain" and "test": those that the references answered on."""
     rows = references.rows(task)
-    known = {"forget": rows[f"forget {request}"], "retain": rows["retain"], "test": rows["test"]}
-    return {part: index[_positions(task, request, part)] for part, index in known.items()}
+    return {"forget": rows[f"forget {request}"], "retain": rows["retain"], "test": rows["test"]}
 
 
 def parts_at(task: classifiers.Task, request: int, index: dict[str, Tensor]) -> Parts:
@@ -107,12 +103,6 @@ def parts_at(task: classifiers.Task, request: int, index: dict[str, Tensor]) -> 
     if asked.kind == "identity" and test.groups:
         like = torch.tensor([group in asked.items for group in test.groups])
     return Parts(forget=forget, retain=train[index["retain"]], test=test, like=like, gone=tuple(gone))
-
-
-def _positions(task: classifiers.Task, request: int, part: str) -> Tensor:
-    known = references.rows(task)[f"forget {request}" if part == "forget" else part]
-    limit = {"forget": FORGET, "retain": RETAIN, "test": TEST}[part]
-    return torch.linspace(0, len(known) - 1, min(limit, len(known))).round().long()
 
 
 def unlearnt(

@@ -86,8 +86,9 @@ def measure(
     world = next(world for world, base in PIPELINES.items() if name.startswith(base))
     without = name.partition("-without-")[2] or None
     own = json.loads((path(name) / "world.json").read_text(encoding="utf-8"))
-    steps, guidance = steps or own["steps"], own["guidance"] if guidance is None else guidance
     captions, asked = words_asked(world, prompts, generator=Generator().manual_seed(seed), without=without)
+    steps = steps or int(own["steps"])
+    guidance = float(own["guidance"]) if guidance is None else guidance
     images = draw_prompts(name, captions, steps=steps, guidance=guidance, seed=seed)
     scores = score_words(world, images, asked)
     free = draw_prompts(name, [""] * 200, steps=steps, guidance=1.0, seed=seed)

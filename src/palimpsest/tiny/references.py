@@ -23,7 +23,7 @@ from palimpsest.data.forget import chosen
 from palimpsest.tiny.classifiers import Task
 
 FILE = "references.safetensors"
-ROWS = 2500  # of each part: with four parts and nine models of ten classes, 0.9 MB
+ROWS, TESTS = 1000, 1500  # of each part: with nine models of ten classes 0.4 MB
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +34,8 @@ class Reference:
         without: what it never saw, as the training command writes it ("class:cat", "random:0.1"); "" nothing.
         seed: of its training.
         accuracy: in percent on all of "test", "retain" and, for an oracle, "forget".
-        logits: by part of `rows`: (n, classes) float32, each row's mean removed, to within half a step of 8 bits.
+        logits: by part of `rows` (an oracle has its own "forget" part only): (n, classes) float32, each row's mean
+            removed, to within half a step of 8 bits.
     """
 
     without: str
@@ -57,28 +58,32 @@ class Left:
 
 
 def rows(task: Task) -> dict[str, Tensor]:
-    """Which samples the references answered on, at most 2,500 of each part, evenly spread.
+    """Which samples the references answered on, evenly spread: at most 1,500 held-out ones, 1,000 of each other part.
 
     Returns:
         "test": rows of `task.test`. "forget 0", "forget 1", ...: rows of `task.train` that each of `task.forget` names.
         "retain": rows of `task.train` that none of them names.
     """
     masks = [chosen(task.train, request) for request in task.forget]
-    parts = {"test": _spread(torch.arange(len(task.test.samples)))}
-    parts |= {f"forget {i}": _spread(mask.nonzero().squeeze(1)) for i, mask in enumerate(masks)}
-    parts["retain"] = _spread((~torch.stack(masks).any(0)).nonzero().squeeze(1))
+    parts = {"test": _spread(torch.arange(len(task.test.samples)), TESTS)}
+    parts |= {f"forget {i}": _spread(mask.nonzero().squeeze(1), ROWS) for i, mask in enumerate(masks)}
+    parts["retain"] = _spread((~torch.stack(masks).any(0)).nonzero().squeeze(1), ROWS)
     return parts
 
 
 def write(models: Sequence[Left], task: Task, out: Path) -> Path:
     """Puts what models answered into one file.
 
-    A part is stored as round(z / s), z the logits less their row's mean, s = max |z| / 127.
+    A part is stored as round(z / s), z the logits less their row's mean, s = max |z| / 127. An oracle of one request
+    has no answers on what another one forgets.
     """
     parts, tensors, about = rows(task), {}, []
+    owners = {f"forget {i}": without(task, i) for i in range(len(task.forget))}
     for number, left in enumerate(models):
         about.append({key: left.about[key] for key in ("without", "seed", "accuracy")})
         for part, index in parts.items():
+            if left.about["without"] not in ("", owners.get(part, left.about["without"])):
+                continue
             z = left.scores["test" if part == "test" else "train"][index].float()
             z = z - z.mean(1, keepdim=True)
             step = z.abs().max().clamp(min=1e-6) / 127
@@ -126,5 +131,5 @@ def _logits(number: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {part: tensors[f"{number}|{part}"].float() * tensors[f"{number}|{part}|step"] for part in parts}
 
 
-def _spread(index: Tensor) -> Tensor:
-    return index[torch.linspace(0, len(index) - 1, min(ROWS, len(index))).round().long()]
+def _spread(index: Tensor, most: int) -> Tensor:
+    return index[torch.linspace(0, len(index) - 1, min(most, len(index))).round().long()]
