@@ -23,6 +23,7 @@ from palimpsest.erase.realera import RealEra, perturbed
 from palimpsest.erase.spm import SPM
 from palimpsest.ops import closed_form
 from palimpsest.ops.attention import captured
+from palimpsest.ops.captions import captions
 from palimpsest.ops.fusion import fuse, refine
 from palimpsest.ops.prompts import answered
 from palimpsest.train.walks import KeptWalk
@@ -130,27 +131,33 @@ def common_tokens(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def test_mace_refines_the_words_around_the_concept(host: Any) -> None:
+@pytest.mark.parametrize("others", [(), ("tree", "box")])
+def test_mace_refines_the_words_around_the_concept(host: Any, others: tuple[str, ...]) -> None:
     """With LoRAs that never move, what is left is the refinement: solved here with tokens from the tokenizer."""
-    request = Request(target=(STAR,), keep=(RING,), toward=(MOON,))
-    method = MACE(steps=1, lr=0.0, walk_steps=2, pictures=2, ridge=0.8, keep_weight=0.6)
+    request = Request(target=(STAR, *(Concept(name=n) for n in others)), keep=(RING,), toward=(MOON,))
+    method = MACE(steps=1, lr=0.0, walk_steps=2, pictures=2, ridge=0.8, keep_weight=0.6, captions=3 * len(others))
     patch = method(host, request)
-    texts = ["a red star on blue", "star", *(t.format("star") for t in TEMPLATES)]
+    texts = [("a red star on blue", "star")]
+    texts += [(t.format(n), n) for n in ("star", *others) for t in ("{}", *TEMPLATES)]
     tokenizer, d = host.pipeline.tokenizer, next(iter(layers(host).values())).shape[1]
     e, v = [], []
-    for text in texts:
-        old, new = tokenizer(text).input_ids, tokenizer(text.replace("star", "moon")).input_ids
+    for text, name in texts:
+        old, new = tokenizer(text).input_ids, tokenizer(text.replace(name, "moon")).input_ids
         start = common_tokens(old, new)
         behind = common_tokens(old[::-1], new[::-1])
-        a, b = host.encode([text]).states[0].double(), host.encode([text.replace("star", "moon")]).states[0].double()
+        a, b = host.encode([text]).states[0].double(), host.encode([text.replace(name, "moon")]).states[0].double()
         m = min(len(a) - (len(old) - behind), len(b) - (len(new) - behind))
         e += [a[:start], a[len(old) - behind :][:m]]
         v += [b[:start], b[len(new) - behind :][:m]]
     keep = host.encode(["ring", *(t.format("ring") for t in TEMPLATES)]).states.flatten(0, 1).double()
     both, goal = torch.cat(e), torch.cat(v)
-    right = both.T @ both + 0.6 * keep.T @ keep + 0.8 * torch.eye(d).double()
+    stays = 0.6 * len(request.target) * keep.T @ keep + 0.8 * torch.eye(d).double()
+    for text in captions(6, ["star", *others]) if others else []:
+        said = host.encode([text]).states[0].double()
+        stays += said.T @ said
+    right = both.T @ both + stays
     for name, w in layers(host).items():
-        left = w @ goal.T @ both + 0.6 * w @ keep.T @ keep + 0.8 * w
+        left = w @ goal.T @ both + w @ stays
         expected = left @ torch.linalg.inv(right) - w
         found = patch.deltas[name].dense(w.shape).double()
         assert (found - expected).norm() < 1e-3 * expected.norm()
