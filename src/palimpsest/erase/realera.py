@@ -18,6 +18,7 @@ from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
+from palimpsest.ops.guidance import output_weight
 from palimpsest.ops.prompts import answered, kept
 from palimpsest.ops.text_states import kept_texts, paired_states, pairs, states_of, text_layers
 from palimpsest.train.finetune import FineTune
@@ -77,9 +78,8 @@ class Alignment(FineTune):
                 goal = torch.cat([at.x0_null, host.denoise(at.x, at.t, beyond)])
             else:
                 goal = host.denoise(x, t, Cond.cat([prepared.anchor[at.row], beyond]))
-        alpha, sigma = host.noise(t)
         now = host.denoise(x, t, Cond.cat([mined, beyond]))
-        off = (alpha / sigma * (now - goal)).square().flatten(1).mean(1)  # of the predicted noise
+        off = (output_weight(host.prediction, *host.noise(t)) * (now - goal)).square().flatten(1).mean(1)
         return off[:n].mean() + self.beyond * off[n:].mean()
 
 
@@ -96,9 +96,12 @@ class RealEra(ModelEdit):
     2. a LoRA of W', at x_t of a walk towards the concept:
                               loss = |eps(e + eta) - eps*(a)|^2 + beyond |eps(e + xi) - eps*(e + xi)|^2
 
+    eps is what the network itself predicts: velocity, where it was trained on that.
+
     Args:
         neighbours: perturbations of each state in the closed form, each kind; e itself is always erased.
-        near, far: the cosines; perturbed states keep their norm.
+        near, far: the cosines; perturbed states keep their norm. Choose `near` above the cosine of the target's states
+            with those of kept concepts, or what is erased and what is kept overlap.
         beyond: weight of the beyond-concept regularisation. keep_weight, ridge: of the closed form.
         guidance, walk_steps: of the walks. steps, lr, batch, rank: of the LoRA.
 

@@ -38,6 +38,15 @@ def clean_of_flow(u: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return (x - sigma * u) / (alpha + sigma)
 
 
+def output_weight(prediction: str, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """An error of x0 times this is one of the network's own output, at the same x: alpha or 1 (velocity), over sigma.
+
+    Losses that papers write for networks that predict noise are losses of the output. Read as errors of the noise, they
+    would weigh alpha^2 as much in a network that predicts velocity, and hardly train its noisiest steps.
+    """
+    return (alpha if prediction == "epsilon" else 1.0) / sigma
+
+
 def classifier_free(null: Tensor, cond: Tensor, scale: float) -> Tensor:
     """null + scale (cond - null): affine, so it reads the same for x0, noise and velocity (Ho & Salimans 2022)."""
     return null + scale * (cond - null)
