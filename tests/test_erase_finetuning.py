@@ -296,21 +296,35 @@ def test_the_discriminator_fits_all_latents(side: int, levels: int) -> None:
 
 
 def objective(host: SDHost, net: Any, late: Any, early: Any, **w: float) -> Tensor:
+    """In the network's own output, whatever it predicts."""
+
+    def out(net: Any, at: Any, prompts: list[str]) -> Tensor:
+        return net(at.x, at.t, encoder_hidden_states=host.encode(prompts).states).sample
+
     def of_part(at: Any, sign: float) -> Tensor:
         prompts, none = of(PROMPTS, at), [""] * len(at)
-        null = old(host, at.x, at.t, none)
-        goal = null + sign * w["eta"] * (old(host, at.x, at.t, prompts) - null)
-        drift = mse_loss(eps(host, net, at.x, at.t, none), null)
-        return mse_loss(eps(host, net, at.x, at.t, prompts), goal) + w["keep"] * drift
+        with torch.no_grad():
+            null, cond = out(host.pipeline.unet, at, none), out(host.pipeline.unet, at, prompts)
+        goal = null + sign * w["eta"] * (cond - null)
+        return mse_loss(out(net, at, prompts), goal) + w["keep"] * mse_loss(out(net, at, none), null)
 
     return of_part(late, -1) + w["first"] * of_part(early, 1)
 
 
+def ratio(host: SDHost, t: Tensor) -> Tensor:
+    alpha, sigma = host.noise(t)
+    return (sigma / alpha).flatten()
+
+
+def middle(host: SDHost) -> float:
+    """sigma / alpha between the second and the third of four steps."""
+    return float(torch.cat([ratio(host, s.t) for s in host.walk(["star"], [0], steps=4)])[1:3].mean())
+
+
 def test_ant(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = recorded(monkeypatch, ANT, "_objective")
-    walks = recorded(monkeypatch, ant, "visit")
     weights = {"eta": 0.9, "keep": 0.5, "first": 0.7}
-    method = ANT(**FAST, eta=0.9, keep_weight=0.5, early_weight=0.7, early=0.5, groups=2, mask_prompts=2,
+    method = ANT(**FAST, eta=0.9, keep_weight=0.5, early_weight=0.7, early=middle(host), groups=2, mask_prompts=2,
                  mask_points=2)  # fmt: skip
     patch = method(host, Request(target=(STAR,)))
     names, points = parameters(host, "full", ""), [args[3:5] for args, _ in calls]
@@ -329,19 +343,40 @@ def test_ant(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> None:
         loss = objective(host, naive.net, late, early, **weights)
         naive.step({n: g * masks[n] for n, g in naive.gradients(loss).items()})
     naive.agrees(patch, ties=6)  # of 64,796
-    times = {int(t) for _, at in walks for t in at.t}
-    first = set(sorted(times, reverse=True)[:2])  # half of four steps
-    assert all({int(t) for t in early.t} <= first for _, early in points)
-    assert not any({int(t) for t in late.t} & first for late, _ in points)
+    assert all(bool((ratio(host, early.t) > method.early).all()) for _, early in points)
+    assert all(bool((ratio(host, late.t) < method.early).all()) for late, _ in points)
     shared = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
     assert 0 < shared < 0.5
 
 
+def test_every_second_walk_of_ant_turns_away_after_its_early_steps(host: SDHost) -> None:
+    method = ANT(**FAST, eta=0.9, early=middle(host))
+    context = ant.Prepared(prompts=PROMPTS, cond=host.encode(PROMPTS), null=host.encode([""]))
+    late, early = method._walk(host, context, torch.tensor([0, 1]), torch.Generator().manual_seed(3))
+    assert len(late) == len(early) == 4
+    both = ant.Visited.cat([early, late])
+    for row, strength in ((0, 1.0), (1, -0.9)):
+        at = both[both.row == row]
+        at = at[at.t.argsort(descending=True)]
+        alpha, sigma = host.noise(at.t)
+        sign = torch.where(ratio(host, at.t) > method.early, 1.0, strength).view(-1, 1, 1, 1)
+        x0 = at.x0_null + 2.0 * sign * (at.x0_cond - at.x0_null)
+        noise = (at.x - alpha * x0) / sigma
+        assert torch.allclose(at.x[1:], (alpha[1:] * x0[:-1] + sigma[1:] * noise[:-1]), atol=1e-3)
+    assert host.guide is None
+
+
 def test_ant_without_masks_trains_all_and_in_low_rank(host: SDHost) -> None:
     trace = Trace()
-    patch = ANT(**FAST, share=1.0, rank=1)(host, Request(target=(STAR, MOON)), trace=trace)
+    method = ANT(**FAST, share=1.0, rank=1, early=middle(host))
+    patch = method(host, Request(target=(STAR, MOON)), trace=trace)
     assert any(".resnets." in n for n in patch.deltas)
-    assert trace.forwards["denoiser"] == 4 * 2 * 2 + 3 * 2 * 4 - 2 * 2 * 3 + 2 * 2 * 3  # one walk, three steps
+    assert trace.forwards["denoiser"] == 4 * 2 * 2 + 3 * 2 * 4  # one walk, three steps
+
+
+def test_ant_says_so_where_no_step_is_late(host: SDHost) -> None:
+    with pytest.raises(BadRequest, match="walk of 1"):
+        ANT(**{**FAST, "walk_steps": 1}, early=1.0)(host, Request(target=(STAR,)))
 
 
 # -- what they share -------------------------------------------------------------------------------------
@@ -369,7 +404,7 @@ def test_drawn_pictures_are_what_sampling_draws(host: SDHost) -> None:
         (lambda: SalUn(share=0.0), "share"),
         (lambda: AllButOne(train="kv"), "xattn"),  # type: ignore[arg-type]
         (lambda: ANT(rank=2), "share=1"),
-        (lambda: ANT(early=1.0), "early"),
+        (lambda: ANT(early=0.5), "early"),
         (lambda: DomainCorrection(warmup=1.0), "warmup"),
     ],
 )

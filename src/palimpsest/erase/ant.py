@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
 from typing import Any, Literal
@@ -14,13 +15,14 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.host import Cond, Denoiser
+from palimpsest.core.host import Cond, Denoiser, Guide, Step
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
+from palimpsest.ops.guidance import output_weight
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered
 from palimpsest.ops.saliency import marked, masked, salient, shared
-from palimpsest.ops.trajectories import Visited, visit
+from palimpsest.ops.trajectories import Visited
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.gradients import gradients_of
 from palimpsest.train.loop import Gradients, TrainStep
@@ -55,12 +57,13 @@ class ANT(FineTune):
         drift = mean (eps(x, t) - eps*(x, t))^2, at both
         loss  = late + keep_weight drift(t) + early_weight (early + keep_weight drift(t'))
 
-    Only weights that matter for the concept however it is asked for are trained: for each prompt and each of `groups`
-    seeds, the `share` of each tensor with the largest |gradient of the loss| is marked; what all of them mark changes.
+    eps is what the network itself predicts: velocity, where it was trained on that. Only weights that matter for the
+    concept however it is asked for are trained: for each prompt and each of `groups` seeds, the `share` of each tensor
+    with the largest |gradient of the loss| is marked; what all of them mark changes.
 
     Args:
         eta: strength of guidance, reversed or not.
-        early: the share of the walk's steps that is kept; the authors' 7 of 50.
+        early: sigma / alpha from which on a walk's steps are kept; the authors' 7 first of 50 in SD's noise.
         early_weight, keep_weight: as above ("alpha1", "alpha2"); the authors' defaults.
         share: of each tensor in a single mask; 1 trains all weights, as for several concepts in the paper.
         groups, mask_prompts: of seeds and of prompts that masks are taken over; the authors' 5 and 4.
@@ -72,11 +75,14 @@ class ANT(FineTune):
     Request.toward and Request.keep are not used: the point of the paper is to do without.
 
     Cost per step: 4 with gradients (the drift's among them), and 2 forwards a row of a walk of the untouched model
-        that serves its late steps' number of training steps (up to eight walks are mixed); once, for each prompt and
-        group a walk and 4 with gradients a point.
-    Differs from the paper: its code takes no gradient through the drift, marks the smaller half of the gradients, and
-        sums a few steps of training at a large rate for a mask; here the drift is trained, the larger share is
-        marked, and masks are gradients of the untouched model. States come from the untouched model's walks.
+        that serves its number of training steps (up to eight walks are mixed); once, for each prompt and group a walk
+        and 4 with gradients a point.
+    Differs from the paper: its code walks with the model in training. Here half of the walks go where the untouched
+        model goes, half where the trained one is to go (turned away after the early steps), so that what the walks
+        predict serves as the goal. Its code takes no gradient through the drift, marks the smaller half of the
+        gradients, sums a few steps of training at a large rate for a mask, and for a single concept keeps the last
+        7 steps instead of the first (its sampler counts steps from the clean end); here the drift is trained, the
+        larger share is marked, masks are gradients of the untouched model, and the first steps are kept.
     Fails when: the concept is settled in the early steps (layout, shape), which are kept on purpose; masks of many
         prompts have little in common, and little is left to train.
     Source: Li et al., "Set You Straight", ACM MM 2025, arXiv 2504.12782.
@@ -90,7 +96,7 @@ class ANT(FineTune):
     batch: int = 1
     rank: int = 0
     eta: float = 1.0
-    early: float = 0.14
+    early: float = 6.5
     early_weight: float = 1.0
     keep_weight: float = 0.5
     share: float = 0.5
@@ -122,8 +128,7 @@ class ANT(FineTune):
             at_least(name, getattr(self, name), 0.0)
         for name in ("groups", "mask_prompts", "mask_points", "walk_steps"):
             at_least(name, getattr(self, name), 1)
-        if not 0 <= self.early < 1:
-            raise BadRequest(f"early is {self.early}; it is the share of a walk's steps that is kept, below 1.")
+        at_least("early", self.early, 1.0, "it is sigma / alpha, and later on the picture is more than the noise")
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "ANT")
@@ -134,7 +139,7 @@ class ANT(FineTune):
         masks: list[dict[str, Tensor]] = []
         for group in range(self.groups if self.share < 1 else 0):
             for i in range(min(self.mask_prompts, len(prompts))):
-                late, early = self._walk(host, context, [i], 1, generator(seed, "mask", group, i))
+                late, early = self._walk(host, context, torch.tensor([i]), generator(seed, "mask", group, i))
                 m = self.mask_points
                 pairs = [(late[k : k + 1], early[k % max(1, len(early)) :][:1]) for k in range(min(m, len(late)))]
                 losses = [partial(self._objective, host, context, *pair) for pair in pairs]
@@ -145,21 +150,38 @@ class ANT(FineTune):
             trace.log.append((0, "masked share", marked(masks[0].values())))
         return context
 
-    def _walk(
-        self, host: Denoiser, context: Prepared, rows: list[int], batch: int, draws: torch.Generator
-    ) -> tuple[Visited, Visited]:
-        """Late and early states of one walk towards some of the prompts, each in random order."""
-        prompts = [context.prompts[i] for i in rows]
-        points = visit(host, prompts, batch, draws, steps=self.walk_steps, guidance=self.guidance)
-        points = replace(points, row=torch.tensor(rows)[points.row])
-        cut = round(self.early * self.walk_steps) * batch
-        early, late = points[:cut], points[cut:]
-        return late[torch.randperm(len(late), generator=draws)], early[torch.randperm(len(early), generator=draws)]
+    def _walk(self, host: Denoiser, context: Prepared, rows: Tensor, draws: torch.Generator) -> tuple[Visited, Visited]:
+        """Late and early states of one walk for each of the rows of prompts, in random order; every second walk is
+        turned away from the concept after its early steps."""
+        turned = torch.where(torch.arange(len(rows)) % 2 == 0, 1.0, -self.eta).view(-1, 1, 1, 1)
+        found: list[Visited] = []
+
+        def rule(step: Step) -> Tensor:
+            cond, null = step.x0(step.cond, step.null)
+            found.append(Visited(row=rows, x=step.x, t=step.t, x0_cond=cond, x0_null=null))
+            strength = torch.where(self._early(host, step.t), 1.0, turned.to(cond.device))
+            return null + step.guidance * strength * (cond - null)
+
+        seeds = torch.randint(2**31, (len(rows),), generator=draws).tolist()
+        with replaced(host, lambda: rule):
+            for _ in host.walk([context.prompts[int(i)] for i in rows], seeds, steps=self.walk_steps,
+                               guidance=self.guidance):  # fmt: skip
+                pass
+        points = Visited.cat(found)
+        points = points[torch.randperm(len(points), generator=draws)]
+        early = self._early(host, points.t).flatten().cpu()
+        if bool(early.all()):
+            raise BadRequest(f"early is {self.early}, and no step of a walk of {self.walk_steps} has less noise.")
+        return points[~early], points[early]
+
+    def _early(self, host: Denoiser, t: Tensor) -> Tensor:
+        """(n, 1, 1, 1) bool."""
+        alpha, sigma = host.noise(t)
+        return sigma >= self.early * alpha
 
     def _objective(self, host: Denoiser, context: Prepared, late: Visited, early: Visited) -> Tensor:
         at = Visited.cat([late, early])
-        alpha, sigma = host.noise(at.t)
-        weight = alpha / sigma  # an error of x0 times this is one of eps
+        weight = output_weight(host.prediction, *host.noise(at.t))
         eta = torch.full((len(at), 1, 1, 1), self.eta, device=at.x.device)
         eta[: len(late)] *= -1
         both = Cond.cat([context.cond[at.row], context.null.repeat(len(at))])
@@ -172,21 +194,30 @@ class ANT(FineTune):
 
     def loss(self, step: TrainStep) -> Tensor:
         context: Prepared = step.context
-        turns = self.walk_steps - round(self.early * self.walk_steps)
-        mixed = min(MIXED, ceil(step.total / turns))
-        number, turn = divmod(step.index, turns * mixed)
+        mixed = min(MIXED, ceil(step.total / self.walk_steps))
+        number, turn = divmod(step.index, self.walk_steps * mixed)
         if context.walk != number:
             context.late = context.early = None  # their memory serves the next walk
             with step.teacher():
                 draws = generator(step.seed, "walk", number)
-                every = list(range(len(context.prompts)))
-                context.late, context.early = self._walk(step.host, context, every, step.batch * mixed, draws)
+                rows = torch.randint(len(context.prompts), (step.batch * mixed,), generator=draws)
+                context.late, context.early = self._walk(step.host, context, rows, draws)
             context.walk = number
         assert context.late is not None
         assert context.early is not None
         at = torch.arange(turn * step.batch, (turn + 1) * step.batch)
         early = context.early[at % len(context.early)] if len(context.early) else context.early
-        return self._objective(step.host, context, context.late[at], early)
+        return self._objective(step.host, context, context.late[at % len(context.late)], early)
 
     def gradient(self, step: TrainStep, parts: Sequence[Gradients]) -> Gradients:
         return masked(parts[0], step.context.masks) if step.context.masks else parts[0]
+
+
+@contextmanager
+def replaced(host: Denoiser, make: Callable[[], Guide]) -> Iterator[None]:
+    """Walks follow this rule, whatever else guides the host, until the context ends."""
+    before, host.guide = host.guide, make
+    try:
+        yield
+    finally:
+        host.guide = before
