@@ -135,7 +135,8 @@ def common_tokens(a: list[int], b: list[int]) -> int:
 def test_mace_refines_the_words_around_the_concept(host: Any, others: tuple[str, ...]) -> None:
     """With LoRAs that never move, what is left is the refinement: solved here with tokens from the tokenizer."""
     request = Request(target=(STAR, *(Concept(name=n) for n in others)), keep=(RING,), toward=(MOON,))
-    method = MACE(steps=1, lr=0.0, walk_steps=2, pictures=2, ridge=0.8, keep_weight=0.6, captions=3 * len(others))
+    weights = {"ridge": 0.8, "keep_weight": 0.6, "caption_weight": 0.3}
+    method = MACE(steps=1, lr=0.0, walk_steps=2, pictures=2, captions=3 * len(others), **weights)
     patch = method(host, request)
     texts = [("a red star on blue", "star")]
     texts += [(t.format(n), n) for n in ("star", *others) for t in ("{}", *TEMPLATES)]
@@ -154,7 +155,7 @@ def test_mace_refines_the_words_around_the_concept(host: Any, others: tuple[str,
     stays = 0.6 * len(request.target) * keep.T @ keep + 0.8 * torch.eye(d).double()
     for text in captions(6, ["star", *others]) if others else []:
         said = host.encode([text]).states[0].double()
-        stays += said.T @ said
+        stays += 0.3 * len(request.target) * said.T @ said
     right = both.T @ both + stays
     for name, w in layers(host).items():
         left = w @ goal.T @ both + w @ stays

@@ -93,7 +93,8 @@ class MACE(ModelEdit):
     1. Refinement. With e the states of a sentence with the concept, v those of the same words with its replacement
        (the concept's own tokens left out), k those of kept sentences, every key and value layer becomes
 
-           W' = argmin  sum |W' e - W v|^2 + n keep_weight sum |W' k - W k|^2 + sum |W' c - W c|^2 + ridge |W' - W|^2
+           W' = argmin  sum |W' e - W v|^2 + ridge |W' - W|^2
+                        + n keep_weight sum |W' k - W k|^2 + n caption_weight sum |W' c - W c|^2
 
        with n the number of concepts and c the states of captions, which stand for what the model knows in general.
 
@@ -101,16 +102,17 @@ class MACE(ModelEdit):
 
            loss = sum over layers | softmax(q k^T)[pixels of the mask, concept's, end and padding tokens] |
 
-    3. Fusion.  D = argmin  sum_i sum_{s of concept i} |D s - D_i s|^2 + n keep_weight sum |D k|^2 + sum |D c|^2
-                           + ridge |D|^2,   s all states of the concept's sentences
+    3. Fusion.  D = argmin  sum_i sum_{s of concept i} |D s - D_i s|^2 + ridge |D|^2
+                           + n keep_weight sum |D k|^2 + n caption_weight sum |D c|^2,   s all states of its sentences
 
     Args:
         ridge: of both closed forms (the authors' "lamb": 10 to 1000 for objects, 0 where captions are kept).
         keep_weight: of the kept concepts in both, for each target. The authors' weight grows with the targets: 0.8
             for 1 celebrity, 5 for 5, 8 for 10, 20 for 100; without that, what is erased outweighs what is kept.
-        captions: sentences of everyday words that stay as they are. The authors keep 616 767 captions of MSCOCO at a
-            weight of 1e-4, which weigh as much as 62. Without them the refinement is free in all directions that
-            neither list names, and with 20 names among 64 it takes them from people that are in neither.
+        captions, caption_weight: how many sentences of everyday words stay as they are, and how much each weighs for
+            each target. The authors keep 616 767 captions of MSCOCO at 1e-4: as much as 62 at 1, against 30 sentences
+            of each target. Without captions the refinement is free in all directions that neither list names, and
+            with 20 names among 64 it takes them from people that are in neither.
         steps, lr, batch, rank: of each concept's LoRA (the paper's code: lr 1e-5 for objects, 1e-4 for celebrities).
         pictures: of each concept, drawn by the untouched model in `walk_steps` steps at `guidance`.
         threshold: the mask is where the untouched model's own attention to the name is at least this share of its
@@ -139,6 +141,7 @@ class MACE(ModelEdit):
     ridge: float = 10.0
     keep_weight: float = 0.8
     captions: int = 62
+    caption_weight: float = 0.05
     pictures: int = 8
     walk_steps: int = 30
     guidance: float = 7.5
@@ -161,6 +164,7 @@ class MACE(ModelEdit):
         at_least("walk_steps", self.walk_steps, 1)
         at_least("keep_weight", self.keep_weight, 0.0)
         at_least("captions", self.captions, 0)
+        at_least("caption_weight", self.caption_weight, 0.0)
         self._lora()  # checks its own fields
 
     def _lora(self) -> Inattention:
@@ -185,11 +189,11 @@ class MACE(ModelEdit):
 
     @torch.no_grad()
     def _keep(self, host: Denoiser, request: Request) -> Tensor | None:
-        """n keep_weight sum k k^T + sum c c^T (d, d), float64; None where nothing is to be kept."""
+        """n (keep_weight sum k k^T + caption_weight sum c c^T) (d, d), float64; None where nothing is to be kept."""
         said = captions(self.captions, [c.name for c in request.target])
         grams = [
-            weight * closed_form.gram(host.encode(texts).states.flatten(0, 1))
-            for weight, texts in ((len(request.target) * self.keep_weight, kept(request)), (1.0, said))
+            len(request.target) * weight * closed_form.gram(host.encode(texts).states.flatten(0, 1))
+            for weight, texts in ((self.keep_weight, kept(request)), (self.caption_weight, said))
             if weight and texts
         ]
         return sum(grams[1:], grams[0]) if grams else None
