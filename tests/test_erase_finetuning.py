@@ -374,9 +374,10 @@ def test_ant_without_masks_trains_all_and_in_low_rank(host: SDHost) -> None:
     assert trace.forwards["denoiser"] == 4 * 2 * 2 + 3 * 2 * 4  # one walk, three steps
 
 
-def test_ant_says_so_where_no_step_is_late(host: SDHost) -> None:
-    with pytest.raises(BadRequest, match="walk of 1"):
-        ANT(**{**FAST, "walk_steps": 1}, early=1.0)(host, Request(target=(STAR,)))
+def test_ant_says_so_where_no_step_is_late(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ANT, "_early", lambda self, host, t: torch.ones(len(t), 1, 1, 1, dtype=torch.bool))
+    with pytest.raises(BadRequest, match="walk of 4"):
+        ANT(**FAST)(host, Request(target=(STAR,)))
 
 
 # -- what they share -------------------------------------------------------------------------------------
