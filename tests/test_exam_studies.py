@@ -101,6 +101,10 @@ def test_only_what_is_missing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     systems = ("erase/uce", "erase/not_written", "erase/rece", studies.NEVER)
     monkeypatch.setitem(studies.STUDIES, "attack", replace(studies.STUDIES["attack"], systems=systems, examine=examine))
+    assert cli.main(["exam", "studies/attack", "--results", str(tmp_path), "--docs", "None", "--dry-run"]) == 0
+    assert not ran, "a dry run runs nothing"
+    assert not list(tmp_path.iterdir())
+    assert studies.forecast("attack", tmp_path)[-1] == "study of attack: 9 of 9 runs are due."
     assert cli.main(["exam", "studies/attack", "--results", str(tmp_path), "--docs", "None"]) == 0
     assert ran == [(s, seed) for s in ("erase/uce", "erase/rece", studies.NEVER) for seed in studies.SEEDS]
     studies.run("attack", tmp_path)

@@ -29,13 +29,20 @@ class Exam:
         from palimpsest.progress import bars
 
         family, _, name = self.what.partition("/")
-        if self.dry_run and family not in ("studies", "table"):
-            foretell = unlearn.forecast_unlearn if family == "unlearn" else work.forecast
-            print("\n".join(foretell(self.what, self.results, again=self.again)))
+        compared = [name] if name else list(studies.STUDIES)
+        if self.dry_run:
+            if family == "studies":
+                lines = [line for s in compared for line in studies.forecast(s, self.results, again=self.again)]
+            elif family == "table":
+                lines = ["Nothing is due: the table is written from the results as they are."]
+            else:
+                foretell = unlearn.forecast_unlearn if family == "unlearn" else work.forecast
+                lines = foretell(self.what, self.results, again=self.again)
+            print("\n".join(lines))
             return 0
         with bars() as progress:
             if family == "studies":
-                for study in [name] if name else list(studies.STUDIES):
+                for study in compared:
                     studies.run(study, self.results, again=self.again, progress=progress)
             elif family == "unlearn":
                 unlearn.run_unlearn(self.what, self.results, again=self.again, progress=progress)

@@ -41,12 +41,10 @@ def run(name: str, results: Path, *, again: bool = False, progress: Progress | N
     Raises:
         BadRequest: no such study.
     """
-    if name not in STUDIES:
-        raise BadRequest(f"There is no study {name!r}; the studies are {', '.join(STUDIES)}.")
+    todo = _due(name, results, again)
     study, path = STUDIES[name], results / "studies" / f"{name}.json"
     kept = {r["key"]: r for r in read(results, name)}
     work = list(_work(study))
-    todo = [(system, seed, key) for system, seed, key in work if again or key not in kept]
     for done, (system, seed, key) in enumerate(todo, start=1):
         try:
             found = study.examine(system, seed)
@@ -60,10 +58,28 @@ def run(name: str, results: Path, *, again: bool = False, progress: Progress | N
     return path
 
 
+def forecast(name: str, results: Path, *, again: bool = False) -> list[str]:
+    """What `run` would do: one line for each system and seed that is due.
+
+    Raises:
+        BadRequest: no such study.
+    """
+    due = _due(name, results, again)
+    lines = [f"study of {name}: {system}, seed {seed}" for system, seed, _ in due]
+    return [*lines, f"study of {name}: {len(due)} of {len(list(_work(STUDIES[name])))} runs are due."]
+
+
 def read(results: Path, name: str) -> list[dict[str, Any]]:
     """The records of a study; [] where it was never run."""
     path = results / "studies" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))["records"] if path.is_file() else []
+
+
+def _due(name: str, results: Path, again: bool) -> list[tuple[str, int, str]]:
+    if name not in STUDIES:
+        raise BadRequest(f"There is no study {name!r}; the studies are {', '.join(STUDIES)}.")
+    kept = {r["key"] for r in read(results, name)}
+    return [(system, seed, key) for system, seed, key in _work(STUDIES[name]) if again or key not in kept]
 
 
 def _work(study: Study) -> Iterator[tuple[str, int, str]]:
