@@ -55,7 +55,14 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "train": "xattn",
     },
     "erase/all_but_one": {"steps": 100, "lr": 3e-4, "batch": 4, "walk_steps": 20, "guidance": 2.0},
-    "erase/mace": {"lr": 5e-3, "batch": 4, "guidance": 2.0, "ridge": 1.0, "keep_weight": 1.0, "caption_weight": 0.02},
+    "erase/mace": {
+        "lr": 1e-3,  # of one concept; the study of many has a larger one, as the authors' settings differ too
+        "batch": 4,
+        "guidance": 2.0,
+        "ridge": 1.0,
+        "keep_weight": 1.0,
+        "caption_weight": 0.02,
+    },
     "erase/spm": {
         "steps": 150,
         "lr": 3e-3,
