@@ -139,6 +139,12 @@ def budget(system: str, task: str, kind: str) -> dict[str, Any]:
     return dict(found["parameters"] if found else candidates(system, task)[0])
 
 
+def where_found(system: str, task: str, kind: str) -> tuple[float, float] | None:
+    """Gaps in points, on forgotten and held-out samples, of the request that the budget was found on; None: untried."""
+    found = _found().get(f"{task}, {kind}", {}).get(system)
+    return (found["forget"] - found["goal"][0], found["test"] - found["goal"][1]) if found else None
+
+
 @cache
 def _found() -> dict[str, dict[str, Any]]:
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}

@@ -12,6 +12,7 @@ from palimpsest.core import catalog
 from palimpsest.exam import unlearn_poison, unlearn_values
 from palimpsest.exam.summary import read
 from palimpsest.exam.unlearn import CASES, ELSEWHERE, SEEDS, UnlearnCase, missing, number
+from palimpsest.exam.unlearn_budgets import where_found
 from palimpsest.exam.unlearn_claims import Judged, judge
 from palimpsest.exam.unlearn_outcomes import CHEAP, CLOSE, COST, TEST, Outcome, front, outcome, verdict
 from palimpsest.ops.statistics import Interval
@@ -112,6 +113,8 @@ def _case(case: UnlearnCase, of_case: Mapping[str, Outcome], found: Mapping[str,
         cells = [_interval(get(o)) for get in COLUMNS.values()]
         cells += [_number(x) for x in (o.passes, o.share, o.seconds)]
         cells.append(f"{fronts[system]} of {len(SEEDS)}" if system in fronts else "")
+        if word == "fails" and (tried := where_found(system, case.task, case.kind)):
+            why += f"; where its budget was found the gaps were {tried[0]:+.1f} and {tried[1]:+.1f}"
         lines.append(_row([f"`{system}`", *cells, f"**{word}**", why]))
     good = {s: o for s, o in of_case.items() if o.close}
     if any(o.runs and abs(o.before[0]) <= CLOSE and o.before[1] >= -COST for o in of_case.values()):
