@@ -77,6 +77,9 @@ def test_pairs_follow_the_request() -> None:
     star, moon = Concept(name="star", prompts=("a red star here",)), Concept(name="moon")
     ring, house = Concept(name="ring"), Concept(name="house")
     assert text_states.pairs(Request(target=(star, moon)), expand=False) == [("a red star", ""), ("moon", "")]
+    several = Concept(name="star", prompts=("a red star here", "stars: a star"))
+    assert text_states.texts(several, expand=False) == ("a red star",)
+    assert text_states.texts(several, expand=True)[:2] == ("a red star", "stars: a star")
     both = text_states.pairs(Request(target=(star, moon), toward=(ring, house)), expand=False)
     assert both == [("a red star", "a red ring"), ("moon", "house")]
 

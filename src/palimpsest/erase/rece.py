@@ -34,7 +34,7 @@ class RECE(ModelEdit):
         erase_weight, keep_weight, ridge: as in UCE, with the public code's defaults for RECE.
         tokens: "tail" edits the states from the subject's last token to the end of padding, "last" only the first
             of them, "all" every position.
-        expand: also edit the concept's name in sentences of its kind.
+        expand: also edit the concept's name in its other prompts and in sentences of its kind.
 
     Cost: one text forward per distinct text; one Gram matrix of the layers (sum(out) d^2), then 5 d^3 a round.
     Differs from the paper: rounds run in the space of states, W' = W M with one M for all layers, so no layer is

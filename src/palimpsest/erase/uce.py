@@ -32,7 +32,8 @@ class UCE(ModelEdit):
         ridge: of the distance to the old weights ("lamb"; its default).
         tokens: "tail" edits the states from the subject's last token to the end of padding, as the paper's first code
             does; "last" the first of them only, as its later code does; "all" every position.
-        expand: also edit the concept's name in sentences of its kind ("an image of ..."; "expand_prompts").
+        expand: also edit the concept's name in its other prompts and in sentences of its kind ("an image of ...";
+            "expand_prompts").
 
     Without Request.toward this is the paper's moderation; its debiasing, a loop around the same solve, is
     `palimpsest.erase.uce_debias`.

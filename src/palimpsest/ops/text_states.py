@@ -38,9 +38,13 @@ def text_layers(host: Denoiser, system: str) -> dict[str, Tensor]:
 
 
 def texts(concept: Concept, *, expand: bool) -> tuple[str, ...]:
-    """What stands for a concept: its prompts up to its name, else the name; `expand` adds the kind's templates."""
+    """What stands for a concept: its first prompt up to its name, else the name.
+
+    `expand` adds its other prompts, each up to the name, and the kind's templates: an edit then reaches further and
+    takes more along.
+    """
     own = tuple(up_to(p, concept.name) for p in concept.prompts) or (concept.name,)
-    return tuple(dict.fromkeys(own + filled(concept))) if expand else own
+    return tuple(dict.fromkeys(own + filled(concept))) if expand else own[:1]
 
 
 def pairs(request: Request, *, expand: bool) -> list[tuple[str, str]]:
