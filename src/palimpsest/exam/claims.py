@@ -40,7 +40,8 @@ STYLE = (
 CAUSES: dict[str, str] = {
     "erase/adv_unlearn": "likely because the adversary pushes along words of colour and style that all prompts share",
     "erase/all_but_one": STYLE,
-    "erase/ant": "likely because colours, styles and faces are settled in the early steps, which it keeps on purpose",
+    "erase/ant": "likely because training ends half way: reversing the concept by hand in the same steps erased four "
+    "other concepts, so the boundary is not what leaves it; nothing in its loss keeps neighbours",
     "erase/concept_ablation": "likely because pictures of the empty prompt, the anchor where none is named, show "
     "everything, the target and its neighbours too",
     "erase/concept_steerers": "likely because a dictionary of 128 dimensions shares its features among concepts",
@@ -52,7 +53,7 @@ CAUSES: dict[str, str] = {
     "erase/latent_directions": "likely because the skips carry the concept past the bottleneck that it moves",
     "erase/mace": "likely because what a word leaves in the words after it is cleaned by the refinement alone, which "
     "captions hold back",
-    "erase/realera": "likely because random directions around a name are poor stand-ins for words in 128 dimensions",
+    "erase/realera": "likely because its closed form leaves a fifth of the way to the anchor, so that neighbours stay",
     "erase/safree": "likely because every state of a prompt holds all its words in this small text space, so that "
     "little of the concept lies in the direction that is taken out",
     "erase/salun": STYLE + ", and its steps are few for a face",
