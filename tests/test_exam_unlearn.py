@@ -13,7 +13,7 @@ from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
 from palimpsest.exam import unlearn, unlearn_material, unlearn_poison, unlearn_values
 from palimpsest.exam.unlearn import CASES, ELSEWHERE, SEEDS, forecast_unlearn, missing, run_unlearn
-from palimpsest.exam.unlearn_budgets import budget, candidates
+from palimpsest.exam.unlearn_budgets import budget, candidates, where_found
 from palimpsest.exam.unlearn_claims import RULES, SLICES, Judged, deletions, judge
 from palimpsest.exam.unlearn_outcomes import Outcome, front, outcome, verdict
 from palimpsest.exam.unlearn_table import section
@@ -123,7 +123,10 @@ def test_the_section_shows_what_was_measured_and_names_the_cheapest(tmp_path: Pa
         (tmp_path / "unlearn" / f"{name}.json").write_text(json.dumps(found))
     text = section(tmp_path)
     assert "1 of 2 hold, 1 of them for at most a twentieth of retraining. Cheapest: `unlearn/salun`, 0.0200" in text
-    assert "forget accuracy 90 points above retraining's" in text
+    forget, test = where_found("unlearn/finetune", "digits", "class") or (0.0, 0.0)
+    found_at = f"where its budget was found the gaps were {forget:+.1f} and {test:+.1f}"
+    assert f"forget accuracy 90 points above retraining's; {found_at}" in text
+    assert text.count("where its budget was found") == 1, "what holds needs no excuse"
     assert "Retrained models (seeds 0, 1, 2), accuracy in percent: forget set 0.0, 0.0, 0.0;" in text
     assert text.count("not measured") > 5
     assert "The untouched model meets the bounds" not in text
