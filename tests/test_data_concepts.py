@@ -12,6 +12,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.patch import Patch
 from palimpsest.data.concepts import Listed, is_list, read_concepts
 from palimpsest.run import load, request
+from palimpsest.worlds.glyphs import GLYPHS
 
 
 def test_columns_in_any_order_and_rows_of_one_name(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_a_drawn_worlds_words_keep_what_the_world_knows(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("name,prompts\nstar,my own star\nwatercolour,\n")
     star, style = request(host, tmp_path / "c.csv").target
     assert (star.kind, star.labels, star.prompts) == ("object", ("subject:star",), ("my own star",))
-    assert (style.kind, len(style.prompts)) == ("style", 1)
+    assert (style.kind, style.prompts) == ("style", GLYPHS.wordings(style="watercolour"))
     (tmp_path / "c.csv").write_text("name\nzebra crossing\n")
     with pytest.raises(BadRequest, match="zebra"):
         request(host, tmp_path / "c.csv")

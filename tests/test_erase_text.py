@@ -332,6 +332,6 @@ def test_score_forgettings_networks_learn_from_their_own_losses_only() -> None:
     from palimpsest.erase.score_forgetting import FAKE
 
     one, two = torch.ones(1), torch.full((1,), 2.0)
-    method = ScoreForgetting(steps=1)._distillation()
+    method = ScoreForgetting(steps=1)
     found = method.gradient(None, [{FAKE + "w": one}, {FAKE + "w": two, "w": two}])  # type: ignore[arg-type]
     assert found == {FAKE + "w": one, "w": two}
