@@ -37,7 +37,7 @@ from palimpsest.erase.uce import UCE
 from palimpsest.train.finetune import FineTune
 
 REQUEST = Request(target=(Concept(name="star"),), keep=(Concept(name="moon"), Concept(name="house")))
-SMALL = {"batch": 1, "rank": 0, "groups": 1, "mask_prompts": 1, "mask_points": 1}
+SMALL = {"batch": 1, "groups": 1, "mask_prompts": 1, "mask_points": 1}
 """Beside steps, walk_steps and pictures: the fields that make runs comparable, where a system has them."""
 
 
@@ -201,8 +201,7 @@ def measure(host: Any, steps: int) -> list[Row]:
     for train in ("xattn", "noxattn"):
         method = ESD(steps=steps, walk_steps=steps, train=train)  # type: ignore[arg-type]
         one, both = parts(host, method)
-        named = dict(host.root.named_parameters())
-        part = sum(named[n].numel() for n in method.trains(host)) * 4 / 2**20
+        part = trained_mib(host, method)
         for walks, forwards in (("kept", 2.0), ("fresh", steps + 1.0), ("student", steps + 3.0)):
             tried = ESD(steps=steps, walk_steps=steps, train=train, walks=walks)  # type: ignore[arg-type]
             wall, trace = run(host, tried)
@@ -226,6 +225,17 @@ def fine_tunings() -> list[str]:
     return [i for i in tuned if i != "erase/esd"]
 
 
+def trained_mib(host: Any, method: FineTune) -> float:
+    """What is trained, in float32: the tensors themselves, or the two factors of each in low rank."""
+    named = dict(host.root.named_parameters())
+    trained = [named[n] for n in method.trains(host)]
+    if method.rank:
+        count = sum(method.rank * (p.shape[0] + p[0].numel()) for p in trained if p.ndim >= 2)
+    else:
+        count = sum(p.numel() for p in trained)
+    return count * 4 / 2**20
+
+
 def others(host: Any, system: str, steps: int, size: float) -> Row:
     """One line of a fine-tuning system, with settings that make its cost comparable."""
     cls: Any = catalog.load(system)
@@ -237,7 +247,7 @@ def others(host: Any, system: str, steps: int, size: float) -> Row:
     formula = FORMULAS.get(system)
     floor = rows = part = None
     if isinstance(method, FineTune):
-        part = sum(dict(host.root.named_parameters())[n].numel() for n in method.trains(host)) * 4 / 2**20
+        part = trained_mib(host, method)
     if isinstance(method, FineTune) and formula is not None:
         (forward, backward), (one, both) = formula.rows(steps), parts(host, method)
         floor, rows = forward * one + backward * both, forward + backward
