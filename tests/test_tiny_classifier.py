@@ -24,7 +24,6 @@ from palimpsest.hosts.detect import load
 from palimpsest.hosts.factory import save
 from palimpsest.hosts.vision import ClassifierHost
 from palimpsest.tiny import classifiers, references
-from palimpsest.tiny.assemble import assembled, pack
 from palimpsest.tiny.resnet import resnet, whiten
 from palimpsest.tiny.train_classifier import Recipe, accuracy, logits, train
 from unlearn_fixtures import TASK, base, digit_split, oracle
@@ -193,20 +192,6 @@ def test_a_timm_folder_loads_through_timm(tmp_path: Path, monkeypatch: pytest.Mo
     assert (host.preprocessing.size, host.preprocessing.crop, host.preprocessing.mode) == (37, (32, 32), "bicubic")
     assert host.preprocessing.std == (0.25,) * 3
     assert host.logits(torch.rand(1, 3, 50, 40)).shape == (1, 10)
-
-
-def test_packed_classifiers_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path / "cache"))
-    whole = folder_of(base().root, tmp_path / "digits")
-    pack(whole, tmp_path / "digits-without-3")
-    folder = assembled(tmp_path / "digits-without-3", whole)
-    assert assembled(tmp_path / "digits-without-3", whole) == folder
-    packed, first = load(folder), load(whole)
-    assert isinstance(packed, ClassifierHost)
-    assert isinstance(first, ClassifierHost)
-    images = TASK.test.samples.pixels(slice(0, 100))
-    assert (packed.logits(images).argmax(1) == first.logits(images).argmax(1)).float().mean() > 0.97
-    assert packed.fingerprint() != first.fingerprint()
 
 
 # -- tasks -----------------------------------------------------------------------------------------------

@@ -8,40 +8,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palimpsest.tiny.assemble import assembled, packed_in
+from palimpsest.tiny.assemble import INT8, ZIP, assembled
 
 if TYPE_CHECKING:
     from palimpsest.tiny.oracles import Oracle
 
 WEIGHTS = Path(__file__).parent / "weights"
+BORROWS = {"portraits": "sd"}  # the files that a pipeline does not bring itself: the text encoder is the same
 
 
 def names() -> tuple[str, ...]:
     """The models that are shipped, e.g. "sd", "portraits", "sd-without-star", "cifar"."""
-    whole = ("model_index.json", "config.json")
-    return tuple(
-        sorted(
-            folder.name
-            for folder in WEIGHTS.iterdir()
-            if packed_in(folder) or any((folder / file).is_file() for file in whole)
-        )
-    )
+    marks = ("model_index.json", "config.json", INT8 + ZIP)
+    return tuple(sorted(f.name for f in WEIGHTS.iterdir() if any((f / mark).is_file() for mark in marks)))
 
 
 def path(name: str) -> Path:
     """The folder of a shipped model; a pipeline's loads with plain `StableDiffusionPipeline.from_pretrained`.
 
-    A retrain oracle ("sd-without-star") is unpacked once into the cache, `assemble.cache()`.
+    Pipelines are shipped zipped, retrain oracles ("sd-without-star") as a U-Net alone; both are unpacked once into the
+    cache, `assemble.cache()`.
 
     Raises:
         ValueError: no model of this name is shipped.
     """
     if name not in names():
         raise ValueError(f"no tiny model {name!r}; shipped are {', '.join(names())}")
-    folder = WEIGHTS / name
-    if packed_in(folder):
-        return assembled(folder, WEIGHTS / name.partition("-without-")[0])
-    return folder
+    if (WEIGHTS / name / "config.json").is_file():  # a classifier
+        return WEIGHTS / name
+    base = name.partition("-without-")[0]
+    layers = dict.fromkeys((BORROWS.get(base, base), base, name))
+    return assembled(name, [WEIGHTS / layer for layer in layers])
 
 
 def oracle(world: str) -> Oracle:

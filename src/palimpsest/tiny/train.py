@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from palimpsest.tiny import WEIGHTS
+from palimpsest.tiny import path
 from palimpsest.tiny.attention import PlainAttention
 from palimpsest.tiny.latents import Latents, load_latents
 from palimpsest.tiny.masters import Knots, Masters, ramp
@@ -317,7 +317,7 @@ def main() -> None:
     name = given.model + (f"-without-{given.without}" if given.without else "")
     work = given.work or Path("runs") / name
     work.mkdir(parents=True, exist_ok=True)
-    training = Training(recipe, given.shared or WEIGHTS / given.model, work, without=given.without)
+    training = Training(recipe, given.shared or path(given.model), work, without=given.without)
     if given.resume and (work / "checkpoint.safetensors").exists():
         training.resume()
     run(training, given.out or work / "pipeline", every=given.every)
