@@ -20,9 +20,10 @@ from palimpsest.erase.concept_steerers import ConceptSteerers
 from palimpsest.erase.invdiff import InvDiff, group_means, part
 from palimpsest.erase.latent_directions import LatentDirections, added
 from palimpsest.erase.safree import SAFREE, damped
-from palimpsest.erase.trce import TRCE, Steering, without
+from palimpsest.erase.trce import TRCE, Steering
 from palimpsest.erase.uce_debias import UCEDebias
 from palimpsest.hosts.sd import SDHost
+from palimpsest.ops.anchors import without
 from palimpsest.ops.sparse_autoencoder import fit, largest, median
 from palimpsest.ops.subspace import away, basis, onto
 from palimpsest.train.loop import TrainStep

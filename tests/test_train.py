@@ -20,6 +20,7 @@ from palimpsest.core.errors import BadRequest, Damaged, Diverged, PalimpsestErro
 from palimpsest.core.fingerprint import fingerprint, quick_state
 from palimpsest.core.trace import Trace
 from palimpsest.train import checkpoint, loop
+from palimpsest.train.factored import Factored
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.gradients import gradients_of
 from palimpsest.train.loop import TrainStep
@@ -408,3 +409,66 @@ def test_gradients_of_the_model_where_it_stands() -> None:
     assert torch.allclose(found[W], expected, atol=1e-5)
     with pytest.raises(BadRequest, match="'none'"):
         gradients_of(host.root, ["none"], losses)
+
+
+# -- factored weights ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(6, 5), (2, 3, 6)),
+        (nn.Linear(6, 5, bias=False), (4, 6)),
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1), (2, 4, 8, 8)),
+        (nn.Conv2d(4, 6, 1), (2, 4, 8, 8)),
+        (nn.Conv2d(4, 6, 3, groups=2, padding=1), (2, 4, 8, 8)),  # by the sum
+        (nn.Embedding(7, 5), None),
+        (nn.Conv1d(4, 6, 3), (2, 4, 8)),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
+)
+def test_factored_weights_answer_and_learn_as_their_sum(layer: nn.Module, shape: tuple[int, ...] | None) -> None:
+    layer = layer.double().requires_grad_(False)
+    whole: Tensor = layer.get_parameter("weight")
+    draws = torch.Generator().manual_seed(0)
+    x = torch.arange(7) if shape is None else torch.randn(shape, generator=draws, dtype=torch.float64)
+    up = torch.randn(len(whole), 2, generator=draws, dtype=torch.float64, requires_grad=True)
+    down = torch.randn(2, whole[0].numel(), generator=draws, dtype=torch.float64, requires_grad=True)
+    asked = Factored(whole.data, up, down)
+    expected = torch.func.functional_call(layer, {"weight": whole.data + (up @ down).view(whole.shape)}, (x,))
+    layer._parameters["weight"] = asked  # type: ignore[assignment]
+    found = layer(x)
+    tight = not isinstance(layer, (nn.Embedding, nn.Conv1d)) and getattr(layer, "groups", 1) == 1
+    torch.testing.assert_close(found, expected, rtol=1e-12 if tight else 1e-6, atol=1e-12 if tight else 1e-6)
+    weigh = torch.randn(found.shape, generator=draws, dtype=torch.float64)
+    wanted = torch.autograd.grad((expected * weigh).sum(), (up, down))
+    for one, other in zip(torch.autograd.grad((found * weigh).sum(), (up, down)), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_factored_weights_look_like_what_they_stand_for() -> None:
+    whole = torch.randn(5, 6).half()
+    weight = Factored(whole, torch.randn(5, 2), torch.randn(2, 6))
+    assert (weight.shape, weight.dtype, weight.device, weight.ndim) == (whole.shape, whole.dtype, whole.device, 2)
+    assert torch.equal(weight.float(), weight.sum().float())
+    assert torch.equal(torch.mm(weight, torch.eye(6).half()), weight.sum())  # type: ignore[arg-type]
+
+
+def test_a_low_rank_student_writes_no_whole_weight() -> None:
+    """No tensor of a trained weight's size is kept for the backward pass, but the weights themselves."""
+    eye = Eye()
+    names = ["net.0.weight", "net.2.weight"]
+    trained = Trained(eye.root, names, rank=1)
+    own = {p.data_ptr() for p in eye.root.parameters()}
+    kept: list[Tensor] = []
+
+    def note(t: Tensor) -> Tensor:
+        kept.append(t)
+        return t
+
+    with trained.frozen(), trained.student(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        eye.embed(torch.randn(5, 6)).square().mean().backward()
+    sizes = {p.numel() for p in trained.old.values()}
+    assert kept
+    assert not [t.shape for t in kept if t.numel() in sizes and t.data_ptr() not in own]
+    assert all(trained.leaves[n + "|up"].grad is not None for n in names)

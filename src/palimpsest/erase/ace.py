@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.guidance import away_from
+from palimpsest.ops.guidance import away_from, output_weight
 from palimpsest.ops.neighbours import everyday
 from palimpsest.ops.parts import transformers
 from palimpsest.ops.prompts import answered
@@ -114,7 +114,7 @@ class ACE(FineTune):
         null = next(host.walk([""], [0], steps=1)).null  # as sampling has it: some models take zeros, not a prompt
         return Prepared(walk=walk, cond=cond, prior=other, close=close.clamp(min=0), null=null)
 
-    def loss(self, step: TrainStep) -> Tensor:
+    def loss(self, step: TrainStep) -> Iterator[Tensor]:
         prepared, host, k = step.context, step.host, self.priors
         at = prepared.walk.points(step)
         n = len(at)
@@ -126,18 +126,16 @@ class ACE(FineTune):
         close = prepared.close[at.row.to(chosen.device)[:, None], chosen].to(x.device)  # (n, k)
         apart = was.unflatten(0, (n, k)) - at.x0_null[:, None]
         toward_prior = (close[..., None, None, None] * apart).sum(1)
-        goals = torch.cat(
-            [
-                away_from(at.x0_null, at.x0_cond, -self.eta) - self.correction * toward_prior,
-                away_from(at.x0_null, at.x0_cond, self.eta),
-                was,
-            ]
-        )
-        conds = Cond.cat([prepared.null.repeat(n), prepared.cond[at.row], prior])
-        times = torch.cat([at.t, at.t, t])
-        alpha, sigma = host.noise(times)
-        now = host.denoise(torch.cat([at.x, at.x, x]), times, conds)
-        off = (alpha / sigma * (now - goals)).square().flatten(1).mean(1)  # of the predicted noise
-        null, cond, kept = (part.mean() for part in off.split([n, n, n * k]))
-        erased = self.null_weight * null + (1 - self.null_weight) * cond
-        return (1 - self.prior_weight) * erased + self.prior_weight * kept
+        null = away_from(at.x0_null, at.x0_cond, -self.eta) - self.correction * toward_prior
+        cond = away_from(at.x0_null, at.x0_cond, self.eta)
+        erasing = 1 - self.prior_weight
+
+        def off(x: Tensor, t: Tensor, cond: Cond, goal: Tensor) -> Tensor:
+            weight = output_weight(host.prediction, *host.noise(t))
+            return (weight * (host.denoise(x, t, cond) - goal)).square().mean()
+
+        yield erasing * self.null_weight * off(at.x, at.t, prepared.null.repeat(n), null)
+        yield erasing * (1 - self.null_weight) * off(at.x, at.t, prepared.cond[at.row], cond)
+        for i in range(0, n * k, n):  # no graph holds more than a batch
+            part = slice(i, i + n)
+            yield self.prior_weight / k * off(x[part], t[part], prior[part], was[part])

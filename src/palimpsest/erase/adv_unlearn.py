@@ -18,6 +18,7 @@ from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.attacks import attack, encoded, inserted, random_words
 from palimpsest.ops.captions import captions, in_captions
+from palimpsest.ops.guidance import output_weight
 from palimpsest.ops.neighbours import everyday
 from palimpsest.ops.prompts import answered, filled, holds, kept
 from palimpsest.ops.trajectories import Visited
@@ -157,9 +158,8 @@ class AdvUnlearn(FineTune):
             target = encoded(host, context.target.prompts, at.row)
         cond = Cond.cat([target, encoded(host, context.keep.prompts, also.row)])
         t = torch.cat([at.t, also.t])
-        alpha, sigma = host.noise(t)
         x0 = host.denoise(torch.cat([at.x, also.x]), t, cond)
-        errors = (alpha / sigma * (x0 - goal)).square()
+        errors = (output_weight(host.prediction, *host.noise(t)) * (x0 - goal)).square()
         return errors[: len(at)].mean() + self.keep_weight * errors[len(at) :].mean()
 
     def _words(self, step: TrainStep, at: Visited) -> dict[str, Tensor]:

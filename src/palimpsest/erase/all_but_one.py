@@ -13,6 +13,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
+from palimpsest.ops.guidance import output_weight
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered
 from palimpsest.train.finetune import FineTune
@@ -108,8 +109,7 @@ class AllButOne(FineTune):
     def loss(self, step: TrainStep) -> Tensor:
         context: Prepared = step.context
         at = context.walk.points(step)
-        alpha, sigma = step.host.noise(at.t)
-        weight = alpha / sigma  # an error of x0 times this is one of eps
+        weight = output_weight(step.host.prediction, *step.host.noise(at.t))
         goal = -self.eta * (at.x0_cond - at.x0_null)
         if context.answer is not None:
             with step.teacher():

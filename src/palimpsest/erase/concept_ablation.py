@@ -13,9 +13,10 @@ from palimpsest.core.concept import Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
+from palimpsest.ops.anchors import anchored
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.parts import parameters
-from palimpsest.ops.prompts import answered, kept
+from palimpsest.ops.prompts import kept
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -57,8 +58,8 @@ class ConceptAblation(FineTune):
         steps, lr, batch, rank: as in every fine-tuning. Defaults from the authors' code, whose learning rate is 2e-6
             for each picture of a batch of 8.
 
-    Request.toward names the anchor, best the target's category ("cat" for "Grumpy Cat"); without one, pictures of the
-    empty prompt stand for it. Request.keep is used where keep_weight > 0.
+    Request.toward names the anchor, best the target's category ("cat" for "Grumpy Cat"); without one, the rest of
+    each prompt stands for it ("a red" for "a red star"). Request.keep is used where keep_weight > 0.
 
     Cost per step: 1 forward ("model") and 1 with gradients, 1 more with keep_weight; once, 2 forwards for each
         picture and step of the sampler. Pictures stay latents: nothing is decoded or encoded.
@@ -113,7 +114,7 @@ class ConceptAblation(FineTune):
             n, draws = min(self.pictures, self.steps * self.batch), generator(seed, what)
             return draw(host, prompts, n, draws, steps=self.walk_steps, guidance=self.guidance)
 
-        pairs = answered(request)
+        pairs = anchored(request)
         anchors = [anchor for _, anchor in pairs]
         keeping = list(dict.fromkeys((*anchors, *kept(request)))) if self.keep_weight else []
         return Prepared(

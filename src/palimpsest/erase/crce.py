@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.guidance import away_from
+from palimpsest.ops.guidance import away_from, output_weight
 from palimpsest.ops.neighbours import everyday, nearest
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, asking, filled, holds
@@ -132,31 +132,28 @@ class CRCE(FineTune):
         alike = nearest(host, target, request.keep, len(request.keep)) or others
         return [(p, 1.0) for p in spoken] + _texts(meant), _texts(alike)
 
-    def loss(self, step: TrainStep) -> Tensor:
+    def loss(self, step: TrainStep) -> Iterator[Tensor]:
         prepared, host, draws = step.context, step.host, step.generator("draws")
         at = prepared.walk.points(step)
         n = len(at)
         goal = away_from(at.x0_null, at.x0_cond, self.eta)
-        conds, goals, weights = [prepared.cond[at.row]], [goal], [torch.full((n,), 1 / n)]
+
+        def off(cond: Cond, goal: Tensor) -> Tensor:
+            weight = output_weight(host.prediction, *host.noise(at.t))
+            return (weight * (host.denoise(at.x, at.t, cond) - goal)).square().flatten(1).mean(1)
+
+        yield off(prepared.cond[at.row], goal).mean()
         for part, share in ((prepared.coref, self.coref_weight), (prepared.retain, self.retain_weight)):
             if part is None:
                 continue
             cond, closeness = part
-            k = n * self.draws
-            rows = torch.randint(len(cond), (k,), generator=draws)
-            conds.append(cond[rows])
-            weights.append(share * closeness[rows] / k)
-            if part is prepared.coref:
-                goals.append(goal.repeat(self.draws, 1, 1, 1))
-            else:
-                with step.teacher():
-                    x, t = at.x.repeat(self.draws, 1, 1, 1), at.t.repeat(self.draws)
-                    goals.append(host.denoise(x, t, cond[rows]))
-        times = at.t.repeat(sum(map(len, conds)) // n)
-        alpha, sigma = host.noise(times)
-        now = host.denoise(at.x.repeat(len(times) // n, 1, 1, 1), times, Cond.cat(conds))
-        off = (alpha / sigma * (now - torch.cat(goals))).square().flatten(1).mean(1)  # of the predicted noise
-        return (torch.cat(weights).to(off) * off).sum()
+            for _ in range(self.draws):  # no graph holds more than a batch
+                rows = torch.randint(len(cond), (n,), generator=draws)
+                to = goal
+                if part is prepared.retain:
+                    with step.teacher():
+                        to = host.denoise(at.x, at.t, cond[rows])
+                yield share / self.draws * (closeness[rows].to(to) * off(cond[rows], to)).mean()
 
 
 def _texts(concepts: Sequence[tuple[Concept, float]]) -> Texts:

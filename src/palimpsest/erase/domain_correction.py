@@ -17,9 +17,10 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
+from palimpsest.ops.anchors import anchored
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.parts import parameters
-from palimpsest.ops.prompts import answered, kept
+from palimpsest.ops.prompts import kept
 from palimpsest.ops.surgery import without_conflict
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import Gradients, TrainStep
@@ -65,7 +66,7 @@ class DomainCorrection(FineTune):
         steps, lr, batch, rank: as in every fine-tuning. The authors' learning rate is 6e-6 for each picture of a batch
             of 8.
 
-    Request.toward names the anchor; without one, pictures of the empty prompt stand for it. Request.keep adds to what
+    Request.toward names the anchor; without one, the rest of each prompt stands for it. Request.keep adds to what
     `keep` is measured on.
 
     Cost per step: 1 forward and 2 with gradients (during warm-up 2 forwards), and the discriminator; once, 2 forwards
@@ -125,7 +126,7 @@ class DomainCorrection(FineTune):
             n, draws = min(self.pictures, self.steps * self.batch), generator(seed, what)
             return draw(host, prompts, n, draws, steps=self.walk_steps, guidance=self.guidance)
 
-        pairs = answered(request)
+        pairs = anchored(request)
         anchors = [anchor for _, anchor in pairs]
         keeping = list(dict.fromkeys((*anchors, *kept(request))))
         pictures = drawn("anchor", anchors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,7 +63,7 @@ class Alignment(FineTune):
             kept=host.encode(others) if others else None,
         )
 
-    def loss(self, step: TrainStep) -> Tensor:
+    def loss(self, step: TrainStep) -> Iterator[Tensor]:
         prepared, host, draws = step.context, step.host, step.generator("neighbours")
         at = prepared.walk.points(step)
         n, cond = len(at), prepared.cond[at.row]
@@ -72,15 +72,14 @@ class Alignment(FineTune):
         if prepared.kept is not None:  # half of what must stay is what the user named
             rows = torch.randint(len(prepared.kept), ((n + 1) // 2,), generator=draws)
             beyond = Cond.cat([prepared.kept[rows], beyond[len(rows) :]])
-        x, t = at.x.repeat(2, 1, 1, 1), at.t.repeat(2)
+        goal = at.x0_null
         with step.teacher():
-            if prepared.anchor is None:
-                goal = torch.cat([at.x0_null, host.denoise(at.x, at.t, beyond)])
-            else:
-                goal = host.denoise(x, t, Cond.cat([prepared.anchor[at.row], beyond]))
-        now = host.denoise(x, t, Cond.cat([mined, beyond]))
-        off = (output_weight(host.prediction, *host.noise(t)) * (now - goal)).square().flatten(1).mean(1)
-        return off[:n].mean() + self.beyond * off[n:].mean()
+            if prepared.anchor is not None:
+                goal = host.denoise(at.x, at.t, prepared.anchor[at.row])
+            was = host.denoise(at.x, at.t, beyond)
+        weight = output_weight(host.prediction, *host.noise(at.t))
+        yield (weight * (host.denoise(at.x, at.t, mined) - goal)).square().mean()
+        yield self.beyond * (weight * (host.denoise(at.x, at.t, beyond) - was)).square().mean()
 
 
 @dataclass(frozen=True, kw_only=True)

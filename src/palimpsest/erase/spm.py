@@ -18,7 +18,7 @@ from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Hook, Patch, merge
 from palimpsest.core.trace import Trace
 from palimpsest.ops.gated import gated
-from palimpsest.ops.guidance import away_from
+from palimpsest.ops.guidance import away_from, output_weight
 from palimpsest.ops.parts import transformers
 from palimpsest.ops.prompts import answered, kept
 from palimpsest.train.finetune import FineTune
@@ -66,7 +66,7 @@ class Membrane(FineTune):
             kept=host.encode(others) if others else None,
         )
 
-    def loss(self, step: TrainStep) -> Tensor:
+    def loss(self, step: TrainStep) -> Iterator[Tensor]:
         prepared, host, draws = step.context, step.host, step.generator("anchors")
         at = prepared.walk.points(step)
         n, m = len(at), self.anchors
@@ -78,11 +78,13 @@ class Membrane(FineTune):
                 null, was = at.x0_null, host.denoise(x[n:], t[n:], anchors)
             else:
                 null, was = host.denoise(x, t, Cond.cat([prepared.neutral[at.row], anchors])).split([n, m])
-        alpha, sigma = host.noise(t)
-        now = host.denoise(x, t, Cond.cat([target, anchors]))
-        goal = torch.cat([away_from(null, at.x0_cond, self.eta), was])
-        off = (alpha / sigma * (now - goal)).square().flatten(1).mean(1)  # of the predicted noise
-        return off[:n].mean() + self.anchoring * off[n:].mean()
+        weight = output_weight(host.prediction, *host.noise(t))
+        off = host.denoise(at.x, at.t, target) - away_from(null, at.x0_cond, self.eta)
+        yield (weight[:n] * off).square().mean()
+        for i in range(0, m, n):  # no graph holds more than a batch
+            part = slice(i, min(i + n, m))
+            off = weight[n:][part] * (host.denoise(x[n:][part], t[n:][part], anchors[part]) - was[part])
+            yield self.anchoring * off.square().flatten(1).mean(1).sum() / m
 
     def _anchors(self, prepared: Prepared, draws: torch.Generator) -> Cond:
         """`anchors` rows: kept prompts, the farther from the concept the likelier; without any, directions at random.

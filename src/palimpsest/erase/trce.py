@@ -18,6 +18,8 @@ from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
+from palimpsest.ops.anchors import without
+from palimpsest.ops.guidance import output_weight
 from palimpsest.ops.prompts import asking, filled, swapped
 from palimpsest.ops.text_states import kept_texts, states_of, text_layers
 from palimpsest.ops.trajectories import Visited, visit
@@ -212,17 +214,11 @@ class Steering(FineTune):
         named, empty, still = step.host.denoise(x, t, cond).split(n)
 
         def apart(a: Tensor, b: Tensor, times: Tensor) -> Tensor:
-            alpha, sigma = step.host.noise(times)
-            return (alpha / sigma * (a - b)).square().mean((1, 2, 3))  # in units of noise
+            weight = output_weight(step.host.prediction, *step.host.noise(times))
+            return (weight * (a - b)).square().mean((1, 2, 3))
 
         sides = [apart(e, good, at.t) - apart(e, bad, at.t) + own.margin for e in (named, empty)]
         turned = torch.stack(sides).clamp(min=0).mean(1).sum()
         stayed = apart(still, stays.x0_null, stays.t).mean()
         step.log("turned", float(turned.detach()))
         return turned / 2 + own.preserve * stayed
-
-
-def without(prompt: str, name: str) -> str:
-    """The prompt without the concept's name; empty where nothing else is left."""
-    found = swapped(prompt, name, "")
-    return "" if found == prompt else " ".join(found.split())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.host import Denoiser
+from palimpsest.ops.guidance import output_weight
 from palimpsest.ops.prompts import batches
 
 
@@ -35,7 +36,7 @@ class Noised:
     Args:
         row: (n,) int64, which prompt the picture was drawn from.
         x0: (n, c, h, w) its clean latents. x: at time t. t: (n,).
-        weight: (n, 1, 1, 1) alpha / sigma: an error of x0 times this is the error of the predicted noise.
+        weight: (n, 1, 1, 1): an error of x0 times this is one of the network's own output, see `output_weight`.
     """
 
     row: Tensor
@@ -91,4 +92,5 @@ def noised(host: Denoiser, pictures: Drawn, n: int, generator: torch.Generator) 
     t = host.times(n, generator).to(x0.device)
     alpha, sigma = host.noise(t)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-    return Noised(row=pictures.row[chosen], x0=x0, x=alpha * x0 + sigma * noise, t=t, weight=alpha / sigma)
+    weight = output_weight(host.prediction, alpha, sigma)
+    return Noised(row=pictures.row[chosen], x0=x0, x=alpha * x0 + sigma * noise, t=t, weight=weight)

@@ -6,7 +6,7 @@ never written and are back, bit for bit, when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from palimpsest.core.delta import Delta, Dense, LowRank
 from palimpsest.core.errors import BadRequest
+from palimpsest.train.factored import Factored
 from palimpsest.train.randomness import generator
 
 
@@ -45,7 +46,9 @@ class Trained:
         for name, old in self.old.items():
             self._add(name, old.detach(), seed)
         self._holders = _holders(root, self.old)
-        self._in: list[dict[str, Tensor]] = []  # what is swapped in, outermost first; {} stands for the originals
+        self._in: list[
+            Mapping[str, Tensor | Factored]
+        ] = []  # what is swapped in, outermost first; {} stands for the originals
 
     def _add(self, name: str, old: Tensor, seed: int) -> None:
         if self.rank == 0:
@@ -57,15 +60,12 @@ class Trained:
         self.leaves[name + "|up"] = torch.zeros(out, rank, device=old.device).requires_grad_(True)
         self.leaves[name + "|down"] = down.to(old.device).requires_grad_(True)
 
-    def current(self) -> dict[str, Tensor]:
+    def current(self) -> dict[str, Tensor | Factored]:
         """The student's tensors, in the model's dtype, as functions of the leaves."""
         if self.rank == 0:
             return {n: self.leaves[n].to(old.dtype) for n, old in self.old.items()}
-        new = {}
-        for n, old in self.old.items():
-            change = (self.leaves[n + "|up"] @ self.leaves[n + "|down"]).reshape(old.shape)
-            new[n] = (old.detach().float() + change).to(old.dtype)
-        return new
+        leaves = self.leaves
+        return {n: Factored(old.detach(), leaves[n + "|up"], leaves[n + "|down"]) for n, old in self.old.items()}
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -92,7 +92,7 @@ class Trained:
             yield
 
     @contextmanager
-    def _swapped(self, new: dict[str, Tensor]) -> Iterator[None]:
+    def _swapped(self, new: Mapping[str, Tensor | Factored]) -> Iterator[None]:
         self._in.append(new)
         self._point(new)
         try:
@@ -101,7 +101,7 @@ class Trained:
             self._in.pop()
             self._point(self._in[-1] if self._in else {})
 
-    def _point(self, new: dict[str, Tensor]) -> None:
+    def _point(self, new: Mapping[str, Tensor | Factored]) -> None:
         for name, holders in self._holders.items():
             for module, key in holders:
                 module._parameters[key] = new.get(name, self.old[name])  # type: ignore[assignment]
