@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from palimpsest.erase.uce import UCE
 from palimpsest.train.finetune import FineTune
 
 REQUEST = Request(target=(Concept(name="star"),), keep=(Concept(name="moon"), Concept(name="house")))
-SMALL = {"batch": 1, "groups": 1, "mask_prompts": 1, "mask_points": 1}
+SMALL = {"batch": 1, "keep_batch": 1, "groups": 1, "mask_prompts": 1, "mask_points": 1, "captions": 8}
 """Beside steps, walk_steps and pictures: the fields that make runs comparable, where a system has them."""
 
 
@@ -139,6 +140,19 @@ def quarter_width() -> Any:
     return SDHost(pipeline, name="quarter-width SD 1")
 
 
+def loaded(model: str | None) -> Any:
+    """The host of a folder; without one, the model that is built."""
+    if model is None:
+        return quarter_width()
+    from palimpsest.hosts.detect import load
+
+    return load(model)
+
+
+def unet_mib(host: Any) -> float:
+    return sum(p.numel() * p.element_size() for p in host.parts("denoiser")["unet"].parameters()) / 2**20
+
+
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
     """Best of some."""
     work()
@@ -192,7 +206,7 @@ def run(host: Any, method: ModelEdit) -> tuple[float, Trace]:
 
 def measure(host: Any, steps: int) -> list[Row]:
     rows = []
-    size = sum(p.numel() * p.element_size() for p in host.parts("denoiser")["unet"].parameters()) / 2**20
+    size = unet_mib(host)
     for closed in (UCE(), RECE()):
         run(host, closed)
         wall, trace = run(host, closed)
@@ -216,7 +230,7 @@ def measure(host: Any, steps: int) -> list[Row]:
                     bound=0.3 * size + 4 * part,
                 )
             )
-    return rows + [others(host, system, steps, size) for system in fine_tunings()]
+    return rows
 
 
 def fine_tunings() -> list[str]:
@@ -236,8 +250,14 @@ def trained_mib(host: Any, method: FineTune) -> float:
     return count * 4 / 2**20
 
 
-def others(host: Any, system: str, steps: int, size: float) -> Row:
-    """One line of a fine-tuning system, with settings that make its cost comparable."""
+def others(model: str | None, system: str, steps: int, threads: int) -> Row:
+    """One line of a fine-tuning system, with settings that make its cost comparable.
+
+    To be run in a process of its own: what other systems left with the allocator would count as this one's memory.
+    """
+    torch.set_num_threads(threads)
+    host = loaded(model)
+    size = unet_mib(host)
     cls: Any = catalog.load(system)
     own = {f.name for f in fields(cls)}
     wanted = {"steps": steps, "walk_steps": steps, "pictures": steps, **SMALL}
@@ -270,15 +290,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.model:
-        from palimpsest.hosts.detect import load
-
-        host: Any = load(args.model)
-    else:
-        host = quarter_width()
+    host = loaded(args.model)
     rows = measure(host, args.steps)
-    size = sum(p.numel() * p.element_size() for p in host.parts("denoiser")["unet"].parameters()) / 2**20
-    table = Table(title=f"Erasing on {host.name} (U-Net {size:.0f} MiB), batch 1, {args.threads} thread(s)")
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as alone:
+        rows += [alone.apply(others, (args.model, s, args.steps, args.threads)) for s in fine_tunings()]
+    table = Table(title=f"Erasing on {host.name} (U-Net {unet_mib(host):.0f} MiB), batch 1, {args.threads} thread(s)")
     for heading in ("work", "s (a step)", "floor s", "rows (a step)", "formula", "MiB added", "bound MiB"):
         table.add_column(heading, justify="left" if heading == "work" else "right")
     for r in rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -144,7 +144,7 @@ class AdvUnlearn(FineTune):
     def beside(self, context: Prepared, seed: int) -> Mapping[str, Tensor]:
         return {BESIDE + name: w for name, w in context.words.items()}
 
-    def loss(self, step: TrainStep) -> Tensor:
+    def loss(self, step: TrainStep) -> Iterator[Tensor]:
         context, host = step.context, step.host
         at = context.target.points(step)
         also = context.keep.points(replace(step, batch=self.keep_batch))
@@ -152,15 +152,17 @@ class AdvUnlearn(FineTune):
         if context.answer is not None:
             with step.teacher():
                 start = host.denoise(at.x, at.t, context.answer[at.row])
-        goal = torch.cat([start - self.eta * (at.x0_cond - start), also.x0_cond])
+        goal = start - self.eta * (at.x0_cond - start)
+
+        def off(at: Visited, cond: Cond, goal: Tensor) -> Tensor:
+            weight = output_weight(host.prediction, *host.noise(at.t))
+            return (weight * (host.denoise(at.x, at.t, cond) - goal)).square().mean()
+
         words = self._words(step, at)
         with inserted(host, words) if words else nullcontext():
             target = encoded(host, context.target.prompts, at.row)
-        cond = Cond.cat([target, encoded(host, context.keep.prompts, also.row)])
-        t = torch.cat([at.t, also.t])
-        x0 = host.denoise(torch.cat([at.x, also.x]), t, cond)
-        errors = (output_weight(host.prediction, *host.noise(t)) * (x0 - goal)).square()
-        return errors[: len(at)].mean() + self.keep_weight * errors[len(at) :].mean()
+        yield off(at, target, goal)
+        yield self.keep_weight * off(also, encoded(host, context.keep.prompts, also.row), also.x0_cond)
 
     def _words(self, step: TrainStep, at: Visited) -> dict[str, Tensor]:
         """The prefix of this step; none while warming up. It is kept beside the weights, so a resumed run has it."""
