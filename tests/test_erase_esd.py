@@ -29,13 +29,9 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return SDHost(sd_pipeline(tmp_path_factory.mktemp("sd"), request.param), name="small sd")
 
 
-def eps(host: SDHost, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-    """The noise that the pipeline's own network predicts, in the paper's parametrisation."""
-    out = host.pipeline.unet(x, t, encoder_hidden_states=host.encode(prompts).states).sample
-    if host.prediction == "epsilon":
-        return out
-    alpha, sigma = host.noise(t)
-    return alpha * out + sigma * x
+def own(host: SDHost, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
+    """What the pipeline's network itself predicts, noise or velocity: the loss is an error of that."""
+    return host.pipeline.unet(x, t, encoder_hidden_states=host.encode(prompts).states).sample
 
 
 @pytest.mark.parametrize("walks", ["kept", "fresh", "student"])
@@ -52,7 +48,7 @@ def test_the_first_loss_is_the_papers(host: SDHost, walks: Any) -> None:
     Watched(**{**FAST, "steps": 1}, eta=1.5, walks=walks)(host, Request(target=(STAR,)), trace=trace)
     x, t, prompts = seen[0]
     with torch.no_grad():
-        null, cond = eps(host, x, t, ["", ""]), eps(host, x, t, prompts)
+        null, cond = own(host, x, t, ["", ""]), own(host, x, t, prompts)
         expected = (cond - (null - 1.5 * (cond - null))).square().mean()  # the student still is the teacher
     assert trace.log[0][1] == "loss"
     assert trace.log[0][2] == pytest.approx(float(expected), rel=1e-3)
@@ -73,7 +69,7 @@ def test_towards_a_replacement_the_anchor_changes(host: SDHost) -> None:
     x, t, prompts = seen[0]
     moons = [p.replace("star", "moon") for p in prompts]
     with torch.no_grad():
-        null, cond, moon = (eps(host, x, t, p) for p in (["", ""], prompts, moons))
+        null, cond, moon = (own(host, x, t, p) for p in (["", ""], prompts, moons))
         expected = (cond - (moon - 0.5 * (cond - null))).square().mean()
     assert trace.log[0][2] == pytest.approx(float(expected), rel=1e-3)
 

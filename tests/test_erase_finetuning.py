@@ -41,23 +41,21 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return SDHost(sd_pipeline(tmp_path_factory.mktemp("sd"), request.param), name="small sd")
 
 
-def eps(host: SDHost, net: Any, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-    """The noise that a network predicts, in the papers' parametrisation."""
-    out = net(x, t, encoder_hidden_states=host.encode(prompts).states).sample
-    if host.prediction == "epsilon":
-        return out
-    alpha, sigma = host.noise(t)
-    return alpha * out + sigma * x
+def own(host: SDHost, net: Any, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
+    """What a network itself predicts, noise or velocity: losses are errors of that."""
+    return net(x, t, encoder_hidden_states=host.encode(prompts).states).sample
 
 
 def old(host: SDHost, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
     with torch.no_grad():
-        return eps(host, host.pipeline.unet, x, t, prompts)
+        return own(host, host.pipeline.unet, x, t, prompts)
 
 
-def noise_in(host: SDHost, at: Any) -> Tensor:
+def learnt(host: SDHost, at: Any) -> Tensor:
+    """What a network is trained to predict at a noisy picture."""
     alpha, sigma = host.noise(at.t)
-    return (at.x - alpha * at.x0) / sigma
+    noise = (at.x - alpha * at.x0) / sigma
+    return noise if host.prediction == "epsilon" else alpha * noise - sigma * at.x0
 
 
 def moons(prompts: list[str]) -> list[str]:
@@ -133,12 +131,12 @@ def test_concept_ablation(host: SDHost, monkeypatch: pytest.MonkeyPatch, objecti
     points = [at for _, at in calls]
     for k in range(3):
         at = points.pop(0)
-        goal = noise_in(host, at) if objective == "noise" else old(host, at.x, at.t, moons(of(PROMPTS, at)))
-        loss = mse_loss(eps(host, naive.net, at.x, at.t, of(PROMPTS, at)), goal)
+        goal = learnt(host, at) if objective == "noise" else old(host, at.x, at.t, moons(of(PROMPTS, at)))
+        loss = mse_loss(own(host, naive.net, at.x, at.t, of(PROMPTS, at)), goal)
         if keep_weight:
             stays = points.pop(0)
-            out = eps(host, naive.net, stays.x, stays.t, of(keeping, stays))
-            loss = loss + keep_weight * mse_loss(out, noise_in(host, stays))
+            out = own(host, naive.net, stays.x, stays.t, of(keeping, stays))
+            loss = loss + keep_weight * mse_loss(out, learnt(host, stays))
         naive.step(naive.gradients(loss))
         assert len(at) == 2, k
     naive.agrees(patch)
@@ -168,8 +166,8 @@ def test_salun(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> None:
     sums = {n: torch.zeros_like(p) for n, p in scout.trained.items()}
     for i in range(0, 6, 2):
         at = every[i : i + 2]
-        cond, null = eps(host, scout.net, at.x, at.t, of(PROMPTS, at)), eps(host, scout.net, at.x, at.t, [""] * 2)
-        loss = -mse_loss((1 + 2.0) * cond - 2.0 * null, noise_in(host, at))
+        cond, null = own(host, scout.net, at.x, at.t, of(PROMPTS, at)), own(host, scout.net, at.x, at.t, [""] * 2)
+        loss = -mse_loss((1 + 2.0) * cond - 2.0 * null, learnt(host, at))
         sums = {n: sums[n] + g for n, g in scout.gradients(loss).items()}
     sizes = torch.cat([g.abs().flatten() for g in sums.values()])
     least = sizes.sort(descending=True).values[round(0.3 * len(sizes)) - 1]
@@ -178,10 +176,10 @@ def test_salun(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         f, r = points.pop(0), points.pop(0)
         with torch.no_grad():
-            goal = eps(host, naive.net, f.x, f.t, moons(of(PROMPTS, f)))
-        loss = mse_loss(eps(host, naive.net, f.x, f.t, of(PROMPTS, f)), goal)
-        out = eps(host, naive.net, r.x, r.t, of(moons(PROMPTS), r))
-        loss = loss + 0.5 * mse_loss(out, noise_in(host, r))
+            goal = own(host, naive.net, f.x, f.t, moons(of(PROMPTS, f)))
+        loss = mse_loss(own(host, naive.net, f.x, f.t, of(PROMPTS, f)), goal)
+        out = own(host, naive.net, r.x, r.t, of(moons(PROMPTS), r))
+        loss = loss + 0.5 * mse_loss(out, learnt(host, r))
         naive.step({n: g * (sums[n].abs() >= least) for n, g in naive.gradients(loss).items()})
     naive.agrees(patch)
     moved = sum(int((d.dense(scout.trained[n].shape) != 0).sum()) for n, d in patch.deltas.items())
@@ -217,8 +215,8 @@ def test_all_but_one(host: SDHost, monkeypatch: pytest.MonkeyPatch, toward: bool
             guidance = old(host, at.x, at.t, moons(prompts)) - null
         else:
             guidance = -0.7 * (old(host, at.x, at.t, prompts) - null)
-        mine = eps(host, naive.net, at.x, at.t, none)
-        loss = mse_loss(eps(host, naive.net, at.x, at.t, prompts) - mine, guidance) + 0.4 * mse_loss(mine, null)
+        mine = own(host, naive.net, at.x, at.t, none)
+        loss = mse_loss(own(host, naive.net, at.x, at.t, prompts) - mine, guidance) + 0.4 * mse_loss(mine, null)
         naive.step(naive.gradients(loss))
     naive.agrees(patch)
 
@@ -254,9 +252,9 @@ def test_domain_correction(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> Non
     keeping = [*moons(PROMPTS), *(p.replace("star", "ring") for p in PROMPTS)]
     points, conflicts = [at for _, at in calls], 0
 
-    def clean(at: Any, noise: Tensor) -> Tensor:
+    def clean(at: Any, out: Tensor) -> Tensor:
         alpha, sigma = host.noise(at.t)
-        return (at.x - sigma * noise) / alpha
+        return (at.x - sigma * out) / alpha if host.prediction == "epsilon" else alpha * at.x - sigma * out
 
     def score(latents: Tensor, label: float) -> Tensor:
         return bce(latents, torch.full_like(latents, label))
@@ -264,11 +262,11 @@ def test_domain_correction(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> Non
     for k in range(4):
         at = points.pop(0)
         anchor = clean(at, old(host, at.x, at.t, moons(of(PROMPTS, at))))
-        target = clean(at, eps(host, naive.net, at.x, at.t, of(PROMPTS, at)))
+        target = clean(at, own(host, naive.net, at.x, at.t, of(PROMPTS, at)))
         if k >= 1:
             real_fake = judge(torch.cat([anchor, target]))  # batch statistics are those of both
             stays = points.pop(0)
-            keep = mse_loss(eps(host, naive.net, stays.x, stays.t, of(keeping, stays)), noise_in(host, stays))
+            keep = mse_loss(own(host, naive.net, stays.x, stays.t, of(keeping, stays)), learnt(host, stays))
             g, h = naive.gradients(score(judge(target), 0.0)), naive.gradients(keep)
             for n in g:
                 dot = (g[n] * h[n]).sum()
@@ -298,15 +296,12 @@ def test_the_discriminator_fits_all_latents(side: int, levels: int) -> None:
 def objective(host: SDHost, net: Any, late: Any, early: Any, **w: float) -> Tensor:
     """In the network's own output, whatever it predicts."""
 
-    def out(net: Any, at: Any, prompts: list[str]) -> Tensor:
-        return net(at.x, at.t, encoder_hidden_states=host.encode(prompts).states).sample
-
     def of_part(at: Any, sign: float) -> Tensor:
         prompts, none = of(PROMPTS, at), [""] * len(at)
-        with torch.no_grad():
-            null, cond = out(host.pipeline.unet, at, none), out(host.pipeline.unet, at, prompts)
+        null, cond = old(host, at.x, at.t, none), old(host, at.x, at.t, prompts)
         goal = null + sign * w["eta"] * (cond - null)
-        return mse_loss(out(net, at, prompts), goal) + w["keep"] * mse_loss(out(net, at, none), null)
+        mine = own(host, net, at.x, at.t, prompts)
+        return mse_loss(mine, goal) + w["keep"] * mse_loss(own(host, net, at.x, at.t, none), null)
 
     return of_part(late, -1) + w["first"] * of_part(early, 1)
 
@@ -392,8 +387,8 @@ def test_drawn_pictures_are_what_sampling_draws(host: SDHost) -> None:
     at = noised(host, pictures, 5, torch.Generator().manual_seed(2))
     assert sorted(at.row.tolist()) in ([0, 0, 0, 1, 1], [0, 0, 0, 0, 1])
     alpha, sigma = host.noise(at.t)
-    assert torch.allclose(at.weight, alpha / sigma)
-    assert float(noise_in(host, at).std()) == pytest.approx(1.0, abs=0.1)
+    assert torch.allclose(at.weight, (alpha if host.prediction == "epsilon" else 1) / sigma)
+    assert float(((at.x - alpha * at.x0) / sigma).std()) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ _DRAWN = {"batch": 16, "pictures": 32, "walk_steps": 15, "guidance": 2.0}  # for
 
 # What a paper's budget is for a model of 860 M parameters is another for one of 7 M. Found on "heart" and "purple".
 BUDGETS: dict[str, dict[str, Any]] = {
-    "erase/esd": {"steps": 150, "lr": 3e-4, "batch": 4, "walk_steps": 20},
+    "erase/esd": {"steps": 150, "lr": 1.5e-4, "batch": 4, "walk_steps": 20},
     "erase/safree": {"until": 1.0, "padding": True, "expand": True},  # the small models draw from the padding's states
     "erase/concept_steerers": {"strength": -0.7, "steps": 400, "batch": 512},
     "erase/invdiff": {"pictures": 32, "walk_steps": 15, "guidance": 2.0, "steps": 60, "batch": 16, "groups": 2},
@@ -72,7 +72,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "walk_steps": 15,
         "anchoring": 3.0,
     },
-    "erase/ace": {"steps": 150, "lr": 5e-3, "batch": 4, "guidance": 2.0, "walk_steps": 15},
+    "erase/ace": {"steps": 150, "lr": 2.5e-3, "batch": 4, "guidance": 2.0, "walk_steps": 15},
     "erase/crce": {"steps": 150, "lr": 5e-4, "batch": 4, "draws": 2, "guidance": 2.0, "walk_steps": 15},
     "erase/realera": {  # states of kept concepts lie at a cosine of 0.93 to 0.96 to the target's
         "steps": 60,
