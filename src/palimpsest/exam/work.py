@@ -39,7 +39,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "erase/latent_directions": {"pictures": 32, "walk_steps": 15, "guidance": 2.0, "steps": 100, "batch": 16},
     "erase/trce": {"steps": 60, "lr": 1e-4, "batch": 8, "walk_steps": 20, "walks": 16},
     "erase/sld": {"strength": "max"},  # the setting of the paper's headline; weaker ones left "purple" in 75 % and more
-    "erase/concept_ablation": {**_DRAWN, "steps": 100, "lr": 1e-3, "train": "attention"},  # "kv" leaves styles
+    "erase/concept_ablation": {**_DRAWN, "steps": 100, "lr": 1e-3},
     "erase/salun": {**_DRAWN, "steps": 50, "lr": 3e-4},
     "erase/domain_correction": {**_DRAWN, "steps": 100, "lr": 2e-4, "warmup": 0.3, "discriminator_lr": 1e-3},
     "erase/ant": {  # early: the authors' 4 steps of 50, as for several concepts, in SD's noise
