@@ -97,7 +97,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "warmup": 50,
     },
     "erase/homoglyphs": {"steps": 200, "lr": 5e-4, "batch": 32, "captions": 300},
-    "erase/modular_lora": {"steps": 150, "lr": 3e-4, "batch": 4, "rank": 8, "guidance": 2.0, "walk_steps": 20},
+    "erase/modular_lora": {"steps": 150, "lr": 5e-4, "batch": 4, "rank": 8, "guidance": 2.0, "walk_steps": 20},
     "erase/geom_erasing": {"steps": 40, "lr": 1e-4, "pictures": 32, "guidance": 2.0, "walk_steps": 15},
     "erase/score_forgetting": {"steps": 40, "lr": 1e-4, "batch": 12, "forget_share": 0.4, "forget_weight": 2.0},
     "erase/few_shot": {"steps": 14, "lr": 2e-4, "batch": 8, "pictures": 8, "guidance": 2.0, "walk_steps": 15},
