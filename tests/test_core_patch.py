@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.delta import Dense, LowRank, Rows, Sparse
 from palimpsest.core.errors import BadRequest, Damaged, PalimpsestError, Unsupported, WrongBase
 from palimpsest.core.fingerprint import fingerprint
-from palimpsest.core.patch import Hook, Patch, diff, merge
+from palimpsest.core.patch import Hook, Patch, diff, merge, refuse_pickle
 
 
 class Small:
@@ -160,6 +162,25 @@ def test_pickles_are_refused_unopened(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, path)
     with pytest.raises(Damaged, match="pickle"):
         Patch.load(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_bare_pickles_are_refused_unopened(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(pickle.dumps({"a": list(range(100))}, protocol=protocol))
+    with pytest.raises(Damaged, match="pickle"):
+        refuse_pickle(path)
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580])
+def test_a_header_whose_length_reads_like_a_pickle_is_none(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "p.safetensors"
+    for pad in range(length):
+        save_file({"a": torch.ones(1)}, str(path), metadata={"pad": "x" * pad})
+        if int.from_bytes(path.read_bytes()[:8], "little") == length:
+            break
+    assert path.read_bytes()[:2] == length.to_bytes(2, "little")
+    refuse_pickle(path)
 
 
 def test_missing_file() -> None:

@@ -286,8 +286,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
 def refuse_pickle(path: Path) -> None:
     """Raises Damaged where a file is a pickle or a torch archive: loading one would run code from it."""
     with open(path, "rb") as f:
-        head = f.read(4)
-    if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or head == b"PK\x03\x04":
+        head = f.read(9)
+    # A safetensors file begins with its header's length, whose bytes may be those that pickles begin with.
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return
+    if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or head[:4] == b"PK\x03\x04":
         raise Damaged(
             f"{path} is a pickle or torch archive, which could run code when loaded; it was not opened. "
             "Convert it to safetensors where you trust its source."
