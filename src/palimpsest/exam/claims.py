@@ -15,6 +15,7 @@ from palimpsest.exam.judged import GONE, SPARED, Judged, Summaries, Verdict, low
 from palimpsest.exam.judged import percent as _percent
 from palimpsest.exam.judged import points as _points
 from palimpsest.exam.study import Records, rate, worked
+from palimpsest.exam.summary import Summary
 
 Studied = Mapping[str, Records]  # study -> system -> one record a seed
 
@@ -72,7 +73,7 @@ def _gone_and_spared(system: str, all_of: Summaries) -> Judged:
     verdict: Verdict = "holds" if len(both) == len(concepts) else "holds in part" if gone else "does not hold here"
     if catalog.find(system).card.family == "baseline":
         verdict = "baseline"
-    left = {c: f"{100 * s.target.value:.0f} %" for c, s in concepts.items() if c not in gone}
+    left = {c: f"{100 * s.target.value:.0f} %{_never_saw(s)}" for c, s in concepts.items() if c not in gone}
     lost = {c: f"{100 * s.neighbours.value:+.0f} points" for c, s in concepts.items() if c not in spared}
     short = [f"{c} is still there in {v}" for c, v in left.items()]
     short += [f"neighbours of {c} change by {v}" for c, v in lost.items()]
@@ -84,6 +85,13 @@ def _gone_and_spared(system: str, all_of: Summaries) -> Judged:
         verdict=verdict,
         why="; ".join(short) or "every concept gone, every neighbourhood spared",
     )
+
+
+def _never_saw(s: Summary) -> str:
+    """What erasing can at best be held to, where even a model that never saw the concept is read as showing it."""
+    if s.oracle is None or s.oracle.value <= GONE:
+        return ""
+    return f" (a model that never saw it: {100 * s.oracle.value:.0f} %)"
 
 
 def _less_than(system: str, rival: str, measured: str, all_of: Summaries) -> Judged:
