@@ -11,6 +11,7 @@ from hosts_fixtures import sd_pipeline
 from palimpsest.core.concept import Concept, Kind, Request
 from palimpsest.hosts.sd import SDHost
 from palimpsest.ops import guidance, neighbours, prompts, text_states
+from palimpsest.ops.anchors import anchored
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +130,30 @@ def test_the_safety_scale_is_clipped_and_cut_off() -> None:
     cond, concept = torch.tensor([0.0, 0.0, 0.0, 0.0]), torch.tensor([2.0, 0.001, -0.005, -0.5])
     scale = guidance.safety_scale(cond, concept, scale=100.0, threshold=0.01)
     assert torch.allclose(scale, torch.tensor([1.0, 0.1, 0.5, 0.0]))
+
+
+def test_an_error_of_x0_times_its_weight_is_one_of_the_output() -> None:
+    g = torch.Generator().manual_seed(2)
+    x0, other, noise = (torch.randn(3, 2, 4, 4, generator=g, dtype=torch.float64) for _ in range(3))
+    sigma = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64).view(-1, 1, 1, 1)
+    for prediction, schedule, output in (
+        ("epsilon", lambda s: (1 - s**2).sqrt(), guidance.noise_of),
+        ("v_prediction", lambda s: (1 - s**2).sqrt(), guidance.velocity_of),
+        ("flow", lambda s: 1 - s, guidance.flow_of),
+    ):
+        alpha = schedule(sigma)
+        x = alpha * x0 + sigma * noise
+        apart = output(other, x, alpha, sigma) - output(x0, x, alpha, sigma)
+        weight = guidance.output_weight(prediction, alpha, sigma)
+        assert torch.allclose((weight * (other - x0)).abs(), apart.abs()), prediction
+
+
+def test_without_a_replacement_the_rest_of_the_prompt_is_the_anchor() -> None:
+    star = Concept(name="star", prompts=("a red star on mint", "star"))
+    pairs = dict(anchored(Request(target=(star,))))
+    assert pairs["a red star on mint"] == "a red on mint"
+    assert pairs["star"] == ""
+    toward = Request(target=(star,), toward=(Concept(name="moon"),))
+    assert dict(anchored(toward))["a red star on mint"] == "a red moon on mint"
+    both = Request(target=(star, Concept(name="dark moon", prompts=("a dark moon",))))
+    assert dict(anchored(both))["a dark moon"] == "a"
