@@ -124,7 +124,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tup
 def test_concept_ablation(host: SDHost, monkeypatch: pytest.MonkeyPatch, objective: Any, keep_weight: float) -> None:
     calls = recorded(monkeypatch, concept_ablation, "noised")
     request = Request(target=(STAR,), toward=(MOON,), keep=(RING,))
-    method = ConceptAblation(**FAST, objective=objective, keep_weight=keep_weight)
+    method = ConceptAblation(**FAST, prompts=0, objective=objective, keep_weight=keep_weight)
     patch = method(host, request)
     naive = Naive(host, parameters(host, "kv", ""), lr=1e-3, clip=1.0)
     keeping = [*moons(PROMPTS), *(p.replace("star", "ring") for p in PROMPTS)]
@@ -150,6 +150,21 @@ def test_concept_ablation_draws_no_more_than_it_uses_and_trains_at_one_forward_a
     assert trace.forwards["denoiser"] == 6 * 4 * 2 + 3 * 2 * (1 + 1)  # six pictures, then three steps
     assert trace.forwards["text_encoder"] <= 6 + 6 + 6 + 1
     assert "autoencoder" not in trace.forwards
+
+
+@pytest.mark.parametrize(
+    ("owner", "system"), [(concept_ablation, ConceptAblation), (domain_correction, DomainCorrection)]
+)
+def test_anchors_are_drawn_in_many_contexts(
+    host: SDHost, monkeypatch: pytest.MonkeyPatch, owner: Any, system: Any
+) -> None:
+    calls = recorded(monkeypatch, owner, "draw")
+    system(**{**FAST, "pictures": 60, "batch": 20})(host, TO_MOON)
+    said = calls[0][0][1]
+    assert len(said) == 60  # one for each picture, of the 200 that are drawn up
+    assert list(said[: len(PROMPTS)]) == moons(PROMPTS)
+    assert len(set(said)) >= 55
+    assert all("moon" in prompt and "star" not in prompt for prompt in said)
 
 
 # -- SalUn -----------------------------------------------------------------------------------------------
@@ -244,7 +259,7 @@ def patches(weights: Mapping[str, Tensor]) -> nn.Module:
 def test_domain_correction(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = recorded(monkeypatch, domain_correction, "noised")
     starts = recorded(monkeypatch, DomainCorrection, "beside")
-    settings = {**FAST, "steps": 4, "warmup": 0.25, "discriminator_lr": 2e-3, "surgery": 0.8}
+    settings = {**FAST, "prompts": 0, "steps": 4, "warmup": 0.25, "discriminator_lr": 2e-3, "surgery": 0.8}
     patch = DomainCorrection(**settings)(host, Request(target=(STAR,), toward=(MOON,), keep=(RING,)))
     judge = patches(starts[0][1])
     adam = torch.optim.Adam(judge.parameters(), lr=2e-3, betas=(0.5, 0.999))

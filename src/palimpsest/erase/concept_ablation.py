@@ -14,6 +14,7 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.anchors import anchored
+from palimpsest.ops.contexts import in_context
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import kept
@@ -53,7 +54,9 @@ class ConceptAblation(FineTune):
             authors' later choice for broad concepts), "full" the denoiser (memorised pictures).
         keep_weight: of the diffusion loss on what must stay; 0 leaves it out, as the authors do except where the
             anchor's prompts contain the target's words.
-        pictures: that are drawn; never more than the steps use.
+        prompts: how many that name the target among everyday words are added to its own: what the edit meets only
+            with other words around it, it would not change there.
+        pictures: that are drawn, one prompt after the other; never more than the steps use.
         guidance, walk_steps: of their sampler.
         steps, lr, batch, rank: as in every fine-tuning. Defaults from the authors' code, whose learning rate is 2e-6
             for each picture of a batch of 8.
@@ -64,9 +67,10 @@ class ConceptAblation(FineTune):
     Cost per step: 1 forward ("model") and 1 with gradients, 1 more with keep_weight; once, 2 forwards for each
         picture and step of the sampler. Pictures stay latents: nothing is decoded or encoded.
     Differs from the paper: the anchor's prediction is the untouched model's, as its derivation has it; its code takes
-        that of the model in training, to save a second copy, which costs nothing here. No language model writes
-        prompts: the concept's own and those of its kind are used. No weight decay, no augmentation by scaled
-        pictures. Kept concepts beside the anchor are ours. Its third choice, training token embeddings, is left out.
+        that of the model in training, to save a second copy, which costs nothing here. Its 200 prompts are written by a
+        language model; here the concept's own, those of its kind and those of everyday words are used. No weight
+        decay, no augmentation by scaled pictures. Kept concepts beside the anchor are ours. Its third choice, training
+        token embeddings, is left out.
     Fails when: the anchor is drawn like the target; a prompt asks for the target in words that are not trained on;
         without keep_weight, concepts whose prompts share most of their words with the target's follow it.
     Source: Kumari et al., "Ablating Concepts in Text-to-Image Diffusion Models", ICCV 2023, arXiv 2303.13516.
@@ -83,6 +87,7 @@ class ConceptAblation(FineTune):
     objective: Loss = "model"
     train: Train = "kv"
     keep_weight: float = 0.0
+    prompts: int = 200
     pictures: int = 1000
     guidance: float = 6.0
     walk_steps: int = 50
@@ -103,6 +108,7 @@ class ConceptAblation(FineTune):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("keep_weight", self.keep_weight, 0.0)
+        at_least("prompts", self.prompts, 0)
         at_least("pictures", self.pictures, 1, "the anchor's pictures are what is trained on")
         at_least("walk_steps", self.walk_steps, 1)
 
@@ -110,13 +116,15 @@ class ConceptAblation(FineTune):
         return parameters(host, self.train, "Concept Ablation")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
-        def drawn(what: str, prompts: list[str]) -> Drawn:
-            n, draws = min(self.pictures, self.steps * self.batch), generator(seed, what)
-            return draw(host, prompts, n, draws, steps=self.walk_steps, guidance=self.guidance)
+        n = min(self.pictures, self.steps * self.batch)
 
-        pairs = anchored(request)
+        def drawn(what: str, prompts: list[str]) -> Drawn:
+            return draw(host, prompts, n, generator(seed, what), steps=self.walk_steps, guidance=self.guidance)
+
+        plain = anchored(request)
+        pairs = [*plain, *in_context(request, self.prompts, generator(seed, "contexts"))][:n]
         anchors = [anchor for _, anchor in pairs]
-        keeping = list(dict.fromkeys((*anchors, *kept(request)))) if self.keep_weight else []
+        keeping = list(dict.fromkeys((*(anchor for _, anchor in plain), *kept(request)))) if self.keep_weight else []
         return Prepared(
             pictures=drawn("anchor", anchors),
             target=host.encode([prompt for prompt, _ in pairs]),

@@ -18,6 +18,7 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.anchors import anchored
+from palimpsest.ops.contexts import in_context
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import kept
@@ -62,6 +63,7 @@ class DomainCorrection(FineTune):
         discriminator_lr: its learning rate (the authors use 1e-4 for things, 5e-4 for styles).
         surgery: how much of the conflicting part is removed ("lambda"; the authors' 1).
         train: "xattn" (the authors'), "kv" or "full".
+        prompts: how many that name the target among everyday words are added to its own.
         pictures: that are drawn of each; never more than the steps use. guidance, walk_steps: of their sampler.
         steps, lr, batch, rank: as in every fine-tuning. The authors' learning rate is 6e-6 for each picture of a batch
             of 8.
@@ -72,7 +74,8 @@ class DomainCorrection(FineTune):
     Cost per step: 1 forward and 2 with gradients (during warm-up 2 forwards), and the discriminator; once, 2 forwards
         for each picture and step of the sampler.
     Differs from the paper: the surgery is the exact projection, where its code mixes normalised and plain gradients;
-        no language model writes prompts. The discriminator has fewer levels where latents are too small for its four.
+        everyday words are put around the name where a language model writes its prompts. The discriminator has fewer
+        levels where latents are too small for its four.
     Fails when: the discriminator wins or loses early (watch "discriminator" in the log); the anchor is drawn like the
         target, and there is nothing to tell apart.
     Source: Wu et al., "Unlearning Concepts in Diffusion Model via Concept Domain Correction and Concept Preserving
@@ -91,6 +94,7 @@ class DomainCorrection(FineTune):
     discriminator_lr: float = 1e-4
     surgery: float = 1.0
     train: Train = "xattn"
+    prompts: int = 200
     pictures: int = 1000
     guidance: float = 6.0
     walk_steps: int = 50
@@ -115,6 +119,7 @@ class DomainCorrection(FineTune):
             at_least(name, getattr(self, name), 0.0)
         if self.warmup >= 1:
             raise BadRequest(f"warmup is {self.warmup}; it is a share of the steps, below 1.")
+        at_least("prompts", self.prompts, 0)
         for name in ("pictures", "walk_steps"):
             at_least(name, getattr(self, name), 1)
 
@@ -122,13 +127,15 @@ class DomainCorrection(FineTune):
         return parameters(host, self.train, "DoCo")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
-        def drawn(what: str, prompts: list[str]) -> Drawn:
-            n, draws = min(self.pictures, self.steps * self.batch), generator(seed, what)
-            return draw(host, prompts, n, draws, steps=self.walk_steps, guidance=self.guidance)
+        n = min(self.pictures, self.steps * self.batch)
 
-        pairs = anchored(request)
+        def drawn(what: str, prompts: list[str]) -> Drawn:
+            return draw(host, prompts, n, generator(seed, what), steps=self.walk_steps, guidance=self.guidance)
+
+        plain = anchored(request)
+        pairs = [*plain, *in_context(request, self.prompts, generator(seed, "contexts"))][:n]
         anchors = [anchor for _, anchor in pairs]
-        keeping = list(dict.fromkeys((*anchors, *kept(request))))
+        keeping = list(dict.fromkeys((*(anchor for _, anchor in plain), *kept(request))))
         pictures = drawn("anchor", anchors)
         return Prepared(
             pictures=pictures,

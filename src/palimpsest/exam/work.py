@@ -39,9 +39,17 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "erase/latent_directions": {"pictures": 32, "walk_steps": 15, "guidance": 2.0, "steps": 100, "batch": 16},
     "erase/trce": {"steps": 60, "lr": 1e-4, "batch": 8, "walk_steps": 20, "walks": 16},
     "erase/sld": {"strength": "max"},  # the setting of the paper's headline; weaker ones left "purple" in 75 % and more
-    "erase/concept_ablation": {**_DRAWN, "steps": 100, "lr": 1e-3},
+    "erase/concept_ablation": {**_DRAWN, "steps": 100, "lr": 1e-3, "prompts": 90, "pictures": 96},
     "erase/salun": {**_DRAWN, "steps": 50, "lr": 3e-4},
-    "erase/domain_correction": {**_DRAWN, "steps": 100, "lr": 2e-4, "warmup": 0.3, "discriminator_lr": 1e-3},
+    "erase/domain_correction": {
+        **_DRAWN,
+        "steps": 100,
+        "lr": 2e-4,
+        "warmup": 0.3,
+        "discriminator_lr": 1e-3,
+        "prompts": 90,
+        "pictures": 96,
+    },
     "erase/ant": {  # early: the authors' 4 steps of 50, as for several concepts, in SD's noise
         "steps": 120,
         "lr": 8e-4,
@@ -99,7 +107,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "erase/homoglyphs": {"steps": 200, "lr": 5e-4, "batch": 32, "captions": 300},
     "erase/modular_lora": {"steps": 150, "lr": 5e-4, "batch": 4, "rank": 8, "guidance": 2.0, "walk_steps": 20},
     "erase/geom_erasing": {"steps": 40, "lr": 1e-4, "pictures": 32, "guidance": 2.0, "walk_steps": 15},
-    "erase/score_forgetting": {"steps": 40, "lr": 1e-4, "batch": 12, "forget_share": 0.4, "forget_weight": 2.0},
+    "erase/score_forgetting": {"steps": 120, "lr": 1e-4, "batch": 12, "forget_share": 0.4, "forget_weight": 2.0},
     "erase/few_shot": {"steps": 14, "lr": 2e-4, "batch": 8, "pictures": 8, "guidance": 2.0, "walk_steps": 15},
 }
 

@@ -1,0 +1,66 @@
+"""Prompts that name a concept among other things, for systems that learn from many prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+
+from palimpsest.core.concept import Concept, Kind, Request
+from palimpsest.ops.anchors import without
+from palimpsest.ops.neighbours import CANDIDATES
+from palimpsest.ops.prompts import asking, holds, swapped
+
+_OF_THINGS = ("a {attribute} {name}", "a {name} in the style of {style}", "a {name} in the {domain}")
+CONTEXTS: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
+    {
+        "object": _OF_THINGS,
+        "class": _OF_THINGS,
+        "identity": ("a {attribute} portrait of {name}", "{name} in the style of {style}", "{name} in the {domain}"),
+        "style": ("a {attribute} {object} in the style of {name}", "the {domain} in the style of {name}"),
+        "attribute": (
+            "a {name} {object}",
+            "a {name} {object} in the style of {style}",
+            "a {name} {object} in the {domain}",
+        ),
+        "domain": ("a {attribute} {object} in the {name}", "the {name} in the style of {style}"),
+    }
+)
+"""By kind of concept: sentences of its name and everyday words of other kinds."""
+
+
+def varied(concept: Concept, n: int, generator: torch.Generator, avoid: Sequence[str] = ()) -> list[str]:
+    """n prompts, fewer where two come out the same: `CONTEXTS` and the concept's own with a thing after it, in turn.
+
+    What they say beside the name is drawn from everyday words (`ops.neighbours`) that hold neither the name nor what
+    is to be avoided.
+    """
+    names = (concept.name, *avoid)
+    words = {kind: [w for w in found if not any(holds(w, n) for n in names)] for kind, found in CANDIDATES.items()}
+
+    def any_of(kind: Kind) -> str:
+        return words[kind][int(torch.randint(len(words[kind]), (1,), generator=generator))]
+
+    frames = (CONTEXTS[concept.kind], [f"{escaped(own)}, a {{attribute}} {{object}}" for own in asking(concept)])
+    found = []
+    for i in range(n):
+        turn = frames[i % 2]
+        said = {kind: any_of(kind) for kind in ("attribute", "object", "style", "domain")}
+        found.append(turn[i // 2 % len(turn)].format(name=concept.name, **said))
+    return list(dict.fromkeys(found))
+
+
+def in_context(request: Request, n: int, generator: torch.Generator) -> list[tuple[str, str]]:
+    """(prompt, anchor) for n `varied` prompts of every target; anchors say the replacement's name, or none."""
+    names = [target.name for target in request.target]
+    return [
+        (prompt, without(prompt, target.name) if toward is None else swapped(prompt, target.name, toward.name))
+        for target, toward in zip(request.target, request.replacements(), strict=True)
+        for prompt in varied(target, n, generator, avoid=names)
+    ]
+
+
+def escaped(prompt: str) -> str:
+    """A user's prompt as a format string: its braces stand for themselves."""
+    return prompt.replace("{", "{{").replace("}", "}}")
