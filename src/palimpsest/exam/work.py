@@ -43,7 +43,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "erase/salun": {**_DRAWN, "steps": 50, "lr": 3e-4},
     "erase/domain_correction": {
         **_DRAWN,
-        "steps": 100,
+        "steps": 200,
         "lr": 2e-4,
         "warmup": 0.3,
         "discriminator_lr": 1e-3,
