@@ -33,18 +33,18 @@ def judge(system: str, all_of: Summaries, studied: Studied | None = None) -> Jud
     return RULES.get(system, _gone_and_spared)(system, all_of)
 
 
-ANCHOR = (
-    "likely because the rest of a prompt, the anchor where none is named, leaves colour or style open, and is drawn in "
-    "any of them, the target's among them"
+FIRST_STEPS = (
+    "likely because words around the name that were not trained on leave some of its push at the first steps of "
+    "sampling, and these decide colour and style"
 )
 # The likely cause where a system falls short of the family's claim. None of them is proved.
 CAUSES: dict[str, str] = {
     "erase/adv_unlearn": "likely because the adversary pushes along words of colour and style that all prompts share",
     "erase/ant": "likely because training ends half way: reversing the concept by hand in the same steps erased four "
     "other concepts, so the boundary is not what leaves it; nothing in its loss keeps neighbours",
-    "erase/concept_ablation": ANCHOR,
+    "erase/concept_ablation": FIRST_STEPS,
     "erase/concept_steerers": "likely because a dictionary of 128 dimensions shares its features among concepts",
-    "erase/domain_correction": ANCHOR,
+    "erase/domain_correction": FIRST_STEPS,
     "erase/few_shot": "likely because its loss has no lower bound and rises on words that all prompts share",
     "erase/latent_directions": "likely because the skips carry the concept past the bottleneck that it moves",
     "erase/mace": "likely because what a word leaves in the words after it is cleaned by the refinement alone, which "

@@ -1,4 +1,4 @@
-"""Shipped pipelines take little room: weights are zipped, retrain oracles are 8-bit, and what is equal is borrowed.
+"""Shipped pipelines take little room: weights are zipped, retrain oracles have 8 bits at most, equal parts are borrowed.
 
 `assembled` makes the ordinary folder of such a pipeline once, in the cache.
 """
