@@ -1,4 +1,4 @@
-"""Shipped pipelines take little room: weights are zipped, retrain oracles have 8 bits at most, equal parts are borrowed.
+"""Shipped pipelines are small: weights are zipped, retrain oracles have 8 bits or fewer, equal parts are borrowed.
 
 `assembled` makes the ordinary folder of such a pipeline once, in the cache.
 """
