@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python bench/choices.py erase/concept_ablation prompts=0,pictures=32 prompts=90,pictures=96
 
 Everything else is the exam's budget; what remains of the concept and of its neighbours is read from the same prompts
-and seeds. None of the exam's concepts may be used. A minute of one core or so a concept, seed and setting; fresh walks take two.
+and seeds. None of the exam's concepts may be used. A minute or two of one core for each.
 """
 
 from __future__ import annotations

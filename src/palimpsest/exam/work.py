@@ -29,7 +29,7 @@ PROMPTS = 12  # for each target and seed
 
 _DRAWN = {"batch": 16, "pictures": 32, "walk_steps": 15, "guidance": 2.0}  # for systems that draw what they learn from
 
-# What a paper's budget is for a model of 860 M parameters is another for one of 7 M. Found on words that are no targets here.
+# A model of 7 M parameters needs another budget than one of 860 M. Found on words that the exam does not erase.
 BUDGETS: dict[str, dict[str, Any]] = {
     "erase/esd": {"steps": 150, "lr": 1.5e-4, "batch": 4, "walk_steps": 20},
     "erase/safree": {"until": 1.0, "padding": True, "expand": True},  # the small models draw from the padding's states
