@@ -34,12 +34,21 @@ def test_the_same_seed_says_the_same() -> None:
 
 def test_anchors_say_the_rest_or_the_replacement() -> None:
     moon = Concept(name="moon", kind="object")
-    for prompt, anchor in in_context(Request(target=(STAR,)), 20, generator(0, "test")):
+    alone = in_context(Request(target=(STAR,)), 20, generator(0, "test"), most=99)
+    assert alone[:2] == [("a {red} star", "a {red}"), ("a star", "a")]
+    assert 20 < len(alone) < 30
+    for prompt, anchor in alone:
         assert not holds(anchor, "star")
         assert anchor == " ".join(swapped(prompt, "star", "").split())
     both = Request(target=(STAR, Concept(name="sun", kind="object")), toward=(moon, moon))
-    pairs = in_context(both, 40, generator(0, "test"))
-    assert [holds(prompt, "star") for prompt, _ in pairs] == [not holds(prompt, "sun") for prompt, _ in pairs]
-    for prompt, anchor in pairs:  # neither target is said of the other
+    for prompt, anchor in in_context(both, 40, generator(0, "test"), most=99):
+        assert holds(prompt, "star") == (not holds(prompt, "sun"))  # neither target is said of the other
         assert anchor == swapped(prompt, "star" if holds(prompt, "star") else "sun", "moon")
-    assert not in_context(Request(target=(STAR,)), 0, generator(0, "test"))
+
+
+def test_targets_take_turns_where_there_is_no_room_for_all() -> None:
+    names = ("star", "sun", "heart", "ring")
+    many = Request(target=tuple(Concept(name=n, kind="object") for n in names))
+    pairs = in_context(many, 200, generator(0, "test"), most=100)
+    assert [sum(holds(prompt, n) for prompt, _ in pairs) for n in names] == [25] * 4
+    assert in_context(many, 0, generator(0, "test"), most=4) == [(n, "") for n in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -132,7 +133,7 @@ def test_the_safety_scale_is_clipped_and_cut_off() -> None:
     assert torch.allclose(scale, torch.tensor([1.0, 0.1, 0.5, 0.0]))
 
 
-def test_an_error_of_x0_times_its_weight_is_one_of_the_output() -> None:
+def test_an_error_of_x0_is_turned_into_one_of_the_output() -> None:
     g = torch.Generator().manual_seed(2)
     x0, other, noise = (torch.randn(3, 2, 4, 4, generator=g, dtype=torch.float64) for _ in range(3))
     sigma = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64).view(-1, 1, 1, 1)
@@ -144,8 +145,9 @@ def test_an_error_of_x0_times_its_weight_is_one_of_the_output() -> None:
         alpha = schedule(sigma)
         x = alpha * x0 + sigma * noise
         apart = output(other, x, alpha, sigma) - output(x0, x, alpha, sigma)
-        weight = guidance.output_weight(prediction, alpha, sigma)
-        assert torch.allclose((weight * (other - x0)).abs(), apart.abs()), prediction
+        host = SimpleNamespace(prediction=prediction, noise=lambda t, alpha=alpha: (alpha, t.view(-1, 1, 1, 1)))
+        off = guidance.output_error(host, sigma.flatten(), other, x0)  # type: ignore[arg-type]
+        assert torch.allclose(off.abs(), apart.abs()), prediction
 
 
 def test_without_a_replacement_the_rest_of_the_prompt_is_the_anchor() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from palimpsest.core.errors import BadRequest
-from palimpsest.ops.saliency import marked, masked, salient, shared
+from palimpsest.ops.saliency import marked, masked, packed, salient, shared
 from palimpsest.ops.surgery import without_conflict
 
 
@@ -71,5 +71,16 @@ def test_masks_meet_and_act() -> None:
     one, two = torch.tensor([True, True, False]), torch.tensor([False, True, False])
     both = shared([{"a": one}, {"a": two}, {"a": one}])
     assert both["a"].tolist() == [False, True, False]
-    assert masked({"a": torch.tensor([1.0, 2.0, 3.0])}, both)["a"].tolist() == [0.0, 2.0, 0.0]
+    assert masked({"a": torch.tensor([1.0, 2.0, 3.0])}, packed(both))["a"].tolist() == [0.0, 2.0, 0.0]
     assert marked(both.values()) == pytest.approx(1 / 3)
+
+
+@given(shape=st.lists(st.integers(1, 7), min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_packed_masks_act_like_masks(shape: list[int], seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    mask = torch.rand(shape, generator=draws) < 0.5
+    g = torch.randn(shape, generator=draws)
+    bits = packed({"a": mask})
+    assert bits["a"].dtype == torch.uint8
+    assert len(bits["a"]) == -(-mask.numel() // 8)
+    assert torch.equal(masked({"a": g.clone()}, bits)["a"], g * mask)

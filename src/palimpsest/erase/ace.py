@@ -14,7 +14,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.guidance import away_from, output_weight
+from palimpsest.ops.guidance import away_from, output_error
 from palimpsest.ops.neighbours import everyday
 from palimpsest.ops.parts import transformers
 from palimpsest.ops.prompts import answered
@@ -131,8 +131,7 @@ class ACE(FineTune):
         erasing = 1 - self.prior_weight
 
         def off(x: Tensor, t: Tensor, cond: Cond, goal: Tensor) -> Tensor:
-            weight = output_weight(host.prediction, *host.noise(t))
-            return (weight * (host.denoise(x, t, cond) - goal)).square().mean()
+            return output_error(host, t, host.denoise(x, t, cond), goal).square().mean()
 
         yield erasing * self.null_weight * off(at.x, at.t, prepared.null.repeat(n), null)
         yield erasing * (1 - self.null_weight) * off(at.x, at.t, prepared.cond[at.row], cond)

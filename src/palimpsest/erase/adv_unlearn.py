@@ -18,7 +18,7 @@ from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.attacks import attack, encoded, inserted, random_words
 from palimpsest.ops.captions import captions, in_captions
-from palimpsest.ops.guidance import output_weight
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.neighbours import everyday
 from palimpsest.ops.prompts import answered, filled, holds, kept
 from palimpsest.ops.trajectories import Visited
@@ -155,8 +155,7 @@ class AdvUnlearn(FineTune):
         goal = start - self.eta * (at.x0_cond - start)
 
         def off(at: Visited, cond: Cond, goal: Tensor) -> Tensor:
-            weight = output_weight(host.prediction, *host.noise(at.t))
-            return (weight * (host.denoise(at.x, at.t, cond) - goal)).square().mean()
+            return output_error(host, at.t, host.denoise(at.x, at.t, cond), goal).square().mean()
 
         words = self._words(step, at)
         with inserted(host, words) if words else nullcontext():

@@ -13,7 +13,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.guidance import output_weight
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered
 from palimpsest.train.finetune import FineTune
@@ -109,13 +109,12 @@ class AllButOne(FineTune):
     def loss(self, step: TrainStep) -> Tensor:
         context: Prepared = step.context
         at = context.walk.points(step)
-        weight = output_weight(step.host.prediction, *step.host.noise(at.t))
         goal = -self.eta * (at.x0_cond - at.x0_null)
         if context.answer is not None:
             with step.teacher():
                 goal = step.host.denoise(at.x, at.t, context.answer[at.row]) - at.x0_null
         both = Cond.cat([context.cond[at.row], context.null.repeat(len(at))])
         with_c, without = step.host.denoise(at.x.repeat(2, 1, 1, 1), at.t.repeat(2), both).chunk(2)
-        steered = (weight * (with_c - without - goal)).square().mean()
-        drift = (weight * (without - at.x0_null)).square().mean()
+        steered = output_error(step.host, at.t, with_c - without, goal).square().mean()
+        drift = output_error(step.host, at.t, without, at.x0_null).square().mean()
         return steered + self.keep_weight * drift

@@ -18,10 +18,10 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.guidance import output_weight
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered
-from palimpsest.ops.saliency import marked, masked, salient, shared
+from palimpsest.ops.saliency import marked, masked, packed, salient, shared
 from palimpsest.ops.trajectories import Visited
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.gradients import gradients_of
@@ -146,7 +146,7 @@ class ANT(FineTune):
                 one = salient(gradients_of(host.root, self.trains(host), losses), self.share, among="tensor")
                 masks = [shared([*masks, one])]
         if masks:
-            context.masks = masks[0]
+            context.masks = packed(masks[0])
             trace.log.append((0, "masked share", marked(masks[0].values())))
         return context
 
@@ -181,14 +181,13 @@ class ANT(FineTune):
 
     def _objective(self, host: Denoiser, context: Prepared, late: Visited, early: Visited) -> Tensor:
         at = Visited.cat([late, early])
-        weight = output_weight(host.prediction, *host.noise(at.t))
         eta = torch.full((len(at), 1, 1, 1), self.eta, device=at.x.device)
         eta[: len(late)] *= -1
         both = Cond.cat([context.cond[at.row], context.null.repeat(len(at))])
         with_c, without = host.denoise(at.x.repeat(2, 1, 1, 1), at.t.repeat(2), both).chunk(2)
         goal = at.x0_null + eta * (at.x0_cond - at.x0_null)
-        steered = (weight * (with_c - goal)).square().mean((1, 2, 3))
-        drift = (weight * (without - at.x0_null)).square().mean((1, 2, 3))
+        steered = output_error(host, at.t, with_c, goal).square().mean((1, 2, 3))
+        drift = output_error(host, at.t, without, at.x0_null).square().mean((1, 2, 3))
         loss = steered + self.keep_weight * drift
         return loss[: len(late)].mean() + (self.early_weight * loss[len(late) :].mean() if len(early) else 0.0)
 

@@ -13,11 +13,11 @@ from palimpsest.core.concept import Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.anchors import anchored
+from palimpsest.ops.anchors import staying
 from palimpsest.ops.contexts import in_context
 from palimpsest.ops.drawn import Drawn, draw, noised
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
-from palimpsest.ops.prompts import kept
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -121,10 +121,9 @@ class ConceptAblation(FineTune):
         def drawn(what: str, prompts: list[str]) -> Drawn:
             return draw(host, prompts, n, generator(seed, what), steps=self.walk_steps, guidance=self.guidance)
 
-        plain = anchored(request)
-        pairs = [*plain, *in_context(request, self.prompts, generator(seed, "contexts"))][:n]
+        pairs = in_context(request, self.prompts, generator(seed, "contexts"), most=n)
         anchors = [anchor for _, anchor in pairs]
-        keeping = list(dict.fromkeys((*(anchor for _, anchor in plain), *kept(request)))) if self.keep_weight else []
+        keeping = staying(request) if self.keep_weight else []
         return Prepared(
             pictures=drawn("anchor", anchors),
             target=host.encode([prompt for prompt, _ in pairs]),
@@ -141,8 +140,8 @@ class ConceptAblation(FineTune):
             with step.teacher():
                 goal = step.host.denoise(at.x, at.t, context.anchor[at.row])
         x0 = step.host.denoise(at.x, at.t, context.target[at.row])
-        yield (at.weight * (x0 - goal)).square().mean()
+        yield output_error(step.host, at.t, x0, goal).square().mean()
         if context.kept is not None and context.kept_cond is not None:
             k = noised(step.host, context.kept, step.batch, step.generator("kept"))
             x0 = step.host.denoise(k.x, k.t, context.kept_cond[k.row])
-            yield self.keep_weight * (k.weight * (x0 - k.x0)).square().mean()
+            yield self.keep_weight * output_error(step.host, k.t, x0, k.x0).square().mean()

@@ -14,7 +14,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.guidance import away_from, output_weight
+from palimpsest.ops.guidance import away_from, output_error
 from palimpsest.ops.neighbours import everyday, nearest
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, asking, filled, holds
@@ -139,8 +139,7 @@ class CRCE(FineTune):
         goal = away_from(at.x0_null, at.x0_cond, self.eta)
 
         def off(cond: Cond, goal: Tensor) -> Tensor:
-            weight = output_weight(host.prediction, *host.noise(at.t))
-            return (weight * (host.denoise(at.x, at.t, cond) - goal)).square().flatten(1).mean(1)
+            return output_error(host, at.t, host.denoise(at.x, at.t, cond), goal).square().flatten(1).mean(1)
 
         yield off(prepared.cond[at.row], goal).mean()
         for part, share in ((prepared.coref, self.coref_weight), (prepared.retain, self.retain_weight)):

@@ -17,11 +17,11 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.anchors import anchored
+from palimpsest.ops.anchors import staying
 from palimpsest.ops.contexts import in_context
 from palimpsest.ops.drawn import Drawn, draw, noised
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
-from palimpsest.ops.prompts import kept
 from palimpsest.ops.surgery import without_conflict
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import Gradients, TrainStep
@@ -132,10 +132,9 @@ class DomainCorrection(FineTune):
         def drawn(what: str, prompts: list[str]) -> Drawn:
             return draw(host, prompts, n, generator(seed, what), steps=self.walk_steps, guidance=self.guidance)
 
-        plain = anchored(request)
-        pairs = [*plain, *in_context(request, self.prompts, generator(seed, "contexts"))][:n]
+        pairs = in_context(request, self.prompts, generator(seed, "contexts"), most=n)
         anchors = [anchor for _, anchor in pairs]
-        keeping = list(dict.fromkeys((*(anchor for _, anchor in plain), *kept(request))))
+        keeping = staying(request)
         pictures = drawn("anchor", anchors)
         return Prepared(
             pictures=pictures,
@@ -178,7 +177,7 @@ class DomainCorrection(FineTune):
             yield towards(functional_call(context.discriminator, frozen, (target,)), 0.0)
             k = noised(step.host, context.kept, step.batch, step.generator("kept"))
             x0 = step.host.denoise(k.x, k.t, context.kept_cond[k.row])
-            yield (k.weight * (x0 - k.x0)).square().mean()
+            yield output_error(step.host, k.t, x0, k.x0).square().mean()
 
     def gradient(self, step: TrainStep, parts: Sequence[Gradients]) -> Gradients:
         learns, *forget_keep = parts

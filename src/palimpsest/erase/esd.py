@@ -15,7 +15,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.trace import Trace
-from palimpsest.ops.guidance import output_weight
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered
 from palimpsest.ops.trajectories import Visited, visit
@@ -115,8 +115,7 @@ class ESD(FineTune):
                 start = step.host.denoise(at.x, at.t, step.context.anchor[at.row])
         target = start - self.eta * (at.x0_cond - at.x0_null)
         x0 = step.host.denoise(at.x, at.t, step.context.cond[at.row])
-        weight = output_weight(step.host.prediction, *step.host.noise(at.t))
-        return (weight * (x0 - target)).square().mean()
+        return output_error(step.host, at.t, x0, target).square().mean()
 
     def _points(self, step: TrainStep) -> Visited:
         prepared, n = step.context, step.batch

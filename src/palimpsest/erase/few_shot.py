@@ -18,6 +18,7 @@ from palimpsest.core.samples import Samples
 from palimpsest.core.trace import Trace
 from palimpsest.ops.attacks import encoded
 from palimpsest.ops.drawn import Drawn, draw, noised
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.prompts import asking, filled
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
@@ -136,7 +137,7 @@ class FewShot(FineTune):
         said = [context.rows[int(k)] for k in at.row]
         rows = torch.tensor([own[int(torch.randint(len(own), (1,), generator=draws))] for own in said])
         x0 = step.host.denoise(at.x, at.t, encoded(step.host, context.prompts, rows))
-        return -(at.weight * (x0 - at.x0)).square().mean()
+        return -output_error(step.host, at.t, x0, at.x0).square().mean()
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(leaves), lr=self.lr, betas=(0.9, 0.98), eps=1e-6)

@@ -18,7 +18,7 @@ from palimpsest.core.method import at_least, guiding
 from palimpsest.core.patch import Hook
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, draw, noised
-from palimpsest.ops.guidance import classifier_free
+from palimpsest.ops.guidance import classifier_free, output_error
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, asking, filled, holds, kept, swapped
 from palimpsest.train.finetune import FineTune
@@ -173,7 +173,8 @@ class GeomErasing(FineTune):
         context: Prepared = step.context
         at = noised(step.host, context.pictures, step.batch, step.generator())
         x0 = step.host.denoise(at.x, at.t, context.cond[at.row])
-        return (context.weight[at.row].to(x0.device) * (at.weight * (x0 - at.x0)).square()).mean()
+        off = output_error(step.host, at.t, x0, at.x0).square()
+        return (context.weight[at.row].to(off.device) * off).mean()
 
 
 def where(mask: Tensor, bins: int) -> str:

@@ -16,6 +16,7 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, draw, noised
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import asking, batches
 from palimpsest.train.finetune import FineTune
@@ -147,7 +148,7 @@ class InvDiff(FineTune):
         drawn = Drawn(row=chosen, x0=held.pictures.x0[chosen])  # the row now says which picture, for its shares
         at = noised(step.host, drawn, step.batch, draws)
         x0 = step.host.denoise(at.x, at.t, held.cond[held.pictures.row[at.row]])
-        each = (at.weight * (x0 - at.x0)).square().mean((1, 2, 3))
+        each = output_error(step.host, at.t, x0, at.x0).square().mean((1, 2, 3))
         mean = group_means(each, held.share[at.row].to(each.device))
         step.log("variance of the groups' losses", float(mean.detach().var()) if len(mean) > 1 else 0.0)
         return mean.mean() + self.even * mean.var() if len(mean) > 1 else mean.mean()

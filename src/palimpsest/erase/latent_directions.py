@@ -18,7 +18,7 @@ from palimpsest.core.host import Denoiser, Guide, Step
 from palimpsest.core.method import LearnedSamplingEdit, at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import draw, noised
-from palimpsest.ops.guidance import classifier_free
+from palimpsest.ops.guidance import classifier_free, output_error
 from palimpsest.ops.prompts import asking, filled, swapped
 
 
@@ -103,7 +103,7 @@ class LatentDirections(LearnedSamplingEdit):
             at = noised(host, drawn, self.batch, rng)
             with torch.enable_grad(), added(host, v, slice(None)):
                 x0 = host.denoise(at.x, at.t, cond[at.row])
-                loss = (at.weight * (x0 - at.x0)).square().mean()
+                loss = output_error(host, at.t, x0, at.x0).square().mean()
             if not bool(loss.isfinite()):
                 raise Diverged(f"The loss became {float(loss.detach())} at step {k + 1} of {self.steps}; lower lr.")
             (v.grad,) = torch.autograd.grad(loss, [v])  # of v alone: the model's own parameters keep none

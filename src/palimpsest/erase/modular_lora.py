@@ -14,7 +14,7 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch, merge
 from palimpsest.core.trace import Trace
-from palimpsest.ops.guidance import output_weight
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered
 from palimpsest.train.benign import Benign, Captioned
@@ -111,9 +111,9 @@ class ModularLoRA(FineTune):
         if context.answer is not None:
             with step.teacher():
                 start = step.host.denoise(at.x, at.t, context.answer[at.row])
-        weight = output_weight(step.host.prediction, *step.host.noise(at.t))
         x0 = step.host.denoise(at.x, at.t, context.cond[at.row])
-        return (weight * (x0 - start + self.eta * (at.x0_cond - at.x0_null))).square().mean()
+        steered = -self.eta * (at.x0_cond - at.x0_null)
+        return output_error(step.host, at.t, x0 - start, steered).square().mean()
 
 
 def after_benign(

@@ -18,7 +18,7 @@ from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
-from palimpsest.ops.guidance import output_weight
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.prompts import answered, kept
 from palimpsest.ops.text_states import kept_texts, paired_states, pairs, states_of, text_layers
 from palimpsest.train.finetune import FineTune
@@ -77,9 +77,8 @@ class Alignment(FineTune):
             if prepared.anchor is not None:
                 goal = host.denoise(at.x, at.t, prepared.anchor[at.row])
             was = host.denoise(at.x, at.t, beyond)
-        weight = output_weight(host.prediction, *host.noise(at.t))
-        yield (weight * (host.denoise(at.x, at.t, mined) - goal)).square().mean()
-        yield self.beyond * (weight * (host.denoise(at.x, at.t, beyond) - was)).square().mean()
+        yield output_error(host, at.t, host.denoise(at.x, at.t, mined), goal).square().mean()
+        yield self.beyond * output_error(host, at.t, host.denoise(at.x, at.t, beyond), was).square().mean()
 
 
 @dataclass(frozen=True, kw_only=True)

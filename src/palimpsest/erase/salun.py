@@ -16,10 +16,10 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, Noised, draw, noised
-from palimpsest.ops.guidance import classifier_free
+from palimpsest.ops.guidance import classifier_free, output_error
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, kept
-from palimpsest.ops.saliency import marked, masked, salient
+from palimpsest.ops.saliency import marked, masked, packed, salient
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.gradients import gradients_of
 from palimpsest.train.loop import Gradients, TrainStep
@@ -137,7 +137,7 @@ class SalUn(FineTune):
                 )
                 with_c, without = x0.chunk(2)
                 guided = classifier_free(without, with_c, 1 + self.mask_guidance)
-                return -(at.weight * (guided - at.x0)).square().mean()
+                return -output_error(host, at.t, guided, at.x0).square().mean()
 
             return of_batch
 
@@ -151,7 +151,7 @@ class SalUn(FineTune):
             answer=host.encode(texts),
             remain=drawn("remain", remain),
             remain_cond=host.encode(remain),
-            masks=masks,
+            masks=packed(masks),
         )
 
     def _labels(self, request: Request) -> tuple[list[str], list[list[int]], list[str]]:
@@ -170,10 +170,10 @@ class SalUn(FineTune):
         wrong = [row[int(torch.randint(len(row), (1,), generator=draws))] for row in choices]
         with torch.no_grad():
             goal = step.host.denoise(f.x, f.t, c.answer[wrong])
-        yield (f.weight * (step.host.denoise(f.x, f.t, c.asked[f.row]) - goal)).square().mean()
+        yield output_error(step.host, f.t, step.host.denoise(f.x, f.t, c.asked[f.row]), goal).square().mean()
         r = noised(step.host, c.remain, step.batch, draws)
         x0 = step.host.denoise(r.x, r.t, c.remain_cond[r.row])
-        yield self.keep_weight * (r.weight * (x0 - r.x0)).square().mean()
+        yield self.keep_weight * output_error(step.host, r.t, x0, r.x0).square().mean()
 
     def gradient(self, step: TrainStep, parts: Sequence[Gradients]) -> Gradients:
         return masked(parts[0], step.context.masks)

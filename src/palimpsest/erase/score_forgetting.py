@@ -17,7 +17,7 @@ from palimpsest.core.host import Cond, Denoiser, Guide, Step
 from palimpsest.core.method import at_least, guiding
 from palimpsest.core.patch import Hook
 from palimpsest.core.trace import Trace
-from palimpsest.ops.guidance import classifier_free, output_weight
+from palimpsest.ops.guidance import classifier_free, output_error
 from palimpsest.ops.neighbours import everyday
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, filled, kept
@@ -155,7 +155,7 @@ class ScoreForgetting(FineTune):
         fake = {f"root.{name.removeprefix(FAKE)}": p for name, p in step.beside.items()}
 
         learnt = score.by(fake, alpha * x_g.detach() + sigma * noise, t, asked)
-        yield (output_weight(host.prediction, alpha, sigma) * (learnt - x_g.detach())).square().mean()
+        yield output_error(host, t, learnt, x_g.detach()).square().mean()
 
         x = alpha * x_g + sigma * noise
         d_fake = score.by({name: p.detach() for name, p in fake.items()}, x, t, asked)

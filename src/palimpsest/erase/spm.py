@@ -18,7 +18,7 @@ from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Hook, Patch, merge
 from palimpsest.core.trace import Trace
 from palimpsest.ops.gated import gated
-from palimpsest.ops.guidance import away_from, output_weight
+from palimpsest.ops.guidance import away_from, output_error
 from palimpsest.ops.parts import transformers
 from palimpsest.ops.prompts import answered, kept
 from palimpsest.train.finetune import FineTune
@@ -78,12 +78,12 @@ class Membrane(FineTune):
                 null, was = at.x0_null, host.denoise(x[n:], t[n:], anchors)
             else:
                 null, was = host.denoise(x, t, Cond.cat([prepared.neutral[at.row], anchors])).split([n, m])
-        weight = output_weight(host.prediction, *host.noise(t))
-        off = host.denoise(at.x, at.t, target) - away_from(null, at.x0_cond, self.eta)
-        yield (weight[:n] * off).square().mean()
+        goal = away_from(null, at.x0_cond, self.eta)
+        yield output_error(host, at.t, host.denoise(at.x, at.t, target), goal).square().mean()
         for i in range(0, m, n):  # no graph holds more than a batch
             part = slice(i, min(i + n, m))
-            off = weight[n:][part] * (host.denoise(x[n:][part], t[n:][part], anchors[part]) - was[part])
+            x0 = host.denoise(x[n:][part], t[n:][part], anchors[part])
+            off = output_error(host, t[n:][part], x0, was[part])
             yield self.anchoring * off.square().flatten(1).mean(1).sum() / m
 
     def _anchors(self, prepared: Prepared, draws: torch.Generator) -> Cond:

@@ -19,7 +19,7 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
 from palimpsest.ops.anchors import without
-from palimpsest.ops.guidance import output_weight
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.prompts import asking, filled, swapped
 from palimpsest.ops.text_states import kept_texts, states_of, text_layers
 from palimpsest.ops.trajectories import Visited, visit
@@ -214,8 +214,7 @@ class Steering(FineTune):
         named, empty, still = step.host.denoise(x, t, cond).split(n)
 
         def apart(a: Tensor, b: Tensor, times: Tensor) -> Tensor:
-            weight = output_weight(step.host.prediction, *step.host.noise(times))
-            return (weight * (a - b)).square().mean((1, 2, 3))
+            return output_error(step.host, times, a, b).square().mean((1, 2, 3))
 
         sides = [apart(e, good, at.t) - apart(e, bad, at.t) + own.margin for e in (named, empty)]
         turned = torch.stack(sides).clamp(min=0).mean(1).sum()

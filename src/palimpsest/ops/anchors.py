@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from palimpsest.core.concept import Request
-from palimpsest.ops.prompts import answered, swapped
+from palimpsest.ops.prompts import answered, kept, swapped
 
 
 def without(prompt: str, name: str) -> str:
@@ -21,6 +21,11 @@ def anchored(request: Request) -> list[tuple[str, str]]:
     if request.toward:
         return answered(request)
     return [(prompt, _rest(prompt, names)) for prompt, _ in answered(request)]
+
+
+def staying(request: Request) -> list[str]:
+    """What must stay: the anchors' prompts and those of the kept concepts, each once."""
+    return list(dict.fromkeys((*(anchor for _, anchor in anchored(request)), *kept(request))))
 
 
 def _rest(prompt: str, names: list[str]) -> str:

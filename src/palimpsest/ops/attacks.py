@@ -13,7 +13,7 @@ from palimpsest.core.concept import Concept
 from palimpsest.core.errors import Unsupported
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.patch import Patch
-from palimpsest.ops.guidance import output_weight
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.prompts import asking, filled
 from palimpsest.ops.trajectories import Visited, visit
 
@@ -84,12 +84,11 @@ def attack(
     n = len(points)
     for k in range(steps):
         at = points[torch.arange(k * batch, (k + 1) * batch) % n]
-        weight = output_weight(host.prediction, *host.noise(at.t))
         with torch.enable_grad():
             with inserted(host, leaves):
                 cond = encoded(host, prompts, at.row)
             x0 = host.denoise(at.x, at.t, cond)
-            loss = (weight * (x0 - at.x0_cond)).square().mean()
+            loss = output_error(host, at.t, x0, at.x0_cond).square().mean()
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         for leaf, g in zip(leaves.values(), found, strict=True):
             leaf.grad = g

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
 
 from palimpsest.core.concept import Concept, Kind, Request
-from palimpsest.ops.anchors import without
+from palimpsest.ops.anchors import anchored, without
 from palimpsest.ops.neighbours import CANDIDATES
-from palimpsest.ops.prompts import asking, holds, swapped
+from palimpsest.ops.prompts import asking, holds, in_turn, swapped
 
 _OF_THINGS = ("a {attribute} {name}", "a {name} in the style of {style}", "a {name} in the {domain}")
 CONTEXTS: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
@@ -51,14 +52,21 @@ def varied(concept: Concept, n: int, generator: torch.Generator, avoid: Sequence
     return list(dict.fromkeys(found))
 
 
-def in_context(request: Request, n: int, generator: torch.Generator) -> list[tuple[str, str]]:
-    """(prompt, anchor) for n `varied` prompts of every target; anchors say the replacement's name, or none."""
+def in_context(request: Request, n: int, generator: torch.Generator, *, most: int) -> list[tuple[str, str]]:
+    """(prompt, anchor) for what asks for the targets: `anchored`, then n `varied` prompts of each; `most` in all.
+
+    Anchors say the replacement's name, or what else the prompt says. The targets take turns, so that none goes short
+    where they ask for more than `most` together.
+    """
     names = [target.name for target in request.target]
-    return [
-        (prompt, without(prompt, target.name) if toward is None else swapped(prompt, target.name, toward.name))
-        for target, toward in zip(request.target, request.replacements(), strict=True)
-        for prompt in varied(target, n, generator, avoid=names)
-    ]
+
+    def of(target: Concept, toward: Concept | None) -> list[tuple[str, str]]:
+        alone = replace(request, target=(target,), toward=() if toward is None else (toward,))
+        around = varied(target, n, generator, avoid=names)
+        anchors = (without(p, target.name) if toward is None else swapped(p, target.name, toward.name) for p in around)
+        return [*anchored(alone), *zip(around, anchors, strict=True)]
+
+    return in_turn([of(*pair) for pair in zip(request.target, request.replacements(), strict=True)])[:most]
 
 
 def escaped(prompt: str) -> str:

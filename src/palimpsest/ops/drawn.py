@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.host import Denoiser
-from palimpsest.ops.guidance import output_weight
 from palimpsest.ops.prompts import batches
 
 
@@ -36,14 +35,12 @@ class Noised:
     Args:
         row: (n,) int64, which prompt the picture was drawn from.
         x0: (n, c, h, w) its clean latents. x: at time t. t: (n,).
-        weight: (n, 1, 1, 1): an error of x0 times this is one of the network's own output, see `output_weight`.
     """
 
     row: Tensor
     x0: Tensor
     x: Tensor
     t: Tensor
-    weight: Tensor
 
     def __len__(self) -> int:
         return len(self.row)
@@ -92,5 +89,4 @@ def noised(host: Denoiser, pictures: Drawn, n: int, generator: torch.Generator) 
     t = host.times(n, generator).to(x0.device)
     alpha, sigma = host.noise(t)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-    weight = output_weight(host.prediction, alpha, sigma)
-    return Noised(row=pictures.row[chosen], x0=x0, x=alpha * x0 + sigma * noise, t=t, weight=weight)
+    return Noised(row=pictures.row[chosen], x0=x0, x=alpha * x0 + sigma * noise, t=t)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from palimpsest.core.host import Denoiser
+
 
 def noise_of(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """The noise that x holds if its clean part is x0: (x - alpha x0) / sigma. Needs sigma > 0."""
@@ -38,13 +40,15 @@ def clean_of_flow(u: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return (x - sigma * u) / (alpha + sigma)
 
 
-def output_weight(prediction: str, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """An error of x0 times this is one of the network's own output, at the same x: alpha or 1 (velocity), over sigma.
+def output_error(host: Denoiser, t: Tensor, x0: Tensor, goal: Tensor) -> Tensor:
+    """How far the network's own output is off at times t (n,) where it says x0 and should say the goal: (n, c, h, w).
 
-    Losses that papers write for networks that predict noise are losses of the output. Read as errors of the noise, they
-    would weigh alpha^2 as much in a network that predicts velocity, and hardly train its noisiest steps.
+    At the same x, an error of x0 is one of the noise times alpha / sigma, and one of a velocity times 1 / sigma (signs
+    aside). Losses that papers write for networks that predict noise are losses of the output. Read as errors of the
+    noise, they would weigh alpha^2 as much in a network that predicts velocity, and hardly train its noisiest steps.
     """
-    return (alpha if prediction == "epsilon" else 1.0) / sigma
+    alpha, sigma = host.noise(t)
+    return (alpha if host.prediction == "epsilon" else 1.0) / sigma * (x0 - goal)
 
 
 def classifier_free(null: Tensor, cond: Tensor, scale: float) -> Tensor:

@@ -48,8 +48,12 @@ def answered(request: Request) -> list[tuple[str, str]]:
 
 def kept(request: Request) -> list[str]:
     """What asks for the kept concepts, in turn: each one's own prompt (else its name) first, then the next of each."""
-    every = [list(dict.fromkeys((*asking(c), *filled(c)))) for c in request.keep]
-    return [prompts[i] for i in range(max(map(len, every), default=0)) for prompts in every if i < len(prompts)]
+    return in_turn([list(dict.fromkeys((*asking(c), *filled(c)))) for c in request.keep])
+
+
+def in_turn(rows: Sequence[Sequence[T]]) -> list[T]:
+    """The first of each row, then the second of each, until all are through."""
+    return [row[i] for i in range(max(map(len, rows), default=0)) for row in rows if i < len(row)]
 
 
 def up_to(prompt: str, name: str) -> str:

@@ -46,15 +46,33 @@ def shared(masks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([mask, *(o[name] for o in others)]).all(0) for name, mask in first.items()}
 
 
-def masked(gradients: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients where the masks are set, else zero; in place. Every gradient needs its mask."""
-    return {name: g.mul_(masks[name]) for name, g in gradients.items()}
+def packed(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks at a bit an entry, (ceil(n / 8),) uint8 each: what a mask costs while training goes on."""
+    return {name: _packed(mask) for name, mask in masks.items()}
+
+
+def masked(gradients: Mapping[str, Tensor], bits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients where the `packed` masks are set, else zero; in place. Every gradient needs its mask.
+
+    Cost: beside the gradients, memory of the largest tensor's mask at 2 bytes an entry.
+    """
+    return {name: g.mul_(_unpacked(bits[name], g.numel()).view(g.shape)) for name, g in gradients.items()}
 
 
 def marked(masks: Iterable[Tensor]) -> float:
     """The share of all entries that the masks mark."""
     masks = list(masks)
     return sum(int(m.sum()) for m in masks) / max(1, sum(m.numel() for m in masks))
+
+
+def _packed(mask: Tensor) -> Tensor:
+    eights = torch.nn.functional.pad(mask.reshape(-1), (0, -mask.numel() % 8)).view(-1, 8)
+    return sum(eights[:, i].to(torch.uint8) << i for i in range(8))  # type: ignore[return-value]
+
+
+def _unpacked(bits: Tensor, n: int) -> Tensor:
+    places = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits[:, None] & places).bool().reshape(-1)[:n]
 
 
 def _least(share: float, gradients: Sequence[Tensor]) -> int:

@@ -14,6 +14,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, noised
+from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
@@ -73,4 +74,4 @@ class Benign(FineTune):
         data, cond = step.context
         at = noised(step.host, data.pictures, step.batch, step.generator())
         x0 = step.host.denoise(at.x, at.t, cond[at.row])
-        return (at.weight * (x0 - at.x0)).square().mean()
+        return output_error(step.host, at.t, x0, at.x0).square().mean()

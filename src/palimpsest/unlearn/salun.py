@@ -13,7 +13,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Split
-from palimpsest.ops.saliency import masked, salient
+from palimpsest.ops.saliency import masked, packed, salient
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropies, cross_entropy, wrong_labels
 from palimpsest.train.gradients import gradients_of
 from palimpsest.train.loop import Gradients, TrainStep
@@ -76,7 +76,7 @@ class SalUn(ClassifierTune):
     def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
         losses = cross_entropies(host, data.forget, self.batch, half=self.half)
         masks = salient(gradients_of(host.root, self.trains(host), losses), self.saliency)
-        return Prepared(labels=wrong_labels(data, len(host.labels), generator(seed, "labels")), masks=masks)
+        return Prepared(labels=wrong_labels(data, len(host.labels), generator(seed, "labels")), masks=packed(masks))
 
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget", step.context.labels)
