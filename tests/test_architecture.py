@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import palimpsest
 from palimpsest.core import catalog
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,6 +108,12 @@ def test_importing_loads_nothing_heavy() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == ""
+
+
+def test_the_package_has_what_it_names() -> None:
+    assert {"Concept", "load"} < set(palimpsest.__all__)
+    for name in palimpsest.__all__:
+        assert getattr(palimpsest, name) is not None
 
 
 def test_every_system_file_has_one_card_named_like_it() -> None:

@@ -6,11 +6,20 @@ Importing this package loads nothing heavy; names are found when they are first 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from palimpsest.core.card import Card
+    from palimpsest.core.concept import Concept, Request
+    from palimpsest.core.patch import Patch, diff, merge
+    from palimpsest.core.reading import Reading
+    from palimpsest.core.trace import Trace
+    from palimpsest.hosts.detect import load
+
+__all__ = ["Card", "Concept", "Patch", "Reading", "Request", "Trace", "__version__", "diff", "load", "merge"]
 __version__ = "0.1.0"
 
-_WHERE = {
+_WHERE = {  # what is imported above for type checkers only
     "Concept": "palimpsest.core.concept",
     "Request": "palimpsest.core.concept",
     "Patch": "palimpsest.core.patch",
@@ -21,7 +30,6 @@ _WHERE = {
     "diff": "palimpsest.core.patch",
     "load": "palimpsest.hosts.detect",
 }
-__all__ = [*_WHERE, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
