@@ -72,10 +72,17 @@ def draw_prompts(name: str, prompts: list[str], *, steps: int, guidance: float, 
     return torch.cat(parts)
 
 
+@torch.no_grad()
+def share_sure(world: str, images: Tensor) -> float:
+    """Share of pictures of which the oracle is more than 80 % certain on all of `SURE` at once."""
+    sure = [read.amax(1) for key, read in oracle(world).read(images).items() if key in SURE[world]]
+    return float((torch.stack(sure).amin(0) > 0.8).float().mean())
+
+
 def measure(
     name: str, *, prompts: int = 1000, steps: int | None = None, guidance: float | None = None, seed: int = 5
 ) -> dict[str, float]:
-    """Accuracy of a shipped pipeline per key, and how sure the oracle is of pictures of the empty prompt.
+    """Accuracy of a shipped pipeline per key, and how sure the oracle is of its pictures, also of the empty prompt's.
 
     Args:
         name: "sd", "portraits" or a retrain oracle such as "sd-without-star" (its word is then not asked for).
@@ -91,9 +98,10 @@ def measure(
     guidance = float(own["guidance"]) if guidance is None else guidance
     images = draw_prompts(name, captions, steps=steps, guidance=guidance, seed=seed)
     scores = score_words(world, images, asked)
+    single = torch.tensor(["subject2" not in words for words in asked])
+    scores["one subject read with certainty > 0.8"] = share_sure(world, images[single])
     free = draw_prompts(name, [""] * 200, steps=steps, guidance=1.0, seed=seed)
-    sure = [read.amax(1) for key, read in oracle(world).read(free).items() if key in SURE[world]]
-    scores["empty prompt read with certainty > 0.8"] = float((torch.stack(sure).amin(0) > 0.8).float().mean())
+    scores["empty prompt read with certainty > 0.8"] = share_sure(world, free)
     return scores
 
 
