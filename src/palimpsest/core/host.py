@@ -160,10 +160,12 @@ class Denoiser(Host, Protocol):
         steps: int | None = None,
         guidance: float | None = None,
         size: int | None = None,
+        guide: Callable[[], Guide] | None = None,
     ) -> Iterator[Step]:
         """The steps of a sampling run as it goes; after the last one the walk's `x` is clean.
 
-        None means the model's own default.
+        None means the model's own default; without `guide`, the hooks of an applied patch, else classifier-free
+        guidance, decide.
         """
         ...
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
@@ -15,7 +14,7 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.host import Cond, Denoiser, Guide, Step
+from palimpsest.core.host import Cond, Denoiser, Step
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
@@ -163,10 +162,9 @@ class ANT(FineTune):
             return null + step.guidance * strength * (cond - null)
 
         seeds = torch.randint(2**31, (len(rows),), generator=draws).tolist()
-        with replaced(host, lambda: rule):
-            for _ in host.walk([context.prompts[int(i)] for i in rows], seeds, steps=self.walk_steps,
-                               guidance=self.guidance):  # fmt: skip
-                pass
+        prompts = [context.prompts[int(i)] for i in rows]
+        for _ in host.walk(prompts, seeds, steps=self.walk_steps, guidance=self.guidance, guide=lambda: rule):
+            pass
         points = Visited.cat(found)
         points = points[torch.randperm(len(points), generator=draws)]
         early = self._early(host, points.t).flatten().cpu()
@@ -210,13 +208,3 @@ class ANT(FineTune):
 
     def gradient(self, step: TrainStep, parts: Sequence[Gradients]) -> Gradients:
         return masked(parts[0], step.context.masks) if step.context.masks else parts[0]
-
-
-@contextmanager
-def replaced(host: Denoiser, make: Callable[[], Guide]) -> Iterator[None]:
-    """Walks follow this rule, whatever else guides the host, until the context ends."""
-    before, host.guide = host.guide, make
-    try:
-        yield
-    finally:
-        host.guide = before
