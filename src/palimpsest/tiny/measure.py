@@ -88,7 +88,7 @@ def measure(
         name: "sd", "portraits" or a retrain oracle such as "sd-without-star" (its word is then not asked for).
         steps, guidance: of the sampler; by default what the folder's `world.json` recommends.
 
-    Cost: prompts x steps x 2 forwards; about 2 minutes for 1,000 prompts on one core.
+    Cost: prompts x steps x 2 forwards; about 5 minutes for 1,000 prompts on one core.
     """
     world = next(world for world, base in PIPELINES.items() if name.startswith(base))
     without = name.partition("-without-")[2] or None
