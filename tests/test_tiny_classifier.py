@@ -122,9 +122,9 @@ def test_foreign_code_runs_only_when_the_user_names_it(tmp_path: Path, monkeypat
     foreign.small = resnet  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_models", foreign)
     folder = folder_of(resnet(10, 8), tmp_path / "m", factory="my_models:small")
-    with pytest.raises(Damaged, match=r"code from outside .* --factory my_models:small"):
+    with pytest.raises(Damaged, match=r"not one of the architectures .* --factory"):
         load(folder)
-    with pytest.raises(Damaged, match="code from outside"):
+    with pytest.raises(Damaged, match="not one of the architectures"):
         load(folder, factory="my_models:other")
     assert load(folder, factory="my_models:small").name == str(folder)
 
@@ -192,6 +192,10 @@ def test_a_timm_folder_loads_through_timm(tmp_path: Path, monkeypatch: pytest.Mo
     assert (host.preprocessing.size, host.preprocessing.crop, host.preprocessing.mode) == (37, (32, 32), "bicubic")
     assert host.preprocessing.std == (0.25,) * 3
     assert host.logits(torch.rand(1, 3, 50, 40)).shape == (1, 10)
+    for elsewhere in ("hf-hub:someone/model", "local-dir:/tmp/model", "../model", 7):
+        (folder / "config.json").write_text(json.dumps({**named, "architecture": elsewhere}))
+        with pytest.raises(Damaged, match="no name of a timm model"):
+            load(folder)
 
 
 # -- tasks -----------------------------------------------------------------------------------------------

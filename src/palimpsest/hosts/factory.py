@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,10 +15,10 @@ from torch import nn
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.files import write_beside, write_text
 from palimpsest.core.patch import refuse_pickle
+from palimpsest.hosts.architectures import ARCHITECTURES, built
 from palimpsest.hosts.vision import ClassifierHost, Preprocessing
 
 CONFIG, STATE = "config.json", "model.safetensors"
-OWN = "palimpsest."  # factories that a folder may name by itself; any other one is code that the user must name
 
 
 def is_own(config: Mapping[str, Any]) -> bool:
@@ -36,17 +37,20 @@ def from_own(
     """A folder with config.json (factory, arguments, labels, head, backbone, preprocessing) and model.safetensors.
 
     Args:
-        factory: "module:function" that the user vouches for; needed where config.json names code that is not ours.
+        factory: "module:function" that the user vouches for; needed where config.json names anything but a listed
+            architecture (`hosts.architectures`).
 
     Raises:
-        Damaged: keys or tensors are missing, or the folder names foreign code by itself.
+        Damaged: keys or tensors are missing, or the folder names code by itself.
         BadRequest: the factory cannot be found.
     """
-    named = str(config["factory"])
-    if not named.startswith(OWN) and named != factory:
+    named = config["factory"]
+    if not isinstance(named, str):
+        raise Damaged(f"{folder / CONFIG} names {named!r} as its factory; expected a text.")
+    if named not in ARCHITECTURES and (not factory or named != factory):
         raise Damaged(
-            f"{folder} asks to run {named!r}, code from outside palimpsest, which a model's folder may not choose. "
-            f"Where you trust it, say so: --factory {named}"
+            f"{folder} asks to run {named!r}, which is not one of the architectures that a model's folder may choose. "
+            "Where the function is your own or one that you have read, name it yourself with --factory."
         )
     try:
         arguments, labels = dict(config["arguments"]), tuple(map(str, config["labels"]))
@@ -54,9 +58,9 @@ def from_own(
         head, backbone = str(config["head"]), str(config.get("backbone", ""))
     except (KeyError, TypeError, ValueError) as e:
         raise Damaged(f"{folder / CONFIG} is incomplete ({e!r}); expected factory, arguments, labels and head.") from e
-    model = _filled(_built(named, arguments), folder / STATE)
+    model = built(named, arguments, folder) if named in ARCHITECTURES else _built(named, _plain(arguments, folder))
     return ClassifierHost(
-        model.to(device, dtype),
+        _filled(model, folder / STATE).to(device, dtype),
         name=name,
         labels=labels,
         head=head,
@@ -99,10 +103,14 @@ def from_timm(
         timm: Any = import_module("timm")
     except ImportError as e:
         raise Unsupported(f"{folder} is a timm model; install timm to load it: pip install timm.") from e
+    architecture = config["architecture"]
+    if not isinstance(architecture, str) or not re.fullmatch(r"\w+(\.\w+)?", architecture):
+        # Other spellings ("hf-hub:...", "local-dir:...") would make timm read or fetch further files.
+        raise Damaged(f"{folder} names {architecture!r}, which is no name of a timm model.")
     cfg = config["pretrained_cfg"]
     classes = int(config.get("num_classes") or cfg["num_classes"])
     try:
-        model = timm.create_model(config["architecture"], pretrained=False, num_classes=classes)
+        model = timm.create_model(architecture, pretrained=False, num_classes=classes)
     except Exception as e:  # an unknown architecture, or options that this timm lacks
         raise Damaged(f"{folder} cannot be built by timm {timm.__version__}: {e}.") from e
     side = int(cfg["input_size"][-1])
@@ -170,6 +178,14 @@ def head_of(model: nn.Module, called: str) -> tuple[str, int]:
     if not linear:
         raise Unsupported(f"{called} has no linear layer to be its head; give a module whose last layer is nn.Linear.")
     return linear[-1][0], linear[-1][1].out_features
+
+
+def _plain(arguments: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """The arguments of a user's own factory, as its folder keeps them: plain numbers and texts."""
+    for key, value in arguments.items():
+        if not isinstance(value, (bool, int, float, str)):
+            raise Damaged(f"{folder} gives its factory {key} = {value!r}; expected a number, a text, true or false.")
+    return arguments
 
 
 def _built(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
