@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from palimpsest.ops import membership as m
 
@@ -35,6 +36,33 @@ def test_modified_entropy_tells_sure_and_wrong_from_sure_and_right() -> None:
     assert right > -1e-6 > wrong
     assert torch.isfinite(m.modified_entropy(sure * 10, torch.tensor([0, 1]))).all()
     assert m.entropy(sure)[0] == m.entropy(sure)[1]
+
+
+def test_modified_entropy_is_exact_however_many_classes_there_are() -> None:
+    z = torch.randn(6, 300, generator=draw(2)).double() * 10
+    z[0, 7] = 800.0  # p rounds to 1
+    labels = torch.tensor([7, 8, 0, 299, 150, 1])
+    alone = z[:, None, :].masked_fill(torch.eye(300, dtype=torch.bool)[None], -math.inf)  # (n, classes, classes)
+    log_rest = alone.logsumexp(2) - z.logsumexp(1, keepdim=True)
+    log_p = z.log_softmax(1)
+    own = torch.nn.functional.one_hot(labels, 300).bool()
+    expected = torch.where(own, log_rest.exp() * log_p, log_p.exp() * log_rest).sum(1)
+    torch.testing.assert_close(m.modified_entropy(z, labels), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_modified_entropy_of_a_thousand_classes_needs_no_square_of_them() -> None:
+    largest = 0
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            found = func(*args, **(kwargs or {}))
+            largest = max(largest, found.numel() if isinstance(found, torch.Tensor) else 0)
+            return found
+
+    with Watched():
+        m.modified_entropy(torch.randn(20, 1000, generator=draw(3)), torch.zeros(20, dtype=torch.int64))
+    assert largest <= 20 * 1001
 
 
 def test_auc_counts_pairs_and_covers_the_truth() -> None:

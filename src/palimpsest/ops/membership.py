@@ -197,10 +197,11 @@ def _halves(positive: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_rest(z: Tensor) -> Tensor:
-    """(n, classes) log(1 - p_i), from the other logits."""
-    k = z.shape[1]
-    alone = z[:, None, :].masked_fill(torch.eye(k, dtype=torch.bool)[None], -math.inf)
-    return alone.logsumexp(2) - z.logsumexp(1, keepdim=True)
+    """(n, classes) log(1 - p_i), from the other logits: those before i and those after, in O(n classes)."""
+    edge = torch.full_like(z[:, :1], -math.inf)
+    before = torch.cat([edge, z.logcumsumexp(1)[:, :-1]], 1)
+    after = torch.cat([z.flip(1).logcumsumexp(1).flip(1)[:, 1:], edge], 1)
+    return torch.logaddexp(before, after) - z.logsumexp(1, keepdim=True)
 
 
 def _best_cut(members: Tensor, others: Tensor) -> float:
