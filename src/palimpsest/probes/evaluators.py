@@ -14,6 +14,7 @@ from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.fingerprint import fingerprint
 from palimpsest.core.host import Classifier
 from palimpsest.core.reading import Evaluator
+from palimpsest.ops.names import meant
 from palimpsest.worlds.concepts import World, world_of
 
 
@@ -45,17 +46,26 @@ def decide(evaluator: Evaluator, probabilities: Tensor) -> Tensor:
 
 
 def classes_of(evaluator: Evaluator, concept: Concept) -> list[int]:
-    """Which classes mean a concept: those of its labels (names or indices), else that of its name; [] if none."""
-    labels = {str(label).casefold() for label in concept.labels if not isinstance(label, int)}
-    indices = [label for label in concept.labels if isinstance(label, int) and label < len(evaluator.classes)]
-    found = indices + [i for i, c in enumerate(evaluator.classes) if c.casefold() in labels]
-    name = concept.name.casefold()
-    return found or [i for i, c in enumerate(evaluator.classes) if c.casefold() == name or _word(c) == name]
+    """Which classes mean a concept: those of its labels (names or indices), else that of its name; [] if none.
 
+    Names are matched as `ops.names.meant` says; of a drawn world's "subject:star" the word alone counts too.
 
-def _word(label: str) -> str:
-    """ "subject:star" -> "star"."""
-    return label.casefold().rpartition(":")[2]
+    Raises:
+        BadRequest: its name may mean several classes ("crane" of ImageNet, a bird and a machine).
+    """
+    classes = evaluator.classes
+    indices = [label for label in concept.labels if isinstance(label, int) and label < len(classes)]
+    named = [i for label in concept.labels if isinstance(label, str) for i in meant(label, classes)]
+    if indices or named:
+        return list(dict.fromkeys(indices + named))
+    places = meant(concept.name, classes)
+    if len(places) > 1:
+        both = " and ".join(f"{classes[i]!r} (number {i})" for i in places)
+        raise BadRequest(
+            f"{concept.name!r} may mean {both} of {evaluator.name}. Say which by the number or the whole label: "
+            f"Concept(name={concept.name!r}, labels=({places[0]},)), or the column `labels` of a list of concepts."
+        )
+    return list(places or meant(concept.name, [c.rpartition(":")[2] for c in classes]))
 
 
 class OracleJudge:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -118,6 +119,9 @@ def collect(
 
     Cost: `plan.pictures()` pictures (one more set with an oracle), each read once by each judge.
     """
+    for group, judge in product(plan.groups, judges):
+        if group.concept is not None:
+            classes_of(judge.evaluator, group.concept)  # a name of two classes is refused before anything is drawn
     trace = trace or Trace()
     gallery = Gallery() if gallery is None else gallery
     start = time.perf_counter()
