@@ -21,8 +21,8 @@ class Ls:
     """As JSON."""
 
     def run(self, rest: list[str], command: str) -> int:
-        if self.verb and self.verb not in catalog.VERBS:
-            raise BadRequest(f"There is no verb {self.verb!r}; the verbs are {', '.join(catalog.VERBS)}.")
+        if self.verb and self.verb not in catalog.verbs():
+            raise BadRequest(f"There is no verb {self.verb!r}; the verbs are {', '.join(catalog.verbs())}.")
         found = [e for e in catalog.entries().values() if e.id.startswith(self.verb)]
         if self.json:
             print(json.dumps([{"id": e.id, **asdict(e.card)} for e in found], indent=1))

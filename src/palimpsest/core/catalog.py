@@ -1,16 +1,18 @@
-"""Finds the installed systems: path = id = docs page = test id. Reads their cards from source, importing nothing.
+"""Finds the installed verbs and systems: path = id = docs page = test id. Reads both from source, importing nothing.
 
-A system is a file `palimpsest/<verb>/<name>.py` with a class that has `card = Card(...)` in literals. Other packages
-add systems through the entry-point group "palimpsest.systems": name = id ("erase/mine"), value = its module.
+A verb is a package with `VERB = Verb(...)` in literals; its systems are the files beside, each with a class that has
+`card = Card(...)` in literals. Other packages add verbs by the entry-point group "palimpsest.verbs" (name = verb, value
+= its package) and single systems by "palimpsest.systems" (name = id, "erase/mine", value = its module).
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,14 +20,14 @@ from typing import Any
 
 from palimpsest.core.card import Card
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.verb import Verb
 
-VERBS = ("insert", "edit", "erase", "unlearn", "protect", "encode", "adapt", "restore")
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A dataclass field of a system, as its source spells it."""
+    """A dataclass field of a system, as the source spells it."""
 
     name: str
     type: str
@@ -44,15 +46,16 @@ class Entry:
     parameters: tuple[Parameter, ...]
 
 
-@lru_cache(maxsize=1)
+@cache
+def verbs() -> dict[str, Verb]:
+    """Every installed verb by name; ours first, sorted."""
+    return {name: verb for name, (_, verb) in _packages().items()}
+
+
+@cache
 def entries() -> dict[str, Entry]:
-    """Every installed system by id, sorted. Cost: parsing one small file each."""
-    found = {}
-    for id_, module, path in _files():
-        entry = _read(id_, module, path)
-        if entry is not None:
-            found[id_] = entry
-    return dict(sorted(found.items()))
+    """Every installed system by id, sorted. Cost: parsing one small file each, and those of their bases."""
+    return dict(sorted((id_, entry) for id_, module in _modules() if (entry := _read(id_, module)) is not None))
 
 
 def find(name: str, verb: str | None = None) -> Entry:
@@ -79,47 +82,114 @@ def load(id_: str) -> Any:
     return getattr(importlib.import_module(entry.module), entry.cls)
 
 
-def _files() -> Iterator[tuple[str, str, Path]]:
-    for verb in VERBS:
-        for path in sorted((ROOT / verb).glob("[a-z]*.py")):
-            yield f"{verb}/{path.stem}", f"palimpsest.{verb}.{path.stem}", path
+def id_of(module: str) -> str:
+    """The id of the system that a module defines; the module's own name where it is not an installed system's."""
+    parts = module.split(".")
+    if parts[0] == "palimpsest":
+        return "/".join(parts[1:])
+    return next((e.id for e in entries().values() if e.module == module), module)
+
+
+def _packages() -> dict[str, tuple[str, Verb]]:
+    """The package and the literal of every verb."""
+    named = {path.parent.name: f"palimpsest.{path.parent.name}" for path in sorted(ROOT.glob("*/__init__.py"))}
+    named = {**{p.name: p.module for p in entry_points(group="palimpsest.verbs")}, **named}
+    found = {name: (package, verb) for name, package in named.items() if (verb := _verb(package)) is not None}
+    return dict(sorted(found.items(), key=lambda item: (not item[1][0].startswith("palimpsest."), item[0])))
+
+
+def _verb(package: str) -> Verb | None:
+    tree = _tree(package)
+    values = [] if tree is None else [_called(s, "VERB", "Verb") for s in tree.body]
+    return next((Verb(**_literals(call)) for call in values if call is not None), None)
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    """Ids and modules of everything that may be a system."""
+    for verb, (package, _) in _packages().items():
+        source = _source(package)
+        for path in sorted(source.parent.glob("[a-z]*.py")) if source is not None else ():
+            yield f"{verb}/{path.stem}", f"{package}.{path.stem}"
     for point in entry_points(group="palimpsest.systems"):
-        spec = find_spec(point.module)
-        if spec is not None and spec.origin:
-            yield point.name, point.module, Path(spec.origin)
+        yield point.name, point.module
 
 
-def _read(id_: str, module: str, path: Path) -> Entry | None:
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    for node in tree.body:
+def _read(id_: str, module: str) -> Entry | None:
+    tree = _tree(module)
+    for node in [] if tree is None else tree.body:
         if not isinstance(node, ast.ClassDef):
             continue
-        card = next((s.value for s in node.body if _assigns_card(s)), None)  # type: ignore[attr-defined]
-        if isinstance(card, ast.Call):
-            values = {k.arg: ast.literal_eval(k.value) for k in card.keywords if k.arg}
-            doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
-            return Entry(id=id_, module=module, cls=node.name, card=Card(**values), doc=doc, parameters=_fields(node))
+        card = next((call for s in node.body if (call := _called(s, "card", "Card")) is not None), None)
+        if card is not None:
+            doc = ast.get_docstring(node) or (ast.get_docstring(tree) if tree is not None else "") or ""
+            parameters = tuple(f for f in _fields(module, node).values() if "ClassVar" not in f.type)
+            return Entry(
+                id=id_, module=module, cls=node.name, card=Card(**_literals(card)), doc=doc, parameters=parameters
+            )
     return None
 
 
-def _assigns_card(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Assign)
-        and any(isinstance(t, ast.Name) and t.id == "card" for t in statement.targets)
-        and isinstance(statement.value, ast.Call)
-        and getattr(statement.value.func, "id", "") == "Card"
-    )
+def _called(statement: ast.stmt, name: str, cls: str) -> ast.Call | None:
+    """The call in `name = cls(...)`."""
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Call):
+        return None
+    assigned = any(isinstance(t, ast.Name) and t.id == name for t in statement.targets)
+    return statement.value if assigned and getattr(statement.value.func, "id", "") == cls else None
 
 
-def _fields(node: ast.ClassDef) -> tuple[Parameter, ...]:
-    return tuple(
-        Parameter(
-            name=s.target.id,
-            type=ast.unparse(s.annotation),
-            default=ast.unparse(s.value) if s.value is not None else "",
-        )
-        for s in node.body
-        if isinstance(s, ast.AnnAssign)
-        and isinstance(s.target, ast.Name)
-        and "ClassVar" not in ast.unparse(s.annotation)
-    )
+def _literals(call: ast.Call) -> dict[str, Any]:
+    return {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+
+
+# -- source ----------------------------------------------------------------------------------------------
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module, found without importing it or its parents."""
+    top, *rest = module.split(".")
+    if top == "palimpsest":
+        roots: list[str] = [str(ROOT)]
+    else:
+        spec = None if top in sys.stdlib_module_names else find_spec(top)
+        if spec is not None and not rest and spec.origin and not spec.submodule_search_locations:
+            return Path(spec.origin)
+        roots = list(spec.submodule_search_locations or ()) if spec is not None else []
+    below = [Path(root).joinpath(*rest) for root in roots]
+    files = [f for path in below for f in (path / "__init__.py", path.with_suffix(".py")) if f.is_file()]
+    return files[0] if files else None
+
+
+@cache
+def _tree(module: str) -> ast.Module | None:
+    path = _source(module)
+    return None if path is None else ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _fields(module: str, node: ast.ClassDef) -> dict[str, Parameter]:
+    """The fields of a dataclass in its own order: those of its bases first, each where it first stood.
+
+    Class variables are among them: a field that was one in a base stands where the base named it.
+    """
+    found: dict[str, Parameter] = {}
+    for base in reversed(node.bases):
+        where, cls = _class(module, base)
+        found |= _fields(where, cls) if cls is not None else {}
+    for s in node.body:
+        if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name):
+            default = ast.unparse(s.value) if s.value is not None else ""
+            found[s.target.id] = Parameter(name=s.target.id, type=ast.unparse(s.annotation), default=default)
+    return found
+
+
+def _class(module: str, base: ast.expr) -> tuple[str, ast.ClassDef | None]:
+    """Where the source of a base class stands: in the same module, or in the one that it was imported from."""
+    tree = _tree(module)
+    name = base.id if isinstance(base, ast.Name) else ""
+    for node in [] if tree is None else tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return module, node
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _class(node.module, ast.Name(id=alias.name))
+    return module, None

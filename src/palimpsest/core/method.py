@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar, final, get_args, get_origin,
 import torch
 from torch import Tensor
 
+from palimpsest.core import catalog
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, Damaged, Touched, Unsupported
@@ -39,9 +40,8 @@ class Method:
 
     @property
     def id(self) -> str:
-        """The path of its file under the package: "erase/esd"."""
-        parts = type(self).__module__.split(".")
-        return "/".join(parts[1:]) if parts[0] == "palimpsest" else type(self).__module__
+        """What the catalog calls it: the path of its file under the package, "erase/esd"."""
+        return catalog.id_of(type(self).__module__)
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON of the fields."""

@@ -337,5 +337,5 @@ def source_digest(module: str) -> str:
         for node in ast.walk(ast.parse(seen[name])):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("palimpsest."):
                 imported = [str(node.module), *(f"{node.module}.{a.name}" for a in node.names)]
-                queue += [m for m in imported if m.split(".")[1] in ("ops", "train", *catalog.VERBS)]
+                queue += [m for m in imported if m.split(".")[1] in ("ops", "train", *catalog.verbs())]
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
