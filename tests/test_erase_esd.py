@@ -41,7 +41,7 @@ def test_the_first_loss_is_the_papers(host: SDHost, walks: Any) -> None:
     class Watched(ESD):
         def _points(self, step: Any) -> Any:
             points = super()._points(step)
-            seen.append((points.x, points.t, [step.context.prompts[int(i)] for i in points.row]))
+            seen.append((points.x, points.t, [step.context.walk.prompts[int(i)] for i in points.row]))
             return points
 
     trace = Trace()
@@ -60,7 +60,7 @@ def test_towards_a_replacement_the_anchor_changes(host: SDHost) -> None:
     class Watched(ESD):
         def _points(self, step: Any) -> Any:
             points = super()._points(step)
-            seen.append((points.x, points.t, [step.context.prompts[int(i)] for i in points.row]))
+            seen.append((points.x, points.t, [step.context.walk.prompts[int(i)] for i in points.row]))
             return points
 
     trace = Trace()

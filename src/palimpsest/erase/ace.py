@@ -19,17 +19,16 @@ from palimpsest.ops.neighbours import everyday
 from palimpsest.ops.parts import transformers
 from palimpsest.ops.prompts import answered
 from palimpsest.ops.text_states import last, texts
+from palimpsest.train.asked import Asked
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
-from palimpsest.train.walks import KeptWalk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The walk, its encoded prompts, the prior concepts, and how close each prompt (row) is to each of them."""
+    """What asks for the target, the prior concepts, and how close each prompt (row) is to each of them."""
 
-    walk: KeptWalk
-    cond: Cond
+    asked: Asked
     prior: Cond
     close: Tensor
     null: Cond
@@ -108,15 +107,14 @@ class ACE(FineTune):
         others = request.keep or tuple(w for c in request.target for w in everyday(c))
         names = {c.name.casefold() for c in request.target}
         prior = [texts(c, expand=False)[0] for c in others if c.name.casefold() not in names]
-        cond, other = host.encode(prompts), host.encode(prior)
-        close = torch.nn.functional.cosine_similarity(last(cond)[:, None], last(other)[None], dim=-1)
-        walk = KeptWalk(prompts=prompts, steps=self.walk_steps, guidance=self.guidance)
+        asked, other = Asked.of(host, prompts, steps=self.walk_steps, guidance=self.guidance), host.encode(prior)
+        close = torch.nn.functional.cosine_similarity(last(asked.cond)[:, None], last(other)[None], dim=-1)
         null = next(host.walk([""], [0], steps=1)).null  # as sampling has it: some models take zeros, not a prompt
-        return Prepared(walk=walk, cond=cond, prior=other, close=close.clamp(min=0), null=null)
+        return Prepared(asked=asked, prior=other, close=close.clamp(min=0), null=null)
 
     def loss(self, step: TrainStep) -> Iterator[Tensor]:
         prepared, host, k = step.context, step.host, self.priors
-        at = prepared.walk.points(step)
+        at = prepared.asked.points(step)
         n = len(at)
         chosen = torch.randint(len(prepared.prior), (n, k), generator=step.generator("priors"))
         prior = prepared.prior[chosen.flatten()]
@@ -134,7 +132,7 @@ class ACE(FineTune):
             return output_error(host, t, host.denoise(x, t, cond), goal).square().mean()
 
         yield erasing * self.null_weight * off(at.x, at.t, prepared.null.repeat(n), null)
-        yield erasing * (1 - self.null_weight) * off(at.x, at.t, prepared.cond[at.row], cond)
+        yield erasing * (1 - self.null_weight) * off(at.x, at.t, prepared.asked.cond[at.row], cond)
         for i in range(0, n * k, n):  # no graph holds more than a batch
             part = slice(i, i + n)
             yield self.prior_weight / k * off(x[part], t[part], prior[part], was[part])

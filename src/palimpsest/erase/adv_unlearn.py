@@ -12,7 +12,6 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import Unsupported
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
@@ -20,8 +19,10 @@ from palimpsest.ops.attacks import attack, encoded, inserted, random_words
 from palimpsest.ops.captions import captions, in_captions
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.neighbours import everyday
+from palimpsest.ops.parts import text_parameters
 from palimpsest.ops.prompts import answered, filled, holds, kept
 from palimpsest.ops.trajectories import Visited
+from palimpsest.train.asked import start
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -112,12 +113,7 @@ class AdvUnlearn(FineTune):
             at_least(name, getattr(self, name), 0.0)
 
     def trains(self, host: Denoiser) -> Sequence[str]:
-        encoders, tables = host.parts("text_encoder"), host.parts("token_embedding")
-        names = {f"{e}.{p}" for e, module in encoders.items() for p, _ in module.named_parameters()}
-        names -= {f"{t}.{p}" for t, module in tables.items() for p, _ in module.named_parameters()}
-        if not names:
-            raise Unsupported(f"AdvUnlearn trains a text encoder; {host.name} has none.")
-        return sorted(names)
+        return text_parameters(host, "AdvUnlearn", tables=False)
 
     def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
         pairs = answered(request)
@@ -148,11 +144,8 @@ class AdvUnlearn(FineTune):
         context, host = step.context, step.host
         at = context.target.points(step)
         also = context.keep.points(replace(step, batch=self.keep_batch))
-        start = at.x0_null
-        if context.answer is not None:
-            with step.teacher():
-                start = host.denoise(at.x, at.t, context.answer[at.row])
-        goal = start - self.eta * (at.x0_cond - start)
+        safe = start(step, at, context.answer)
+        goal = safe - self.eta * (at.x0_cond - safe)
 
         def off(at: Visited, cond: Cond, goal: Tensor) -> Tensor:
             return output_error(host, at.t, host.denoise(at.x, at.t, cond), goal).square().mean()

@@ -15,22 +15,11 @@ from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
-from palimpsest.ops.prompts import answered
+from palimpsest.train.asked import Asked
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
-from palimpsest.train.walks import KeptWalk
 
 Train = Literal["xattn", "noxattn", "selfattn", "full"]
-
-
-@dataclass(kw_only=True)
-class Prepared:
-    """The encoded prompts, what answers each (None without a replacement), the empty prompt, the walk."""
-
-    cond: Cond
-    answer: Cond | None
-    null: Cond
-    walk: KeptWalk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,24 +85,16 @@ class AllButOne(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "All but One")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
-        pairs = answered(request)
-        prompts = [p for p, _ in pairs]
-        return Prepared(
-            cond=host.encode(prompts),
-            answer=host.encode([a for _, a in pairs]) if request.toward else None,
-            null=host.encode([""]),
-            walk=KeptWalk(prompts=prompts, steps=self.walk_steps, guidance=self.guidance),
-        )
+    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> tuple[Asked, Cond]:
+        return Asked.prepare(host, request, self.walk_steps, self.guidance), host.encode([""])
 
     def loss(self, step: TrainStep) -> Tensor:
-        context: Prepared = step.context
-        at = context.walk.points(step)
+        asked, null = step.context
+        at = asked.points(step)
         goal = -self.eta * (at.x0_cond - at.x0_null)
-        if context.answer is not None:
-            with step.teacher():
-                goal = step.host.denoise(at.x, at.t, context.answer[at.row]) - at.x0_null
-        both = Cond.cat([context.cond[at.row], context.null.repeat(len(at))])
+        if asked.answer is not None:
+            goal = asked.start(step, at) - at.x0_null
+        both = Cond.cat([asked.cond[at.row], null.repeat(len(at))])
         with_c, without = step.host.denoise(at.x.repeat(2, 1, 1, 1), at.t.repeat(2), both).chunk(2)
         steered = output_error(step.host, at.t, with_c - without, goal).square().mean()
         drift = output_error(step.host, at.t, without, at.x0_null).square().mean()

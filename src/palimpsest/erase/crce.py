@@ -17,10 +17,10 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import away_from, output_error
 from palimpsest.ops.neighbours import everyday, nearest
 from palimpsest.ops.parts import parameters
-from palimpsest.ops.prompts import answered, asking, filled, holds
+from palimpsest.ops.prompts import answered, holds, prompts_for
+from palimpsest.train.asked import Asked
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
-from palimpsest.train.walks import KeptWalk
 
 Texts = list[tuple[str, float]]
 """Prompts, each with its weight."""
@@ -30,10 +30,9 @@ MINED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The walk towards the target; coreferences and retained concepts, encoded, with the weight of each."""
+    """What asks for the target by name; coreferences and retained concepts, encoded, with the weight of each."""
 
-    walk: KeptWalk
-    cond: Cond
+    asked: Asked
     coref: tuple[Cond, Tensor] | None
     retain: tuple[Cond, Tensor] | None
 
@@ -115,8 +114,7 @@ class CRCE(FineTune):
         # What a target's prompts ask for without its name is a coreference, not the target.
         named = [p for p, _ in answered(request) if p not in dict(corefs)]
         return Prepared(
-            walk=KeptWalk(prompts=named, steps=self.walk_steps, guidance=self.guidance),
-            cond=host.encode(named),
+            asked=Asked.of(host, named, steps=self.walk_steps, guidance=self.guidance),
             coref=_encoded(host, corefs),
             retain=_encoded(host, retains),
         )
@@ -134,14 +132,14 @@ class CRCE(FineTune):
 
     def loss(self, step: TrainStep) -> Iterator[Tensor]:
         prepared, host, draws = step.context, step.host, step.generator("draws")
-        at = prepared.walk.points(step)
+        at = prepared.asked.points(step)
         n = len(at)
         goal = away_from(at.x0_null, at.x0_cond, self.eta)
 
         def off(cond: Cond, goal: Tensor) -> Tensor:
             return output_error(host, at.t, host.denoise(at.x, at.t, cond), goal).square().flatten(1).mean(1)
 
-        yield off(prepared.cond[at.row], goal).mean()
+        yield off(prepared.asked.cond[at.row], goal).mean()
         for part, share in ((prepared.coref, self.coref_weight), (prepared.retain, self.retain_weight)):
             if part is None:
                 continue
@@ -156,7 +154,7 @@ class CRCE(FineTune):
 
 
 def _texts(concepts: Sequence[tuple[Concept, float]]) -> Texts:
-    return [(p, w) for c, w in concepts for p in dict.fromkeys((*asking(c), *filled(c)))]
+    return [(p, w) for c, w in concepts for p in prompts_for(c)]
 
 
 def _encoded(host: Denoiser, texts: Texts) -> tuple[Cond, Tensor] | None:

@@ -17,24 +17,13 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
-from palimpsest.ops.prompts import answered
 from palimpsest.ops.trajectories import Visited, visit
+from palimpsest.train.asked import Asked
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
-from palimpsest.train.walks import KeptWalk
 
 Train = Literal["xattn", "noxattn", "selfattn", "full"]
 Walks = Literal["kept", "fresh", "student"]
-
-
-@dataclass(kw_only=True)
-class Prepared:
-    """The encoded prompts, row for row with what they are guided from; and the walk that steps draw from."""
-
-    prompts: list[str]
-    cond: Cond
-    anchor: Cond | None
-    walk: KeptWalk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,28 +89,20 @@ class ESD(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "ESD")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
-        pairs = answered(request)
-        prompts = [p for p, _ in pairs]
-        anchor = host.encode([a for _, a in pairs]) if request.toward else None
-        walk = KeptWalk(prompts=prompts, steps=self.walk_steps, guidance=self.guidance)
-        return Prepared(prompts=prompts, cond=host.encode(prompts), anchor=anchor, walk=walk)
+    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Asked:
+        return Asked.prepare(host, request, self.walk_steps, self.guidance)
 
     def loss(self, step: TrainStep) -> Tensor:
-        at = self._points(step)
-        start = at.x0_null
-        if step.context.anchor is not None:
-            with step.teacher():
-                start = step.host.denoise(at.x, at.t, step.context.anchor[at.row])
-        target = start - self.eta * (at.x0_cond - at.x0_null)
-        x0 = step.host.denoise(at.x, at.t, step.context.cond[at.row])
-        return output_error(step.host, at.t, x0, target).square().mean()
+        asked, at = step.context, self._points(step)
+        goal = asked.start(step, at) - self.eta * (at.x0_cond - at.x0_null)
+        x0 = step.host.denoise(at.x, at.t, asked.cond[at.row])
+        return output_error(step.host, at.t, x0, goal).square().mean()
 
     def _points(self, step: TrainStep) -> Visited:
-        prepared, n = step.context, step.batch
+        asked, n = step.context, step.batch
         if self.walks == "kept":
-            return prepared.walk.points(step)
-        walk = partial(visit, step.host, prepared.prompts, n, steps=self.walk_steps, guidance=self.guidance)
+            return asked.points(step)
+        walk = partial(visit, step.host, asked.walk.prompts, n, steps=self.walk_steps, guidance=self.guidance)
         draws = step.generator()
         stops = torch.randint(self.walk_steps, (n,), generator=draws)
         if self.walks == "fresh":
@@ -129,6 +110,6 @@ class ESD(FineTune):
                 return walk(draws, stops=stops)
         points = walk(draws, stops=stops)
         with step.teacher():
-            both = Cond.cat([prepared.cond[points.row], step.host.encode([""]).repeat(n)])
+            both = Cond.cat([asked.cond[points.row], step.host.encode([""]).repeat(n)])
             x0 = step.host.denoise(points.x.repeat(2, 1, 1, 1), points.t.repeat(2), both)
         return replace(points, x0_cond=x0[:n], x0_null=x0[n:])

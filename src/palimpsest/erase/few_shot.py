@@ -19,7 +19,8 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops.attacks import encoded
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.prompts import asking, filled
+from palimpsest.ops.parts import text_parameters
+from palimpsest.ops.prompts import prompts_for
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -95,20 +96,19 @@ class FewShot(FineTune):
         at_least("walk_steps", self.walk_steps, 1)
 
     def trains(self, host: Denoiser) -> Sequence[str]:
-        blocks = host.parts("text_block")
         if self.train == "all":
-            chosen = {f"{e}.{p}" for e, m in host.parts("text_encoder").items() for p, _ in m.named_parameters()}
-        else:
-            last = {name for name in blocks if f"{_encoder(name)}.{_number(name) + 1}" not in blocks}
-            chosen = set()
-            for name, block in blocks.items():
-                for p, _ in block.named_parameters():
-                    attention, feed = "attn" in p.lower() or "attention" in p.lower(), "norm" not in p
-                    wanted = self.train in ("attention", "mlp-attention") or (
-                        self.train == "mlp-final-attention" and name in last
-                    )
-                    if (attention and wanted) or (not attention and feed and self.train.startswith("mlp")):
-                        chosen.add(f"{name}.{p}")
+            return text_parameters(host, "Few-shot erasing")
+        blocks = host.parts("text_block")
+        last = {name for name in blocks if f"{_encoder(name)}.{_number(name) + 1}" not in blocks}
+        chosen = set()
+        for name, block in blocks.items():
+            for p, _ in block.named_parameters():
+                attention, feed = "attn" in p.lower() or "attention" in p.lower(), "norm" not in p
+                wanted = self.train in ("attention", "mlp-attention") or (
+                    self.train == "mlp-final-attention" and name in last
+                )
+                if (attention and wanted) or (not attention and feed and self.train.startswith("mlp")):
+                    chosen.add(f"{name}.{p}")
         if not chosen:
             raise Unsupported(f"Few-shot erasing trains a text encoder; {host.name} has no such parts.")
         return sorted(chosen)
@@ -116,7 +116,7 @@ class FewShot(FineTune):
     def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
         prompts, rows = [], []
         for c in request.target:
-            own = list(dict.fromkeys((*asking(c), *filled(c))))
+            own = prompts_for(c)
             rows.append(list(range(len(prompts), len(prompts) + len(own))))
             prompts += own
         if data is not None:

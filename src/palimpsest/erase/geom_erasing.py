@@ -20,7 +20,7 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.guidance import classifier_free, output_error
 from palimpsest.ops.parts import parameters
-from palimpsest.ops.prompts import answered, asking, filled, holds, kept, swapped
+from palimpsest.ops.prompts import answered, holds, kept, prompts_for, swapped
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -154,7 +154,7 @@ class GeomErasing(FineTune):
         return self._prepared(host, Drawn(row=torch.arange(len(x0)), x0=x0), captions, weight)
 
     def _drawn(self, host: Denoiser, request: Request, seed: int) -> Prepared:
-        said = [(p, c) for c in request.target for p in dict.fromkeys((*asking(c), *filled(c)))]
+        said = [(p, c) for c in request.target for p in prompts_for(c)]
         stays = kept(request) or [a for _, a in answered(request)]
         n = self.pictures // 2
         settings: dict[str, Any] = {"steps": self.walk_steps, "guidance": self.guidance}

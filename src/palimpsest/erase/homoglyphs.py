@@ -11,12 +11,13 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
-from palimpsest.core.errors import BadRequest, Unsupported
+from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.captions import captions, in_captions
-from palimpsest.ops.prompts import asking, filled, holds, kept, swapped
+from palimpsest.ops.parts import text_parameters
+from palimpsest.ops.prompts import holds, kept, prompts_for, swapped
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 
@@ -86,10 +87,7 @@ class Homoglyphs(FineTune):
         at_least("captions", self.captions, 1, "something must stay")
 
     def trains(self, host: Denoiser) -> Sequence[str]:
-        names = [f"{e}.{p}" for e, module in host.parts("text_encoder").items() for p, _ in module.named_parameters()]
-        if not names:
-            raise Unsupported(f"Homoglyph unlearning trains a text encoder; {host.name} has none.")
-        return sorted(names)
+        return text_parameters(host, "Homoglyph unlearning")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
         names = {c.name for c in request.target}
@@ -106,8 +104,7 @@ class Homoglyphs(FineTune):
     def _pairs(self, target: Concept, toward: Concept | None, texts: Sequence[str]) -> list[tuple[str, str]]:
         if len(target.name) > 1:
             other = "" if toward is None else toward.name
-            asked = dict.fromkeys((*asking(target), *filled(target)))
-            own = [(p, " ".join(swapped(p, target.name, other).split())) for p in asked]
+            own = [(p, " ".join(swapped(p, target.name, other).split())) for p in prompts_for(target)]
             return [*own, *((p[0], p[1]) for p in in_captions(target, [other], self.captions))]
         plain = "" if toward is None else toward.name
         if len(plain) != 1:

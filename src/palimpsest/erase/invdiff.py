@@ -15,10 +15,10 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.drawn import Drawn, draw, noised
+from palimpsest.ops.drawn import Drawn, draw, noise_errors, noised
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
-from palimpsest.ops.prompts import asking, batches
+from palimpsest.ops.prompts import asking
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -114,7 +114,7 @@ class InvDiff(FineTune):
             x0 = torch.cat([host.latents(part) for part in images.split(32)])
             pictures = Drawn(row=torch.arange(len(x0)), x0=x0)
         cond = host.encode(list(captions))
-        loss = self.losses(host, pictures, cond, generator(seed, "noise"))
+        loss = noise_errors(host, pictures.x0, cond, pictures.row[:, None], TIMES, generator(seed, "noise"))[:, 0]
         share = part(
             loss,
             self.groups,
@@ -126,20 +126,6 @@ class InvDiff(FineTune):
         means = (share * loss[:, None]).sum(0) / share.sum(0)
         trace.log.append((0, "spread of the groups' losses", float(means.std())))
         return Grouped(pictures=pictures, cond=cond, share=share)
-
-    def losses(self, host: Denoiser, pictures: Drawn, cond: Cond, draws: torch.Generator) -> Tensor:
-        """(n,) each picture's denoising loss, in units of noise, averaged over the same times and noise for all."""
-        times = host.times(1000, draws).sort().values
-        noise = torch.randn(pictures.x0[:1].shape, generator=draws).to(pictures.x0.device)
-        total = torch.zeros(len(pictures))
-        for share in TIMES:
-            t = times[int(share * len(times))]
-            alpha, sigma = host.noise(t[None])
-            for rows in batches(range(len(pictures)), 32):
-                x0, n = pictures.x0[list(rows)], len(rows)
-                found = host.denoise(alpha * x0 + sigma * noise, t.expand(n), cond[pictures.row[list(rows)]])
-                total[list(rows)] += (alpha / sigma * (found - x0)).square().mean((1, 2, 3)).cpu() / len(TIMES)
-        return total
 
     def loss(self, step: TrainStep) -> Tensor:
         held = step.context

@@ -19,7 +19,7 @@ from palimpsest.core.method import LearnedSamplingEdit, at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import draw, noised
 from palimpsest.ops.guidance import classifier_free, output_error
-from palimpsest.ops.prompts import asking, filled, swapped
+from palimpsest.ops.prompts import prompts_for, swapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class LatentDirections(LearnedSamplingEdit):
         _bottleneck(host)
         found = {}
         for i, (target, toward) in enumerate(zip(request.target, request.replacements(), strict=True)):
-            prompts = list(dict.fromkeys((*asking(target), *filled(target))))
+            prompts = prompts_for(target)
             other = "" if toward is None else toward.name
             safe = [" ".join(swapped(p, target.name, other).split()) for p in prompts]
             found[f"direction {i}"] = self._direction(host, prompts, safe, target.name if not other else "", rng, trace)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from palimpsest.ops.drawn import draw
 from palimpsest.ops.fusion import fuse, refine
 from palimpsest.ops.prompts import asking, filled, holds, kept, swapped
 from palimpsest.ops.text_states import text_layers
+from palimpsest.train.each import each_target
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -202,14 +203,9 @@ class MACE(ModelEdit):
         self, host: Denoiser, request: Request, scenes: Sequence[Scene], seed: int, trace: Trace
     ) -> Iterator[tuple[Tensor, dict[str, LowRank]]]:
         """For each concept, the states that its LoRA was made for, and the LoRA."""
-        for k, scene in enumerate(scenes):
-            folder = None if trace.folder is None else trace.folder / f"concept-{k:03}"
-            own = Trace(folder=folder, resume=trace.resume)
-            draws = generator(seed, "lora", scene.concept.name)
-            alone = replace(request, target=(scene.concept,), toward=())
+        for k, alone, draws, own in each_target(request, trace, seed, "lora", steps=self.steps):
+            scene = scenes[k]
             patch = self._lora().run(host, alone, data=scene, rng=draws, trace=own)
-            trace.log += [(k * self.steps + at, name, value) for at, name, value in own.log]
-            trace.tell("erasing", k + 1, len(scenes))
             yield scene.cond.states.flatten(0, 1), {n: d for n, d in patch.deltas.items() if isinstance(d, LowRank)}
 
     @torch.no_grad()

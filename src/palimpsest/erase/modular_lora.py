@@ -10,28 +10,18 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.host import Cond, Denoiser
+from palimpsest.core.host import Denoiser
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch, merge
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
-from palimpsest.ops.prompts import answered
+from palimpsest.train.asked import Asked
 from palimpsest.train.benign import Benign, Captioned
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
-from palimpsest.train.walks import KeptWalk
 
 Train = Literal["kv", "xattn", "selfattn", "attention", "full"]
-
-
-@dataclass(kw_only=True)
-class Prepared:
-    """The encoded prompts, what answers each (None without a replacement), the walk."""
-
-    cond: Cond
-    answer: Cond | None
-    walk: KeptWalk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,23 +85,14 @@ class ModularLoRA(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "Modular LoRA")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
-        pairs = answered(request)
-        prompts = [p for p, _ in pairs]
-        return Prepared(
-            cond=host.encode(prompts),
-            answer=host.encode([a for _, a in pairs]) if request.toward else None,
-            walk=KeptWalk(prompts=prompts, steps=self.walk_steps, guidance=self.guidance),
-        )
+    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Asked:
+        return Asked.prepare(host, request, self.walk_steps, self.guidance)
 
     def loss(self, step: TrainStep) -> Tensor:
-        context: Prepared = step.context
-        at = context.walk.points(step)
-        start = at.x0_null
-        if context.answer is not None:
-            with step.teacher():
-                start = step.host.denoise(at.x, at.t, context.answer[at.row])
-        x0 = step.host.denoise(at.x, at.t, context.cond[at.row])
+        asked: Asked = step.context
+        at = asked.points(step)
+        start = asked.start(step, at)
+        x0 = step.host.denoise(at.x, at.t, asked.cond[at.row])
         steered = -self.eta * (at.x0_cond - at.x0_null)
         return output_error(step.host, at.t, x0 - start, steered).square().mean()
 

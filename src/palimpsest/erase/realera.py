@@ -19,22 +19,12 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.prompts import answered, kept
+from palimpsest.ops.prompts import kept
 from palimpsest.ops.text_states import kept_texts, paired_states, pairs, states_of, text_layers
+from palimpsest.train.asked import Asked
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
-from palimpsest.train.walks import KeptWalk
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """The walk, its encoded prompts, what they are answered as (None: the empty prompt), and kept prompts."""
-
-    walk: KeptWalk
-    cond: Cond
-    anchor: Cond | None
-    kept: Cond | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,28 +44,22 @@ class Alignment(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return sorted(text_layers(host, "RealEra"))
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
-        prompts, others = [p for p, _ in answered(request)], kept(request)
-        return Prepared(
-            walk=KeptWalk(prompts=prompts, steps=self.walk_steps, guidance=self.guidance),
-            cond=host.encode(prompts),
-            anchor=host.encode([a for _, a in answered(request)]) if request.toward else None,
-            kept=host.encode(others) if others else None,
-        )
+    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Any:
+        others = kept(request)
+        asked = Asked.prepare(host, request, self.walk_steps, self.guidance)
+        return asked, host.encode(others) if others else None
 
     def loss(self, step: TrainStep) -> Iterator[Tensor]:
-        prepared, host, draws = step.context, step.host, step.generator("neighbours")
-        at = prepared.walk.points(step)
-        n, cond = len(at), prepared.cond[at.row]
+        (asked, stays), host, draws = step.context, step.host, step.generator("neighbours")
+        at = asked.points(step)
+        n, cond = len(at), asked.cond[at.row]
         mined = _moved(cond, self.near, 1.0, draws)
         beyond = _moved(cond, 0.0, self.far, draws)
-        if prepared.kept is not None:  # half of what must stay is what the user named
-            rows = torch.randint(len(prepared.kept), ((n + 1) // 2,), generator=draws)
-            beyond = Cond.cat([prepared.kept[rows], beyond[len(rows) :]])
-        goal = at.x0_null
+        if stays is not None:  # half of what must stay is what the user named
+            rows = torch.randint(len(stays), ((n + 1) // 2,), generator=draws)
+            beyond = Cond.cat([stays[rows], beyond[len(rows) :]])
+        goal = asked.start(step, at)
         with step.teacher():
-            if prepared.anchor is not None:
-                goal = host.denoise(at.x, at.t, prepared.anchor[at.row])
             was = host.denoise(at.x, at.t, beyond)
         yield output_error(host, at.t, host.denoise(at.x, at.t, mined), goal).square().mean()
         yield self.beyond * output_error(host, at.t, host.denoise(at.x, at.t, beyond), was).square().mean()

@@ -20,21 +20,11 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops.gated import gated
 from palimpsest.ops.guidance import away_from, output_error
 from palimpsest.ops.parts import transformers
-from palimpsest.ops.prompts import answered, kept
+from palimpsest.ops.prompts import kept
+from palimpsest.train.asked import Asked
+from palimpsest.train.each import each_target
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
-from palimpsest.train.randomness import generator
-from palimpsest.train.walks import KeptWalk
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Encoded prompts of one concept, of what each is answered as, of the kept concepts; and the walk."""
-
-    walk: KeptWalk
-    cond: Cond
-    neutral: Cond | None
-    kept: Cond | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,28 +46,23 @@ class Membrane(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return transformers(host, "SPM")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
-        pairs = answered(request)
-        prompts, others = [a for a, _ in pairs], kept(request)
-        return Prepared(
-            walk=KeptWalk(prompts=prompts, steps=self.walk_steps, guidance=self.guidance),
-            cond=host.encode(prompts),
-            neutral=host.encode([b for _, b in pairs]) if request.toward else None,
-            kept=host.encode(others) if others else None,
-        )
+    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Any:
+        others = kept(request)
+        asked = Asked.prepare(host, request, self.walk_steps, self.guidance)
+        return asked, host.encode(others) if others else None
 
     def loss(self, step: TrainStep) -> Iterator[Tensor]:
-        prepared, host, draws = step.context, step.host, step.generator("anchors")
-        at = prepared.walk.points(step)
+        (asked, stays), host = step.context, step.host
+        at = asked.points(step)
         n, m = len(at), self.anchors
         some = torch.arange(m) % n
-        target, anchors = prepared.cond[at.row], self._anchors(prepared, draws)
+        target, anchors = asked.cond[at.row], self._anchors(asked.cond, stays, step.generator("anchors"))
         x, t = torch.cat([at.x, at.x[some]]), torch.cat([at.t, at.t[some]])
         with step.teacher():
-            if prepared.neutral is None:
+            if asked.answer is None:
                 null, was = at.x0_null, host.denoise(x[n:], t[n:], anchors)
             else:
-                null, was = host.denoise(x, t, Cond.cat([prepared.neutral[at.row], anchors])).split([n, m])
+                null, was = host.denoise(x, t, Cond.cat([asked.answer[at.row], anchors])).split([n, m])
         goal = away_from(null, at.x0_cond, self.eta)
         yield output_error(host, at.t, host.denoise(at.x, at.t, target), goal).square().mean()
         for i in range(0, m, n):  # no graph holds more than a batch
@@ -86,17 +71,17 @@ class Membrane(FineTune):
             off = output_error(host, t[n:][part], x0, was[part])
             yield self.anchoring * off.square().flatten(1).mean(1).sum() / m
 
-    def _anchors(self, prepared: Prepared, draws: torch.Generator) -> Cond:
+    def _anchors(self, cond: Cond, stays: Cond | None, draws: torch.Generator) -> Cond:
         """`anchors` rows: kept prompts, the farther from the concept the likelier; without any, directions at random.
 
         As published, a random direction has the norm of the concept's states times 0.8 to 1.2, and is taken with
         probability 1 - cosine.
         """
-        m, one = self.anchors, prepared.cond[torch.randint(len(prepared.cond), (1,), generator=draws)]
+        m, one = self.anchors, cond[torch.randint(len(cond), (1,), generator=draws)]
         flat = one.states.flatten()
-        if prepared.kept is not None:
-            away = 1 - torch.cosine_similarity(prepared.kept.states.flatten(1), flat[None])
-            return prepared.kept[away.clamp(min=1e-6).cpu().multinomial(m, replacement=True, generator=draws)]
+        if stays is not None:
+            away = 1 - torch.cosine_similarity(stays.states.flatten(1), flat[None])
+            return stays[away.clamp(min=1e-6).cpu().multinomial(m, replacement=True, generator=draws)]
         rows: list[Tensor] = []
         while len(rows) < m:
             noise = torch.randn(flat.shape, generator=draws).to(flat)
@@ -178,20 +163,16 @@ class SPM(ModelEdit):
         return Membrane(**{f.name: getattr(self, f.name) for f in fields(Membrane)})
 
     def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
-        found: list[Patch] = []
-        for k, (target, toward) in enumerate(zip(request.target, request.replacements(), strict=True)):
-            folder = None if trace.folder is None else trace.folder / f"concept-{k:03}"
-            own = Trace(folder=folder, resume=trace.resume)
-            draws = generator(rng.initial_seed(), "membrane", target.name)
-            alone = replace(request, target=(target,), toward=() if toward is None else (toward,))
-            found.append(self._membrane().run(host, alone, data=data, rng=draws, trace=own))
-            trace.log += [(k * self.steps + at, name, value) for at, name, value in own.log]
-            trace.tell("erasing", k + 1, len(request.target))
+        membrane, seed = self._membrane(), rng.initial_seed()
+        membranes = [
+            membrane.run(host, alone, data=data, rng=draws, trace=own)
+            for _, alone, draws, own in each_target(request, trace, seed, "membrane", steps=self.steps)
+        ]
         if not self.transport:
-            return Patch(base="", deltas=merge(*found, overlap="sum").deltas)
+            return Patch(base="", deltas=merge(*membranes, overlap="sum").deltas)
         tensors = {
             f"{k}|{name}|{part}": t
-            for k, patch in enumerate(found)
+            for k, patch in enumerate(membranes)
             for name, d in patch.deltas.items()
             for part, t in d.tensors().items()
         }

@@ -20,7 +20,7 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
 from palimpsest.ops.anchors import without
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.prompts import asking, filled, swapped
+from palimpsest.ops.prompts import prompts_for, swapped
 from palimpsest.ops.text_states import kept_texts, states_of, text_layers
 from palimpsest.ops.trajectories import Visited, visit
 from palimpsest.train.finetune import FineTune
@@ -109,7 +109,7 @@ class TRCE(ModelEdit):
         pairs = [
             (p, swapped(p, c.name, toward.name) if toward else without(p, c.name))
             for c, toward in zip(request.target, request.replacements(), strict=True)
-            for p in dict.fromkeys((*asking(c), *filled(c)))
+            for p in prompts_for(c)
         ]
         first = Patch(base=host.fingerprint(), deltas=self.closed_form(host, pairs, request))
         if not self.steps:

@@ -17,7 +17,7 @@ from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
-from palimpsest.ops.drawn import Drawn, draw
+from palimpsest.ops.drawn import Drawn, draw, noise_errors
 from palimpsest.ops.text_states import Tokens, kept_texts, states_of, text_layers, texts
 
 Judge = Callable[[Tensor], Tensor]
@@ -150,13 +150,5 @@ class UCEDebias(ModelEdit):
     def told_apart(self, host: Denoiser, drawn: Drawn, concept: Concept, rng: torch.Generator) -> Tensor:
         """(n,) the attribute under whose name the model predicts each picture's noise best."""
         cond = host.encode([f"{attribute} {concept.name}" for attribute in self.attributes])
-        times = host.times(1000, rng).sort().values
-        noise = torch.randn(drawn.x0[:1].shape, generator=rng).to(drawn.x0.device)
-        n, errors = len(drawn), torch.zeros(len(drawn), len(self.attributes))
-        for share in TIMES:
-            t = times[int(share * len(times))]
-            alpha, sigma = host.noise(t[None])
-            for a in range(len(self.attributes)):
-                x0 = host.denoise(alpha * drawn.x0 + sigma * noise, t.expand(n), cond[[a] * n])
-                errors[:, a] += (alpha / sigma * (x0 - drawn.x0)).square().mean((1, 2, 3)).cpu()
-        return errors.argmin(1)
+        each = torch.arange(len(cond)).expand(len(drawn), -1)
+        return noise_errors(host, drawn.x0, cond, each, TIMES, rng).argmin(1)

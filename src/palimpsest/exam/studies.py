@@ -147,10 +147,10 @@ def _attack_on(model: Any, host: Any, target: Any, rng: Any) -> Any:
     import torch
 
     from palimpsest.ops.attacks import attack, random_words
-    from palimpsest.ops.prompts import asking, filled
+    from palimpsest.ops.prompts import prompts_for
     from palimpsest.ops.trajectories import visit
 
-    asked = list(dict.fromkeys((*asking(target), *filled(target))))
+    asked = prompts_for(target)
     points = visit(host, asked, 8, rng, steps=10, guidance=3.0)
     points = points[torch.randperm(len(points), generator=rng)]
     return attack(model, random_words(model, 3, rng), asked, points, steps=60, batch=8, lr=0.1)

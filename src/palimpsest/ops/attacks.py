@@ -14,7 +14,7 @@ from palimpsest.core.errors import Unsupported
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.patch import Patch
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.prompts import asking, filled
+from palimpsest.ops.prompts import prompts_for
 from palimpsest.ops.trajectories import Visited, visit
 
 Words = Mapping[str, Tensor]
@@ -129,7 +129,7 @@ def attacked(
 
     Cost: 2 x walks x walk_steps forwards, then steps x batch forwards and backwards.
     """
-    asked = list(prompts) or list(dict.fromkeys((*asking(concept), *filled(concept))))
+    asked = list(prompts) or prompts_for(concept)
     points = visit(host, asked, walks, rng, steps=walk_steps, guidance=guidance)
     points = points[torch.randperm(len(points), generator=rng)]
     start = random_words(host, k, rng)

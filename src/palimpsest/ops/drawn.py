@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from palimpsest.core.host import Denoiser
+from palimpsest.core.host import Cond, Denoiser
 from palimpsest.ops.prompts import batches
 
 
@@ -90,3 +90,41 @@ def noised(host: Denoiser, pictures: Drawn, n: int, generator: torch.Generator) 
     alpha, sigma = host.noise(t)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
     return Noised(row=pictures.row[chosen], x0=x0, x=alpha * x0 + sigma * noise, t=t)
+
+
+def noise_errors(
+    host: Denoiser,
+    x0: Tensor,
+    cond: Cond,
+    rows: Tensor,
+    shares: Sequence[float],
+    generator: torch.Generator,
+    *,
+    batch: int = 32,
+) -> Tensor:
+    """(n, k) how badly the noise in each of n pictures x0 (n, c, h, w) is predicted under each of its k prompts.
+
+    The mean of |noise predicted - noise|^2 over a few fixed times, with one noise for all pictures and prompts, so that
+    errors differ by picture and prompt alone. Units of noise for networks of every prediction: errors are
+    compared between pictures, not trained on.
+
+    Args:
+        cond: the prompts. rows: (n, k) which of them are said of each picture.
+        shares: quantiles of the training times at which errors are read.
+
+    Cost: n x k x shares forwards.
+    """
+    times = host.times(1000, generator).sort().values
+    noise = torch.randn(x0[:1].shape, generator=generator).to(x0.device)
+    total = torch.zeros(rows.shape)
+    for share in shares:
+        t = times[int(share * len(times))]
+        alpha, sigma = host.noise(t[None])
+        for k in range(rows.shape[1]):
+            for i in range(0, len(x0), batch):
+                part = slice(i, i + batch)
+                clean, said = x0[part], cond[rows[part, k]]
+                predicted = host.denoise(alpha * clean + sigma * noise, t.expand(len(said)), said)
+                error = alpha / sigma * (predicted - clean)
+                total[part, k] += error.square().mean((1, 2, 3)).cpu() / len(shares)
+    return total

@@ -1,4 +1,4 @@
-"""The parametrisations of diffusion and flow models, and the guidance rules that combine predictions.
+"""The guidance rules that combine predictions, and the error that losses are made of.
 
 All formulas hold at `x = alpha x0 + sigma noise`; alpha and sigma broadcast against x (n, c, h, w).
 """
@@ -8,36 +8,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from palimpsest.core.host import Denoiser
-
-
-def noise_of(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The noise that x holds if its clean part is x0: (x - alpha x0) / sigma. Needs sigma > 0."""
-    return (x - alpha * x0) / sigma
-
-
-def clean_of(noise: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The clean part if x holds this noise: (x - sigma noise) / alpha. Needs alpha > 0."""
-    return (x - sigma * noise) / alpha
-
-
-def velocity_of(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """v = alpha noise - sigma x0, what v-prediction models are trained on. Needs sigma > 0."""
-    return alpha * noise_of(x0, x, alpha, sigma) - sigma * x0
-
-
-def clean_of_velocity(v: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """x0 = (alpha x - sigma v) / (alpha^2 + sigma^2); the denominator is 1 on variance-preserving schedules."""
-    return (alpha * x - sigma * v) / (alpha**2 + sigma**2)
-
-
-def flow_of(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """noise - x0, the velocity of a straight path from x0 to noise. Needs sigma > 0."""
-    return noise_of(x0, x, alpha, sigma) - x0
-
-
-def clean_of_flow(u: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """x0 = (x - sigma u) / (alpha + sigma); the denominator is 1 on straight paths."""
-    return (x - sigma * u) / (alpha + sigma)
 
 
 def output_error(host: Denoiser, t: Tensor, x0: Tensor, goal: Tensor) -> Tensor:
@@ -65,7 +35,7 @@ def safety_scale(cond: Tensor, concept: Tensor, *, scale: float, threshold: floa
     """How strongly each element is pushed away from a concept, in [0, 1] (Schramowski et al. 2023).
 
     min(1, scale |cond - concept|) where cond - concept < threshold, else 0. The threshold is in units of the noise
-    prediction, whose elements have about unit variance in every model; convert other predictions with `noise_of`.
+    prediction, whose elements have about unit variance in every model.
     """
     apart = cond - concept
     return (scale * apart.abs()).clamp(max=1.0) * (apart < threshold)

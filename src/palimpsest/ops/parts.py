@@ -40,6 +40,22 @@ def parameters(host: Denoiser, which: Which, system: str) -> list[str]:
     return sorted(names)
 
 
+def text_parameters(host: Denoiser, system: str, *, tables: bool = True) -> list[str]:
+    """Sorted names of the text encoders' parameters, with or without their tables of token embeddings.
+
+    Raises:
+        Unsupported: the model has no text encoder.
+    """
+
+    def of(role: str) -> set[str]:
+        return {f"{name}.{p}" for name, module in host.parts(role).items() for p, _ in module.named_parameters()}
+
+    names = of("text_encoder") - (set() if tables else of("token_embedding"))
+    if not names:
+        raise Unsupported(f"{system} trains a text encoder; {host.name} has none.")
+    return sorted(names)
+
+
 def transformers(host: Denoiser, system: str) -> list[str]:
     """Sorted names of all matrices of the transformers that read text; of the attention layers where text is joined.
 

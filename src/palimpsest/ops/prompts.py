@@ -34,6 +34,11 @@ def asking(concept: Concept) -> tuple[str, ...]:
     return concept.prompts or (concept.name, *filled(concept))
 
 
+def prompts_for(concept: Concept) -> list[str]:
+    """Everything that asks for the concept, each once: its own prompts (else its name) and its kind's templates."""
+    return list(dict.fromkeys((*asking(concept), *filled(concept))))
+
+
 def answered(request: Request) -> list[tuple[str, str]]:
     """(prompt, what it is answered as) for everything that asks for a target: its own prompts, its name, templates.
 
@@ -42,13 +47,13 @@ def answered(request: Request) -> list[tuple[str, str]]:
     return [
         (prompt, "" if toward is None else swapped(prompt, target.name, toward.name))
         for target, toward in zip(request.target, request.replacements(), strict=True)
-        for prompt in dict.fromkeys((*asking(target), *filled(target)))
+        for prompt in prompts_for(target)
     ]
 
 
 def kept(request: Request) -> list[str]:
     """What asks for the kept concepts, in turn: each one's own prompt (else its name) first, then the next of each."""
-    return in_turn([list(dict.fromkeys((*asking(c), *filled(c)))) for c in request.keep])
+    return in_turn([prompts_for(c) for c in request.keep])
 
 
 def in_turn(rows: Sequence[Sequence[T]]) -> list[T]:

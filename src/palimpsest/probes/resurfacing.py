@@ -19,7 +19,7 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops import statistics
 from palimpsest.ops.attacks import Words, attack, attacked, inserted, random_words
 from palimpsest.ops.drawn import Drawn
-from palimpsest.ops.prompts import asking, filled
+from palimpsest.ops.prompts import prompts_for
 from palimpsest.ops.trajectories import visit
 from palimpsest.probes import plan as planning
 from palimpsest.probes.attempt import Budget
@@ -307,7 +307,7 @@ def _words(
     k, steps, batch = budget.words, budget.attack_steps, budget.attack_batch
     if model is host:
         return attacked(host, patch, target, rng=rng, k=k, steps=steps, batch=batch)
-    asked = list(dict.fromkeys((*asking(target), *filled(target))))
+    asked = prompts_for(target)
     points = visit(host, asked, 8, rng, steps=10, guidance=3.0)
     points = points[torch.randperm(len(points), generator=rng)]
     return attack(model, random_words(model, k, rng), asked, points, steps=steps, batch=batch, lr=0.1)
