@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
-from palimpsest.core.delta import LowRank
+from palimpsest.core.delta import Delta, Dense, LowRank
 from palimpsest.core.errors import BadRequest, Damaged, Diverged, PalimpsestError
 from palimpsest.core.fingerprint import fingerprint, quick_state
+from palimpsest.core.method import ModelEdit
+from palimpsest.core.patch import Hook, Patch
 from palimpsest.core.trace import Trace
 from palimpsest.train import checkpoint, loop
 from palimpsest.train.factored import Factored
@@ -36,6 +38,8 @@ class Eye:
     """A host that embeds; its tensors want gradients, as freshly built modules do."""
 
     name = "eye"
+    knows = None
+    device = torch.device("cpu")
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(0)
@@ -59,6 +63,7 @@ class Fit(FineTune):
     steps: int = 6
     lr: float = 0.05
     batch: int = 4
+    rank: int = 0
     names: tuple[str, ...] = (W, "net.2.bias")
     stop: ClassVar[int] = -1
     error: ClassVar[type[BaseException]] = KeyboardInterrupt
@@ -321,12 +326,12 @@ class Twofold(Fit):
 
     def loss(self, step: TrainStep) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         first = super().loss(step)
-        return first, (step.host.embed(torch.ones(1, 6)) - step.beside["goal"]).square().sum()
+        return first, (step.host.embed(torch.ones(1, 6)) - step.free["goal"]).square().sum()
 
-    def beside(self, context: Any, seed: int) -> dict[str, Tensor]:
+    def free(self, context: Any, seed: int) -> dict[str, Tensor]:
         return {"goal": torch.full((3,), 0.5)}
 
-    def beside_options(self) -> dict[str, Any]:
+    def free_options(self) -> dict[str, Any]:
         return {"lr": 0.01}
 
 
@@ -358,6 +363,167 @@ def test_what_is_trained_beside_comes_back_when_resumed(tmp_path: Path, monkeypa
     monkeypatch.setattr(Fit, "stop", -1)
     again = Trace(folder=tmp_path, resume=True)
     assert same(Twofold()(Eye(), REQUEST, seed=1, trace=again), unbroken)
+
+
+class Averaged(Fit):
+    """Moves towards its own averaged weights, which steps write by themselves."""
+
+    def kept(self, context: Any, seed: int) -> dict[str, Tensor]:
+        return {"mean": torch.ones(4, 6), "count": torch.zeros(1, dtype=torch.int64)}
+
+    def loss(self, step: TrainStep) -> Tensor:
+        return super().loss(step) + (step.trained.leaves[W] - step.kept["mean"]).square().sum()
+
+    def after(self, step: TrainStep) -> None:
+        assert not torch.is_grad_enabled()
+        assert step.host.root["net"][0].weight is step.trained.old[W]
+        with step.student():
+            assert step.host.root["net"][0].weight.data_ptr() == step.trained.leaves[W].data_ptr()
+        step.kept["mean"].lerp_(step.trained.leaves[W], 0.5)
+        step.kept["count"] += 1
+
+
+def test_kept_tensors_are_written_by_steps_and_come_back_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    monkeypatch.setattr(Averaged, "settled", lambda self, step: counts.append(int(step.kept["count"])) or {})
+    unbroken = Averaged()(Eye(), REQUEST, seed=1)
+    monkeypatch.setattr(Fit, "stop", 3)
+    with pytest.raises(KeyboardInterrupt):
+        Averaged()(Eye(), REQUEST, seed=1, trace=Trace(folder=tmp_path))
+    monkeypatch.setattr(Fit, "stop", -1)
+    again = Trace(folder=tmp_path, resume=True)
+    assert same(Averaged()(Eye(), REQUEST, seed=1, trace=again), unbroken)
+    assert counts == [6, 6]
+    assert again.forwards == {"backbone": 2 * 4 * 3}
+
+
+def test_the_schedule_is_a_factor_of_every_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            rates.extend(group["lr"] for group in self.param_groups)
+            return super().step(closure)
+
+    monkeypatch.setattr(Fit, "optimiser", lambda self, leaves: Watched(list(leaves), lr=self.lr))
+    monkeypatch.setattr(Twofold, "schedule", lambda self, k, total: k / total)
+    Twofold(names=(W,), steps=4)(Eye(), REQUEST)
+    assert rates == pytest.approx([rate * k / 4 for k in range(4) for rate in (0.05, 0.01)])
+
+
+def test_what_settles_at_the_end_is_part_of_the_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settled(self: Fit, step: TrainStep) -> dict[str, Delta]:
+        assert step.index == step.total == 6
+        with step.student():
+            return {"net.0.bias": Dense(value=step.host.root["net"][0].weight.detach().sum(1))}
+
+    plain = Fit()(Eye(), REQUEST)
+    monkeypatch.setattr(Fit, "settled", settled)
+    patch = Fit()(Eye(), REQUEST)
+    student = Eye().root["net"][0].weight + patch.deltas[W].tensors()["value"]
+    assert torch.allclose(patch.deltas["net.0.bias"].tensors()["value"], student.sum(1), atol=1e-6)
+    assert set(patch.deltas) == {*plain.deltas, "net.0.bias"}
+
+
+def test_hooks_get_what_was_trained_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = lambda self, request, data, fitted: (Hook(id="erase/esd", params={}, tensors=fitted.free),)  # noqa: E731
+    monkeypatch.setattr(Twofold, "hooks", hook)
+    (found,) = Twofold(names=(W,))(Eye(), REQUEST).hooks
+    assert found.tensors["goal"].shape == (3,)
+    assert not bool((found.tensors["goal"] == 0.5).any())
+    assert not found.tensors["goal"].requires_grad
+
+
+def test_a_third_network_holds_other_tensors_and_passes_gradients_on() -> None:
+    host = Eye()
+    trained = Trained(host.root, [W])
+    other = torch.full((4, 6), 0.1, requires_grad=True)
+    x = torch.randn(2, 6, generator=generator(0), requires_grad=True)
+    first, last = host.root["net"][0], host.root["net"][2]
+    with trained.frozen(), trained.student():
+        with trained.holding({W: other}):
+            found = host.embed(x)
+        assert first.weight.data_ptr() == trained.leaves[W].data_ptr()
+        with trained.holding({}):
+            original = host.embed(x)
+    expected = torch.tanh(x @ other.T + first.bias) @ last.weight.T + last.bias
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(original, host.embed(x))
+    one = torch.autograd.grad(found.sum(), [other, x])
+    torch.testing.assert_close(one, torch.autograd.grad(expected.sum(), [other, x]))
+    assert bool(torch.autograd.grad(original.sum(), x)[0].any())
+    with pytest.raises(BadRequest, match=r"'net\.2\.bias' is not among"), trained.holding({"net.2.bias": other}):
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twice(ModelEdit):
+    """A system that holds two trainings without a card of their own."""
+
+    card = CARD
+    first: Fit = Fit(steps=2)
+    second: Fit = Fit(steps=3, names=("net.0.bias",))
+
+    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+        one = self.first.fit(host, request, data=data, seed=1, trace=trace)
+        return Patch(
+            base="", deltas={**one.deltas, **self.second.fit(host, request, data=data, seed=1, trace=trace).deltas}
+        )
+
+
+def test_a_system_may_hold_trainings() -> None:
+    patch = Twice()(Eye(), REQUEST)
+    assert same(patch, Twice()(Eye(), REQUEST))
+    assert set(patch.deltas) == {W, "net.2.bias", "net.0.bias"}
+    one = Fit(steps=2).fit(Eye(), REQUEST, data={}, seed=1, trace=Trace())
+    assert torch.equal(one.deltas[W].tensors()["value"], patch.deltas[W].tensors()["value"])
+    assert [name for _, name, _ in one.log] == ["size", "loss"] * 2
+
+
+# -- the loop without a model ------------------------------------------------------------------------------
+
+
+def descend(trace: Trace, stop: int = -1, steps: int = 6, called: str = "loss") -> Tensor:
+    """A tensor moved towards drawn points, by draws that go on from step to step."""
+    x, draws = torch.zeros(3, requires_grad=True), torch.Generator().manual_seed(0)
+
+    def loss(k: int) -> Tensor:
+        if k == stop:
+            raise KeyboardInterrupt
+        return (x - torch.randn(3, generator=draws)).square().sum()
+
+    adam = torch.optim.Adam([x], lr=0.1)
+    loop.minimise({"x": x}, loss, steps=steps, optimiser=adam, trace=trace, run={"a": 1}, draws=draws, called=called)
+    return x.detach()
+
+
+def test_any_tensors_can_be_minimised_over_and_resumed(tmp_path: Path) -> None:
+    unbroken, trace = descend(Trace()), Trace()
+    x, draws = torch.zeros(3, requires_grad=True), torch.Generator().manual_seed(0)
+    adam = torch.optim.Adam([x], lr=0.1)
+    for _ in range(6):
+        adam.zero_grad()
+        (x - torch.randn(3, generator=draws)).square().sum().backward()
+        adam.step()
+    assert torch.equal(unbroken, x.detach())
+    with pytest.raises(KeyboardInterrupt):
+        descend(Trace(folder=tmp_path), stop=3)
+    assert torch.equal(descend(Trace(folder=tmp_path, resume=True)), unbroken)
+    descend(trace, called="error")
+    assert [(k, name) for k, name, _ in trace.log] == [(k, "error") for k in range(6)]
+
+
+def test_a_loss_that_is_no_number_stops_any_loop() -> None:
+    x = torch.zeros(2, requires_grad=True)
+    for value, word in ((torch.nan, "loss became nan at step 1 of 3"), (torch.inf, "loss became inf")):
+        adam = torch.optim.Adam([x])
+        with pytest.raises(Diverged, match=word):
+            loop.minimise({"x": x}, lambda k, v=value: (x * 0 + v).sum(), steps=3, optimiser=adam)
+    with pytest.raises(Diverged, match="gradient became"):
+        loop.minimise({"x": x}, lambda k: x.sqrt().sum(), steps=3, optimiser=torch.optim.Adam([x]))
+    assert bool((x == 0).all())
 
 
 def test_gradients_are_combined_by_the_method_and_what_it_leaves_out_stays() -> None:

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
@@ -27,8 +26,6 @@ from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
 from palimpsest.train.walks import KeptWalk
-
-BESIDE = "adversarial word|"
 
 
 @dataclass(kw_only=True)
@@ -137,8 +134,8 @@ class AdvUnlearn(FineTune):
             words=random_words(host, self.words, generator(seed, "words")),
         )
 
-    def beside(self, context: Prepared, seed: int) -> Mapping[str, Tensor]:
-        return {BESIDE + name: w for name, w in context.words.items()}
+    def kept(self, context: Prepared, seed: int) -> Mapping[str, Tensor]:
+        return context.words
 
     def loss(self, step: TrainStep) -> Iterator[Tensor]:
         context, host = step.context, step.host
@@ -157,15 +154,14 @@ class AdvUnlearn(FineTune):
         yield self.keep_weight * off(also, encoded(host, context.keep.prompts, also.row), also.x0_cond)
 
     def _words(self, step: TrainStep, at: Visited) -> dict[str, Tensor]:
-        """The prefix of this step; none while warming up. It is kept beside the weights, so a resumed run has it."""
+        """The prefix of this step; none while warming up. It is kept, so a resumed run has it."""
         since = step.index - self.warmup
         if since < 0:
             return {}
-        words = {name.removeprefix(BESIDE): w.detach() for name, w in step.beside.items()}
+        words = dict(step.kept)
         if since % self.attack_every == 0:
             prompts = step.context.target.prompts
             words = attack(step.host, words, prompts, at, steps=self.attack_steps, batch=len(at), lr=self.attack_lr)
-            with torch.no_grad():
-                for name, w in words.items():
-                    step.beside[BESIDE + name].copy_(w)
+            for name, w in words.items():
+                step.kept[name].copy_(w)
         return words

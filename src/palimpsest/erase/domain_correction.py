@@ -145,7 +145,7 @@ class DomainCorrection(FineTune):
             discriminator=discriminator(pictures.x0.shape[1], min(pictures.x0.shape[2:])),
         )
 
-    def beside(self, context: Prepared, seed: int) -> Mapping[str, Tensor]:
+    def free(self, context: Prepared, seed: int) -> Mapping[str, Tensor]:
         draws = generator(seed, "discriminator")
         found = {}
         for name, p in context.discriminator.named_parameters():
@@ -155,13 +155,13 @@ class DomainCorrection(FineTune):
             found[BESIDE + name] = (torch.ones(p.shape) if scale else start).to(context.pictures.x0.device)
         return found
 
-    def beside_options(self) -> Mapping[str, Any]:
+    def free_options(self) -> Mapping[str, Any]:
         return {"lr": self.discriminator_lr, "betas": (0.5, 0.999)}
 
     def loss(self, step: TrainStep) -> Iterator[Tensor]:
         context: Prepared = step.context
         warming = step.index < round(self.warmup * step.total)
-        weights = {name.removeprefix(BESIDE): t for name, t in step.beside.items()}
+        weights = {name.removeprefix(BESIDE): t for name, t in step.free.items()}
         frozen = {name: t.detach() for name, t in weights.items()}
         at = noised(step.host, context.pictures, step.batch, step.generator())
         with step.teacher():

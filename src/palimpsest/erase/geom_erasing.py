@@ -24,6 +24,7 @@ from palimpsest.ops.prompts import answered, holds, kept, prompts_for, swapped
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
+from palimpsest.train.training import Fitted
 
 Train = Literal["kv", "xattn", "selfattn", "attention", "full"]
 
@@ -119,7 +120,7 @@ class GeomErasing(FineTune):
         at_least("pictures", self.pictures, 2)
         at_least("walk_steps", self.walk_steps, 1)
 
-    def hooks(self, request: Request, data: Any) -> tuple[Hook, ...]:
+    def hooks(self, request: Request, data: Any, fitted: Fitted) -> tuple[Hook, ...]:
         located = isinstance(data, Detected) and data.masks is not None
         cells = range(1, self.bins**2 + 1) if located else ()
         texts = [" ".join([c.name, *map(str, cells)]) for c in request.target]

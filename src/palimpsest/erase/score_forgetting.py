@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
@@ -23,6 +23,7 @@ from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, filled, kept
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import Gradients, TrainStep
+from palimpsest.train.training import Fitted
 
 FAKE = "fake score|"
 
@@ -105,7 +106,7 @@ class ScoreForgetting(FineTune):
         if not 0 <= self.low < self.high <= 1 or not 0 < self.start <= 1 or not 0 < self.forget_share < 1:
             raise BadRequest("low < high, start and forget_share are shares: between 0 and 1.")
 
-    def hooks(self, request: Request, data: Any) -> tuple[Hook, ...]:
+    def hooks(self, request: Request, data: Any, fitted: Fitted) -> tuple[Hook, ...]:
         return (Hook(id=self.id, params={"start": self.start}),)
 
     @classmethod
@@ -135,7 +136,7 @@ class ScoreForgetting(FineTune):
             fake={n: known[n].detach().float() for n in self.trains(host)},
         )
 
-    def beside(self, context: Prepared, seed: int) -> Mapping[str, Tensor]:
+    def free(self, context: Prepared, seed: int) -> Mapping[str, Tensor]:
         return {FAKE + name: t for name, t in context.fake.items()}
 
     def loss(self, step: TrainStep) -> Iterator[Tensor]:
@@ -151,16 +152,17 @@ class ScoreForgetting(FineTune):
         t = t.to(z.device)
         alpha, sigma = host.noise(t)
         noise = torch.randn(z.shape, generator=draws).to(z.device)
-        score = Score(host)
-        fake = {f"root.{name.removeprefix(FAKE)}": p for name, p in step.beside.items()}
+        fake = {name.removeprefix(FAKE): p for name, p in step.free.items()}
 
-        learnt = score.by(fake, alpha * x_g.detach() + sigma * noise, t, asked)
+        with step.holding(fake):
+            learnt = host.denoise(alpha * x_g.detach() + sigma * noise, t, asked)
         yield output_error(host, t, learnt, x_g.detach()).square().mean()
 
         x = alpha * x_g + sigma * noise
-        d_fake = score.by({name: p.detach() for name, p in fake.items()}, x, t, asked)
-        real = {f"root.{name}": old.detach() for name, old in step.trained.old.items()}
-        both = score.by(real, x.repeat(2, 1, 1, 1), t.repeat(2), Cond.cat([answer, context.null.repeat(n)]))
+        with step.holding({name: p.detach() for name, p in fake.items()}):
+            d_fake = host.denoise(x, t, asked)
+        with step.holding({}):  # the model itself, through which the generator's gradients pass
+            both = host.denoise(x.repeat(2, 1, 1, 1), t.repeat(2), Cond.cat([answer, context.null.repeat(n)]))
         d_real = classifier_free(both[n:], both[:n], self.guidance)
         size = (x_g - d_real).detach().abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-5)
         weight = torch.ones(n, 1, 1, 1, device=z.device)
@@ -175,20 +177,6 @@ class ScoreForgetting(FineTune):
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(leaves), lr=self.lr, betas=(0.0, 0.999))
-
-
-class Score(nn.Module):
-    """A host's denoiser as a module, so that other tensors can stand in for its own during one call."""
-
-    def __init__(self, host: Denoiser) -> None:
-        super().__init__()
-        self.root, self._host = host.root, [host]
-
-    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self._host[0].denoise(x, t, cond)
-
-    def by(self, tensors: Mapping[str, Tensor], x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return torch.func.functional_call(self, dict(tensors), (x, t, cond))
 
 
 def last_time(host: Denoiser) -> float:

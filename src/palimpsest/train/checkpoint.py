@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ class Checkpoint:
     step: how many steps are done.
     leaves: the trained tensors.
     optimiser: its tensors, by leaf and name.
+    kept: tensors that steps write by themselves.
     log: the run's log so far.
     """
 
     step: int
     leaves: Mapping[str, Tensor]
     optimiser: Mapping[str, Mapping[str, Tensor]]
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
     log: tuple[tuple[int, str, float], ...] = ()
 
 
@@ -43,6 +45,7 @@ def save(folder: Path, run: Mapping[str, Any], state: Checkpoint) -> Path:
         run: plain JSON that says which run this is; only the same run may resume from it.
     """
     tensors = {f"leaf|{n}": t.detach().cpu().contiguous() for n, t in state.leaves.items()}
+    tensors |= {f"kept|{n}": t.detach().cpu().contiguous() for n, t in state.kept.items()}
     for leaf, parts in state.optimiser.items():
         tensors |= {f"optimiser|{leaf}|{part}": t.detach().cpu().contiguous() for part, t in parts.items()}
     header = {"format": FORMAT, "step": state.step, "run": run, "log": state.log}
@@ -82,16 +85,18 @@ def _refuse_other(path: Path, found: Mapping[str, Any], run: Mapping[str, Any]) 
 
 
 def _unpack(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
-    leaves, optimiser = {}, {}
+    leaves, kept, optimiser = {}, {}, {}
     for key, tensor in tensors.items():
         kind, _, rest = key.partition("|")
         if kind == "leaf":
             leaves[rest] = tensor
+        elif kind == "kept":
+            kept[rest] = tensor
         else:
             leaf, _, part = rest.rpartition("|")
             optimiser.setdefault(leaf, {})[part] = tensor
     log = tuple((int(k), str(n), float(v)) for k, n, v in header["log"])
-    return Checkpoint(step=int(header["step"]), leaves=leaves, optimiser=optimiser, log=log)
+    return Checkpoint(step=int(header["step"]), leaves=leaves, optimiser=optimiser, kept=kept, log=log)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, leaves: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

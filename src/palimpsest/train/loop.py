@@ -1,10 +1,10 @@
-"""The one optimisation loop."""
+"""The one loop of optimisation: tensors, a loss, steps; with or without a model around it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +20,18 @@ from palimpsest.train.randomness import generator
 from palimpsest.train.trained import Trained
 
 EVERY = 100  # steps between checkpoints
+DRAWS = "generator"  # what a checkpoint calls the state of `draws`
 
 Gradients = Mapping[str, Tensor]
 """By leaf; a leaf that a loss does not depend on is missing."""
 
+Losses = Tensor | Iterable[Tensor]
+"""One scalar, or several: they are differentiated one by one, those of a generator before it goes on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStep:
-    """One step of training, as a method's loss sees it.
+    """One step of training, as a loss sees it.
 
     Args:
         host: the model; inside the loss it is the student.
@@ -36,10 +40,11 @@ class TrainStep:
         batch: how many samples to use.
         seed: of the whole run.
         data: what the caller gave to learn from.
-        context: what the method prepared.
+        context: what the training prepared.
         trace: takes the log.
         trained: swaps student and teacher.
-        beside: the tensors that are trained beside the model's own.
+        free: the tensors that are trained beside the model's own.
+        kept: the tensors that steps write by themselves.
     """
 
     host: Any
@@ -52,11 +57,26 @@ class TrainStep:
     context: Any
     trace: Trace
     trained: Trained
-    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    free: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def student(self) -> AbstractContextManager[None]:
+        """Inside, the host is the student; a loss finds it so already."""
+        return self.trained.student()
 
     def teacher(self) -> AbstractContextManager[None]:
         """Inside, the host is the model as it was, without gradients."""
         return self.trained.teacher()
+
+    def holding(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Inside, the host is a third network: the model as it was but for these tensors, by their parameters' names.
+
+        Gradients flow through it: into its input and, where they want any, into the tensors.
+
+        Raises:
+            BadRequest: a name that this run does not train.
+        """
+        return self.trained.holding(tensors)
 
     def generator(self, *what: object) -> torch.Generator:
         """For this step's draws; they do not depend on earlier steps, so a resumed run draws the same."""
@@ -66,101 +86,128 @@ class TrainStep:
         self.trace.log.append((self.index, name, value))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loop:
-    """Everything that decides how the steps go.
+def constant(step: int, total: int) -> float:
+    """The factor of a rate that stays as it is."""
+    return 1.0
+
+
+def summed(step: int, parts: Sequence[Gradients]) -> Gradients:
+    """What the optimiser gets where nothing is to be combined: the one mapping there is."""
+    (whole,) = parts
+    return whole
+
+
+def minimise(
+    leaves: Mapping[str, Tensor],
+    loss: Callable[[int], Losses],
+    *,
+    steps: int,
+    optimiser: torch.optim.Optimizer,
+    trace: Trace | None = None,
+    run: Mapping[str, Any] | None = None,
+    kept: Mapping[str, Tensor] | None = None,
+    draws: torch.Generator | None = None,
+    gradient: Callable[[int, Sequence[Gradients]], Gradients] = summed,
+    apart: bool = False,
+    schedule: Callable[[int, int], float] = constant,
+    after: Callable[[int], None] | None = None,
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    called: str = "loss",
+) -> None:
+    """Changes tensors, in place, so that a loss falls.
 
     Args:
-        trained: the model's own leaves.
+        leaves: what is trained, by name.
+        loss: of step k, from 0.
         optimiser: over all leaves.
-        loss: of one step; several losses are differentiated one by one, those of a generator before it goes on.
-        gradient: what the optimiser gets of the losses' gradients: one mapping for each loss where `apart`, else one
-            with their sum.
-        apart: keeps the losses' gradients apart, which takes the memory of the trained part once more for each loss.
-        clip: largest norm of the gradients of the model's own leaves together; None for no limit.
-        run: says which run this is, for checkpoints.
-        beside: leaves that are trained beside the model's own and are no part of the patch.
+        trace: takes the log; told of the progress; with a folder, a checkpoint is written every 100 steps, at the end
+            and on Ctrl-C, and a run that resumes goes on from it.
+        run: plain JSON that says which run this is; a checkpoint of another one is refused.
+        kept: tensors that steps write by themselves, in place; they come back when a run resumes.
+        draws: what the losses draw from, where that is not a function of the step; likewise.
+        gradient: what the optimiser gets of step k's gradients: one mapping for each loss where `apart`, else one with
+            their sum. A leaf that is left out stays as it is. It may reuse the tensors that it was given.
+        apart: keeps the losses' gradients apart, which takes the memory of the leaves once more for each loss.
+        schedule: of step k and all steps: the factor of the optimiser's rates.
+        after: called with k once its update is done, without gradients.
+        within: a context that is open while the loss is computed and differentiated.
+        called: what the log calls the loss.
+
+    Raises:
+        Diverged: a loss or gradient is no longer finite.
     """
+    trace = trace or Trace()
+    state = _State(leaves=leaves, optimiser=optimiser, kept=kept or {}, draws=draws, run=run or {})
+    rates = [group["lr"] for group in optimiser.param_groups]
+    done, updating = None, False
+    try:
+        for k in range(state.resumed(trace), steps):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(k, steps)
+            with within():
+                value, parts = _differentiated(leaves, loss(k), apart, f"step {k + 1} of {steps}")
+            found = gradient(k, parts)
+            for name, leaf in leaves.items():
+                leaf.grad = found.get(name)
+            del parts, found
+            norm = torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
+            _finite("gradient", float(norm), f"step {k + 1} of {steps}")
+            updating = True
+            optimiser.step()
+            if after is not None:
+                with torch.no_grad():
+                    after(k)
+            updating, done = False, k + 1
+            trace.log.append((k, called, value))
+            trace.tell("training", done, steps)
+            if done % EVERY == 0 or done == steps:
+                state.save(done, trace)
+    except KeyboardInterrupt:
+        # A step that was cut in the middle of its update is no state to go on from; the last checkpoint is.
+        if done is not None and not updating:
+            state.save(done, trace)
+        raise
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
 
-    trained: Trained
+
+def clipped(gradients: Gradients, most: float | None, *, but: Iterable[str] = ()) -> Gradients:
+    """Gradients scaled, in place, so that their norm together is at most `most`; None: as they are.
+
+    Args:
+        but: leaves that neither count nor are scaled.
+    """
+    left = set(but)
+    chosen = [g for name, g in gradients.items() if name not in left]
+    if most is not None and chosen:
+        factor = (most / (torch.nn.utils.get_total_norm(chosen) + 1e-6)).clamp(max=1.0)
+        for g in chosen:
+            g.mul_(factor)
+    return gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """What a run is at a step, and which run it is."""
+
+    leaves: Mapping[str, Tensor]
     optimiser: torch.optim.Optimizer
-    loss: Callable[[TrainStep], Tensor | Iterable[Tensor]]
-    gradient: Callable[[TrainStep, Sequence[Gradients]], Gradients]
-    apart: bool
-    clip: float | None
+    kept: Mapping[str, Tensor]
+    draws: torch.Generator | None
     run: Mapping[str, Any]
-    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
-    @property
-    def leaves(self) -> dict[str, Tensor]:
-        return {**self.trained.leaves, **self.beside}
-
-    def go(self, steps: Iterator[TrainStep], trace: Trace) -> None:
-        """Takes all steps. A checkpoint is written every 100 steps, at the end, and on Ctrl-C, where there is a folder.
-
-        Raises:
-            Diverged: a loss or gradient is no longer finite.
-        """
-        done, updating = None, False
-        try:
-            for step in steps:
-                loss = self._gradients(step)
-                updating = True
-                self.optimiser.step()
-                updating, done = False, step.index + 1
-                step.log("loss", loss)
-                trace.tell("training", done, step.total)
-                if done % EVERY == 0 or done == step.total:
-                    self._save(done, trace)
-        except KeyboardInterrupt:
-            # A step that was cut in the middle of its update is no state to go on from; the last checkpoint is.
-            if done is not None and not updating:
-                self._save(done, trace)
-            raise
-
-    def _gradients(self, step: TrainStep) -> float:
-        self.optimiser.zero_grad(set_to_none=True)
-        leaves = self.leaves
-        with self.trained.student(), torch.enable_grad():
-            found = self.loss(step)
-            losses = (found,) if isinstance(found, Tensor) else found
-            last = len(losses) - 1 if isinstance(losses, Sequence) else -1
-            value, parts = 0.0, []
-            for i, loss in enumerate(losses):
-                value += float(loss.detach())
-                self._finite("loss", value, step)
-                loss.backward(inputs=list(leaves.values()), retain_graph=i < last)  # a generator's graphs are its own
-                if self.apart:
-                    parts.append(_taken(leaves))
-                del loss
-        del found, losses
-        parts = parts or [_taken(leaves)]
-        combined = self.gradient(step, parts)
-        for name, leaf in leaves.items():
-            leaf.grad = combined.get(name)
-        del parts, combined
-        clip = math.inf if self.clip is None else self.clip
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.trained.leaves.values()), clip))
-        norm += float(torch.nn.utils.get_total_norm([b.grad for b in self.beside.values() if b.grad is not None]))
-        self._finite("gradient", norm, step)
-        return value
-
-    def _finite(self, what: str, value: float, step: TrainStep) -> None:
-        if not math.isfinite(value):
-            raise Diverged(
-                f"The {what} became {value} at step {step.index + 1} of {step.total}; nothing was changed. "
-                "Try a lower lr, fewer steps or, for a half-precision model, float32."
-            )
-
-    def _save(self, done: int, trace: Trace) -> None:
-        if trace.folder is not None:
-            state = Checkpoint(
-                step=done,
-                leaves=self.leaves,
-                optimiser=checkpoint.optimiser_tensors(self.optimiser, self.leaves),
-                log=tuple(entry for entry in trace.log if entry[0] < done),
-            )
-            checkpoint.save(trace.folder, self.run, state)
+    def save(self, done: int, trace: Trace) -> None:
+        if trace.folder is None:
+            return
+        state = Checkpoint(
+            step=done,
+            leaves=self.leaves,
+            optimiser=checkpoint.optimiser_tensors(self.optimiser, self.leaves),
+            kept={**self.kept, **({} if self.draws is None else {DRAWS: self.draws.get_state()})},
+            log=tuple(entry for entry in trace.log if entry[0] < done),
+        )
+        checkpoint.save(trace.folder, self.run, state)
 
     def resumed(self, trace: Trace) -> int:
         """How many steps are done already; restores what they left. 0 where nothing is to be resumed."""
@@ -168,8 +215,33 @@ class Loop:
         if saved is None:
             return 0
         checkpoint.restore(self.optimiser, self.leaves, saved)
+        with torch.no_grad():
+            for name, tensor in self.kept.items():
+                tensor.copy_(saved.kept[name])
+        if self.draws is not None:
+            self.draws.set_state(saved.kept[DRAWS])
         trace.log[:] = saved.log
         return saved.step
+
+
+def _differentiated(
+    leaves: Mapping[str, Tensor], losses: Losses, apart: bool, where: str
+) -> tuple[float, list[Gradients]]:
+    """The sum of the losses and their gradients; one graph is in memory at a time where they come one by one."""
+    for leaf in leaves.values():
+        leaf.grad = None
+    with torch.enable_grad():
+        each = (losses,) if isinstance(losses, Tensor) else losses
+        last = len(each) - 1 if isinstance(each, Sequence) else -1
+        value, parts = 0.0, []
+        for i, loss in enumerate(each):
+            value += float(loss.detach())
+            _finite("loss", value, where)
+            loss.backward(inputs=list(leaves.values()), retain_graph=i < last)  # a generator's graphs are its own
+            if apart:
+                parts.append(_taken(leaves))
+            del loss
+    return value, parts or [_taken(leaves)]
 
 
 def _taken(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -178,3 +250,11 @@ def _taken(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for leaf in leaves.values():
         leaf.grad = None
     return found
+
+
+def _finite(what: str, value: float, where: str) -> None:
+    if not math.isfinite(value):
+        raise Diverged(
+            f"The {what} became {value} at {where}; nothing was changed. "
+            "Try a lower lr, fewer steps or, for a half-precision model, float32."
+        )

@@ -92,6 +92,19 @@ class Trained:
             yield
 
     @contextmanager
+    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model as it was but for these tensors, in its own dtype; gradients flow through all of it.
+
+        Raises:
+            BadRequest: a name that is not trained, since only trained tensors are swapped.
+        """
+        odd = [name for name in tensors if name not in self.old]
+        if odd:
+            raise BadRequest(f"{odd[0]!r} is not among the trained tensors, so that none can stand in for it.")
+        with self._swapped({name: t.to(self.old[name].dtype) for name, t in tensors.items()}):
+            yield
+
+    @contextmanager
     def _swapped(self, new: Mapping[str, Tensor | Factored]) -> Iterator[None]:
         self._in.append(new)
         self._point(new)

@@ -54,7 +54,7 @@ class BoundaryExpanding(ClassifierTune):
     def ready(self, host: Classifier, data: Split, seed: int) -> int:
         return seen(host, data.forget.pixels(slice(0, 1)))[0].shape[1]
 
-    def beside(self, context: Any, seed: int) -> Mapping[str, Tensor]:
+    def free(self, context: Any, seed: int) -> Mapping[str, Tensor]:
         bound = context**-0.5  # as a linear layer starts
         drawn = torch.rand(context + 1, generator=generator(seed, "shadow")) * 2 * bound - bound
         return {"shadow.weight": drawn[:-1], "shadow.bias": drawn[-1:]}
@@ -62,5 +62,5 @@ class BoundaryExpanding(ClassifierTune):
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget")
         features, logits = self.seen(step, forget.images)
-        shadow = features @ step.beside["shadow.weight"][:, None] + step.beside["shadow.bias"]
+        shadow = features @ step.free["shadow.weight"][:, None] + step.free["shadow.bias"]
         return cross_entropy(torch.cat([logits, shadow], 1), torch.full_like(forget.targets, logits.shape[1]))

@@ -1,0 +1,202 @@
+"""A training as a value: what is trained, by which loss, for how long. Systems are made of it, and may hold several."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.concept import Request
+from palimpsest.core.delta import Delta
+from palimpsest.core.method import at_least
+from palimpsest.core.trace import Trace
+from palimpsest.train.loop import Gradients, Losses, TrainStep, clipped, constant, minimise
+from palimpsest.train.trained import Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What a training leaves behind.
+
+    Args:
+        deltas: of the model's tensors.
+        free: the tensors that were trained beside, on the CPU.
+        log: (step, name, value).
+    """
+
+    deltas: Mapping[str, Delta]
+    free: Mapping[str, Tensor]
+    log: tuple[tuple[int, str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(ABC):
+    """Minimises a loss over some of a model's tensors. It has no card: a system is one, or holds some as its fields.
+
+    The frozen tensors exist once, for student and teacher. Every draw is a function of (seed, step), so that a run
+    that was stopped and resumed equals an unbroken one. Subclasses repeat these fields with their papers' defaults.
+
+    Args:
+        steps: of the optimiser.
+        lr: its learning rate.
+        batch: samples for each step.
+
+    Where a subclass makes `rank` a field: 0 trains the tensors themselves, r > 0 a low-rank change of each.
+
+    Cost: memory of the trained part four times over (leaf, gradient, two moments) beside one model.
+    """
+
+    steps: int
+    lr: float
+    batch: int
+
+    rank = 0  # no field here, since not every loss bears a low-rank change
+    clip: ClassVar[float | None] = None
+    """Largest norm of all gradients of the model's own tensors together."""
+    apart: ClassVar[bool] = False
+    """Whether `gradient` gets each loss's gradients by themselves; their sum takes less memory."""
+
+    def __post_init__(self) -> None:
+        """Raises BadRequest where a number is too small."""
+        at_least("steps", self.steps, 1, "nothing would be trained")
+        at_least("lr", self.lr, 0.0)
+        at_least("batch", self.batch, 1)
+        at_least("rank", self.rank, 0)
+
+    @abstractmethod
+    def trains(self, host: Any) -> Sequence[str]:
+        """Names of the parameters to train, as in `host.root.named_parameters()`."""
+
+    @abstractmethod
+    def loss(self, step: TrainStep) -> Losses:
+        """The scalar to minimise. The host is the student; `with step.teacher():` makes it the model as it was.
+
+        Several scalars are differentiated one by one and meet in `gradient`. Best yield them, each from a forward of
+        its own: then only one graph is in memory at a time. Those of a list or tuple may share a graph.
+        """
+
+    def gradient(self, step: TrainStep, parts: Sequence[Gradients]) -> Gradients:
+        """What the optimiser gets, by leaf: here, the sum over the losses. Masks and gradient surgery go here.
+
+        Args:
+            parts: where `apart`, the gradients of each loss, in order; else one entry, their sum. By leaf (with
+                rank 0, a leaf is named like its parameter); a leaf that a loss does not depend on is missing.
+
+        Returns:
+            By leaf; a leaf that is left out stays as it is. May reuse the tensors that it was given.
+        """
+        (whole,) = parts
+        return whole
+
+    def prepare(self, host: Any, request: Request, *, data: Any, seed: int, trace: Trace) -> Any:
+        """What all steps need, computed once on the untouched model, without gradients; it becomes `step.context`."""
+        return None
+
+    def free(self, context: Any, seed: int) -> Mapping[str, Tensor]:
+        """Tensors that are trained beside the model's own (a discriminator, an adapter): `step.free`, `Fitted.free`.
+
+        By names that no parameter of the model has, as they start, given what `prepare` returned. A resumed run has
+        them back.
+        """
+        return {}
+
+    def free_options(self) -> Mapping[str, Any]:
+        """What the optimiser does differently for the free tensors: lr, betas."""
+        return {}
+
+    def kept(self, context: Any, seed: int) -> Mapping[str, Tensor]:
+        """Tensors that steps write by themselves, in place (averaged weights, queues): `step.kept`.
+
+        As they start. No gradient reaches them; a resumed run has them back.
+        """
+        return {}
+
+    def after(self, step: TrainStep) -> None:  # noqa: B027 (nothing to do is a default)
+        """What follows a step's update, without gradients; `with step.student():` makes the host the student."""
+
+    def schedule(self, k: int, total: int) -> float:
+        """The factor of the learning rate at step k."""
+        return constant(k, total)
+
+    def settled(self, step: TrainStep) -> Mapping[str, Delta]:
+        """What else changes once training is done, such as statistics of batch norms.
+
+        Args:
+            step: one more step, number `total`, that is not taken; `with step.student():` makes the host the student.
+        """
+        return {}
+
+    def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """Adam without weight decay: decay would move weights that the loss says nothing about."""
+        return torch.optim.AdamW(list(leaves), lr=self.lr, weight_decay=0.0)
+
+    def total(self, data: Any) -> int:
+        """How many steps a run on this data takes."""
+        return self.steps
+
+    def named(self) -> dict[str, Any]:
+        """Which training this is, as plain JSON."""
+        return {"training": type(self).__name__, "parameters": self.parameters()}
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain JSON of the fields."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @final
+    def fit(self, host: Any, request: Request, *, data: Any, seed: int, trace: Trace) -> Fitted:
+        """Trains; the host is unchanged afterwards, also after an error.
+
+        Raises:
+            BadRequest: there is nothing to train, or a checkpoint in the trace's folder belongs to another run.
+            Diverged: a loss or gradient is no longer finite.
+        """
+        total = self.total(data)
+        trained = Trained(host.root, self.trains(host), rank=self.rank, seed=seed)
+        run = {**self.named(), "request": asdict(request), "seed": seed, "base": host.fingerprint()}
+        with trained.frozen():
+            with torch.no_grad():
+                context = self.prepare(host, request, data=data, seed=seed, trace=trace)
+            free = {n: t.detach().clone().requires_grad_(True) for n, t in self.free(context, seed).items()}
+            kept = {n: t.detach().clone() for n, t in self.kept(context, seed).items()}
+            optimiser = self.optimiser(trained.leaves.values())
+            if free:
+                optimiser.add_param_group({"params": list(free.values()), **self.free_options()})
+
+            def at(k: int) -> TrainStep:
+                return TrainStep(
+                    host=host,
+                    request=request,
+                    index=k,
+                    total=total,
+                    batch=self.batch,
+                    seed=seed,
+                    data=data,
+                    context=context,
+                    trace=trace,
+                    trained=trained,
+                    free=free,
+                    kept=kept,
+                )
+
+            minimise(
+                {**trained.leaves, **free},
+                lambda k: self.loss(at(k)),
+                steps=total,
+                optimiser=optimiser,
+                trace=trace,
+                run=run,
+                kept=kept,
+                gradient=lambda k, parts: clipped(self.gradient(at(k), parts), self.clip, but=free),
+                apart=self.apart,
+                schedule=self.schedule,
+                after=lambda k: self.after(at(k)),
+                within=trained.student,
+            )
+            optimiser.state.clear()  # gradients and moments make room for the deltas
+            with torch.no_grad():
+                deltas = {**trained.deltas(), **self.settled(at(total))}
+        return Fitted(deltas=deltas, free={n: t.detach().cpu() for n, t in free.items()}, log=tuple(trace.log))
