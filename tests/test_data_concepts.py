@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,31 @@ def test_columns_in_any_order_and_rows_of_one_name(tmp_path: Path) -> None:
     ]
 
 
+def test_cells_are_what_the_csv_module_reads(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    rows = [
+        {"name": "star", "prompt": "a red\nstar", "labels": "crane | 134"},
+        {"name": "moon", "prompt": 'this | that, "both"; all', "labels": ""},
+        {"name": "sun", "prompt": "\u2028 light", "labels": "sun, sunlight"},
+    ]
+    for mark in ",;\t":
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            out = csv.DictWriter(file, ["name", "prompt", "labels"], delimiter=mark)
+            out.writeheader()
+            out.writerows(rows)
+        listed = read_concepts(path)
+        assert [(c.name, c.prompts) for c in listed] == [(r["name"], (r["prompt"].strip(),)) for r in rows]
+        assert [c.labels for c in listed] == [("crane", 134), (), ("sun, sunlight",)]
+    assert str(listed[1]) == 'moon  1 prompts: this | that, "both"; all'
+
+
+def test_a_blank_after_the_comma_is_no_part_of_a_cell(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text('name, kind, prompts\nstar, style, "a star, red | two stars"\n')
+    assert read_concepts(tmp_path / "c.csv") == [
+        Listed(name="star", kind="style", prompts=("a star, red", "two stars"))
+    ]
+
+
 @pytest.mark.parametrize(
     "text", ["\ufeffconcept;kind\nstar;style\n", "target\tkind\nstar\tstyle\n", "kind,name\r\nstyle, star \r\n"]
 )
@@ -47,6 +73,11 @@ def test_dialects(text: str, tmp_path: Path) -> None:
         ("name,kind\nstar,thing\n", "Line 2.*'thing'"),
         ("name,kind\nstar,style\nStar,object\n", "Line 3.*before it was 'style'"),
         ("name,toward\nstar,moon\nstar,ring\n", "Line 3.*toward"),
+        ("name,prompts\nstar,a star, red\n", r"Line 2 of .* has 3 cells and the first row 2; put quotes around .* ','"),
+        ('name,prompts\nstar,"a star\n', "not a list of concepts.*Quotes must be closed"),
+        ('name,prompts\nstar,"a" star\n', "not a list of concepts"),
+        ("name,kind,name\nstar,,moon\n", "two columns 'name'"),
+        ("name\nst\0ar\n", "it holds null characters"),
     ],
 )
 def test_what_is_no_list_is_refused(text: str, word: str, tmp_path: Path) -> None:
@@ -67,12 +98,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_request_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
-    path.write_text("name,kind,prompts,toward\nstar,,a star,ring\nmoon,style,,sun\n")
+    path.write_text("name,kind,prompts,toward,labels\nstar,,a star,ring,3\nmoon,style,,sun,\n")
     asked = request(host_of("sd"), path, kind="identity")
     assert [(c.name, c.kind, c.prompts) for c in asked.target] == [
         ("star", "identity", ("a star",)),
         ("moon", "style", ()),
     ]
+    assert [c.labels for c in asked.target] == [(3,), ()]
     assert [c.name for c in asked.toward] == ["ring", "sun"]
     assert [c.name for c in request(host_of("sd"), str(path), toward="sea").toward] == ["sea"]
     path.write_text("name,toward\nstar,ring\nmoon,\nsun,sea\n")

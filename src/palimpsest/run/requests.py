@@ -35,7 +35,12 @@ def concepts(host: Any, names: str | Path | Sequence[str | Concept], kind: Kind 
 def _listed(host: Any, row: Listed, kind: Kind) -> Concept:
     """What a file says of a concept goes before what the world knows and what holds for all."""
     known = concepts(host, [row.name], kind)[0]
-    return replace(known, kind=row.kind or known.kind, prompts=row.prompts or known.prompts)
+    return replace(
+        known,
+        kind=row.kind or known.kind,
+        prompts=row.prompts or known.prompts,
+        labels=row.labels or known.labels,
+    )
 
 
 def request(
@@ -48,8 +53,8 @@ def request(
 ) -> Request:
     """A request about a model; where nothing is kept by name, the model's nearest neighbours of the target are.
 
-    Targets and kept concepts are names with commas between, lists, or CSV files with the columns name, kind, prompts
-    and toward (all but the first optional); a file's own `toward` serves where none is given here.
+    Targets and kept concepts are names with commas between, lists, or CSV files with the columns name, kind, prompts,
+    labels and toward (all but the first optional); a file's own `toward` serves where none is given here.
 
     Neighbours are ranked by the cosine of the model's own text states. Models of drawn worlds choose among the
     world's words of the same kind; for other models there is no such list, and nothing is kept unless named.
