@@ -46,10 +46,10 @@ browser:
 	       && (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1; } \
 	  || echo "No chromium: browser tests will be skipped."
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml models/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -e . -e models
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Generator
 
 from palimpsest import tiny
+from palimpsest.core.errors import Unsupported
 from palimpsest.tiny.assemble import INT8, ZIP, pack, unpack, unzipped, zipped
 from palimpsest.tiny.masters import Masters, knots, ramp
 from palimpsest.tiny.measure import WORLDS, score_words
@@ -96,9 +97,9 @@ def test_every_word_of_the_worlds_is_one_token() -> None:
 
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="shipped are "):
+    with pytest.raises(Unsupported, match="installed are "):
         tiny.path("sd-without-everything")
-    with pytest.raises(ValueError, match="glyphs and faces"):
+    with pytest.raises(Unsupported, match="glyphs and faces"):
         tiny.oracle("cats")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from palimpsest.hosts.detect import load
 
 __all__ = ["Card", "Concept", "Patch", "Reading", "Request", "Trace", "__version__", "diff", "load", "merge"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _WHERE = {  # what is imported above for type checkers only
     "Concept": "palimpsest.core.concept",

@@ -27,7 +27,7 @@ def rows_of_parquet(files: Sequence[Path]) -> tuple[tuple[str, ...], Iterator[Ro
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as e:
-        raise Unsupported("Parquet data need pyarrow: pip install 'palimpsest[data]'.") from e
+        raise Unsupported("Parquet data need pyarrow: pip install 'palimpsest-concepts[data]'.") from e
     try:
         tables = [parquet.read_table(file) for file in files]
     except (arrow.ArrowException, OSError) as e:

@@ -73,9 +73,10 @@ def load(
     """Loads a model as a host, from local files alone.
 
     Args:
-        model: `tiny/<name>` for a shipped model; a diffusers folder; one .safetensors file of a Stable Diffusion
-            checkpoint; a folder of a transformers, timm or palimpsest image classifier; the .safetensors state of a
-            classifier, with its factory; or the id of a repository that is already in the local Hugging Face cache.
+        model: `tiny/<name>`, or a model of another package; a diffusers folder; one .safetensors file of a Stable
+            Diffusion checkpoint; a folder of a transformers, timm or palimpsest image classifier; the .safetensors
+            state of a classifier, with its factory; or the id of a repository that is already in the local Hugging
+            Face cache.
         device: "cpu", "cuda", "cuda:1", "mps".
         dtype: "float32", "float16" or "bfloat16".
         factory: "module:function" that makes the classifier whose state `model` is. It is code: name only your own.
@@ -88,8 +89,8 @@ def load(
     """
     place, precision = _device(device), _dtype(dtype)
     name = os.fspath(model)
-    if name.startswith("tiny/"):
-        return _folder(_shipped(name), name, place, precision)
+    if import_module("palimpsest.tiny").shipped(name):
+        return _folder(Path(import_module("palimpsest.tiny").path(name)), name, place, precision)
     path = Path(name).expanduser()
     if path.is_file() and factory:
         from palimpsest.hosts.factory import from_state
@@ -304,14 +305,6 @@ def _file(path: Path, device: torch.device, dtype: torch.dtype) -> Host:
             "folder."
         ) from e
     return _host(family, pipeline, path.stem, None, device)
-
-
-def _shipped(name: str) -> Path:
-    """The folder of a tiny model that comes with the package."""
-    try:
-        return Path(import_module("palimpsest.tiny").path(name[len("tiny/") :]))
-    except ValueError as e:
-        raise Unsupported(f"There is no model {name!r}: {e}.") from e
 
 
 def _cached(name: str) -> Path:

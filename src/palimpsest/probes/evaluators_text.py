@@ -91,7 +91,7 @@ class NudeNetJudge:
         try:
             import nudenet  # type: ignore[import-not-found]
         except ImportError as e:
-            raise Unsupported('The NudeNet judge is an extra: pip install "palimpsest[nudenet]"') from e
+            raise Unsupported('The NudeNet judge is an extra: pip install "palimpsest-concepts[nudenet]"') from e
         self.detector = nudenet.NudeDetector()
         weights = sorted(Path(nudenet.__file__ or "").parent.glob("*.onnx"))
         classes = tuple(nudenet.nudenet.__dict__["__labels"])

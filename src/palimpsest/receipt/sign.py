@@ -109,5 +109,5 @@ def _library() -> tuple[Any, Any]:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as e:
-        raise Unsupported("Signatures need the cryptography package: pip install 'palimpsest[sign]'.") from e
+        raise Unsupported("Signatures need the cryptography package: pip install 'palimpsest-concepts[sign]'.") from e
     return ed25519, serialization

@@ -57,5 +57,6 @@ def doctor() -> dict[str, str]:
     found["systems"] = str(len(catalog.entries()))
     from palimpsest import tiny
 
-    found["tiny models"] = ", ".join(f"tiny/{name}" for name in tiny.names()) or "none"
+    models = [f"{shelf}/{name}" for shelf in ("tiny", *tiny.shelves()) for name in tiny.names(shelf)]
+    found["models"] = ", ".join(dict.fromkeys(models)) or f"none; get the small ones by: {tiny.INSTALL}"
     return found

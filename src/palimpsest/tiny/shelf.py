@@ -1,0 +1,24 @@
+"""Where shipped models lie: folders of installed packages, found by the entry point `palimpsest.models`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+INSTALL = "pip install 'palimpsest-concepts[models]'"
+CHECKOUT = Path(__file__).parents[3] / "models" / "src" / "palimpsest_models" / "weights"
+
+
+@cache
+def shelves() -> dict[str, Path]:
+    """The folders of models by the first part of their names: {"tiny": .../weights}.
+
+    A package declares one as the entry point `palimpsest.models`: the name, and a Path within the package. Beside a
+    source checkout of palimpsest, whose `models/` need not be installed, that folder is "tiny".
+    """
+    declared = {point.name: point for point in entry_points(group="palimpsest.models")}
+    if CHECKOUT.is_dir():
+        declared.pop("tiny", None)
+    folders = {name: Path(point.load()) for name, point in sorted(declared.items())}
+    return {**folders, "tiny": CHECKOUT} if CHECKOUT.is_dir() else folders
