@@ -24,9 +24,9 @@ from palimpsest.erase.trce import TRCE, Steering
 from palimpsest.erase.uce_debias import UCEDebias
 from palimpsest.hosts.sd import SDHost
 from palimpsest.ops.anchors import without
-from palimpsest.ops.sparse_autoencoder import fit, largest, median
 from palimpsest.ops.subspace import away, basis, onto
 from palimpsest.train.loop import TrainStep
+from palimpsest.train.sparse_autoencoder import fit, largest, median
 from palimpsest.train.trained import Trained
 
 STAR, MOON, HOUSE = Concept(name="star"), Concept(name="moon"), Concept(name="house")
