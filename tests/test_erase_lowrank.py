@@ -270,6 +270,19 @@ def test_a_gate_is_open_for_the_concepts_name_and_its_own_for_each_row(host: Any
         assert largest(found[i : i + 1], host.denoise(x[i : i + 1], t[:1], rows[i : i + 1])) > 5e-3
 
 
+@torch.no_grad()
+def test_gates_know_a_prompts_words_whenever_it_was_encoded(host: Any, membranes: Any) -> None:
+    gated, lora = membranes
+    x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([400])
+    before = host.encode(["moon and star"])
+    with lora.applied(host):
+        full = host.denoise(x, t, before)
+    with gated.applied(host):
+        assert largest(host.denoise(x, t, before), full) < 1e-4
+        unknown = host.denoise(x, t, replace(before, texts=()))
+    assert largest(unknown, full) > 1e-4  # by its states alone, the gate is half open
+
+
 def test_membranes_of_several_concepts_have_their_own_gates(host: Any) -> None:
     both = SPM(steps=2, walk_steps=3, lr=0.05)(host, Request(target=(STAR, MOON)))
     alone = SPM(steps=2, walk_steps=3, lr=0.05)(host, Request(target=(MOON,)))
@@ -298,11 +311,9 @@ def test_membranes_go_onto_another_model_and_leave_nothing(host: Any, membranes:
     with gated.applied(other, force=True):
         assert largest(before, other.sample(["a star"], [0], steps=STEPS, size=16)) > 1e-3
     assert torch.equal(before, other.sample(["a star"], [0], steps=STEPS, size=16))
-    assert "encode" not in vars(other)
     twice = merge(gated, gated)
     with twice.applied(host):
-        pass
-    assert "encode" not in vars(host)
+        assert "encode" not in vars(host)
     with pytest.raises(WrongBase, match="membrane"), gated.applied(fresh_host("flux"), force=True):
         pass
 

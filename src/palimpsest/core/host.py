@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -149,6 +150,33 @@ class Denoiser(Host, Protocol):
 
     def pixels(self, x: Tensor) -> Tensor:
         """Images (n, 3, H, W) in [0, 1] of clean latents."""
+        ...
+
+    def attending(self, rule: Callable[[str, Tensor], Tensor], role: str) -> AbstractContextManager[None]:
+        """Inside, every attention layer of a role goes on with the maps that the rule returns; differentiable.
+
+        Args:
+            rule: (layer's name, maps (n, heads, pixels, tokens)) -> maps of the same shape.
+
+        Raises:
+            Unsupported: the model has no such layers, or they attend to text and image jointly.
+        """
+        ...
+
+    def skipping(self, rule: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        """Inside, the decoder reads of each skip (n, c, h, w) what the rule makes of it; in models that have skips."""
+        ...
+
+    def speaking(self, words: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Inside, every prompt but the empty one is read with these words before its first; differentiable in them.
+
+        Args:
+            words: k words that no vocabulary holds, (k, d) by the name of the token table that they stand in for.
+        """
+        ...
+
+    def looking(self, look: Callable[[Cond], None]) -> AbstractContextManager[None]:
+        """Inside, `look` is shown the Cond of every forward of the denoiser before it runs."""
         ...
 
     def walk(

@@ -18,7 +18,7 @@ from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
-from palimpsest.ops.attention import captured, grid, heat, rewritten, spans
+from palimpsest.ops.attention import captured, grid, heat, spans
 from palimpsest.ops.captions import captions
 from palimpsest.ops.drawn import draw
 from palimpsest.ops.fusion import fuse, refine
@@ -82,7 +82,7 @@ class Inattention(FineTune):
             norms.append((chosen.square().sum((1, 2, 3)) + 1e-12).sqrt().mean())
             return maps
 
-        with rewritten(step.host, note):
+        with step.host.attending(note, "cross_attention"):
             step.host.denoise(alpha * x0 + sigma * noise.to(x0.device), t, scene.cond[text])
         return torch.stack(norms).sum()
 
