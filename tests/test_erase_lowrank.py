@@ -15,7 +15,6 @@ from palimpsest.core.delta import LowRank
 from palimpsest.core.errors import BadRequest, WrongBase
 from palimpsest.core.patch import Hook, Patch, merge
 from palimpsest.core.trace import Trace
-from palimpsest.erase import mace
 from palimpsest.erase.ace import ACE
 from palimpsest.erase.crce import CRCE
 from palimpsest.erase.mace import MACE
@@ -166,7 +165,7 @@ def test_mace_refines_the_words_around_the_concept(host: Any, others: tuple[str,
 
 def test_maces_first_loss_is_the_attention_inside_the_mask(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    loss = mace.Inattention.loss
+    loss = MACE.loss
 
     def watched(self: Any, step: Any) -> Tensor:
         inputs: list[Any] = []
@@ -195,7 +194,7 @@ def test_maces_first_loss_is_the_attention_inside_the_mask(host: Any, monkeypatc
         seen.append((float(value.detach()), total))
         return value
 
-    monkeypatch.setattr(mace.Inattention, "loss", watched)
+    monkeypatch.setattr(MACE, "loss", watched)
     MACE(steps=1, batch=3, walk_steps=2, pictures=2)(host, Request(target=(STAR,)))
     assert seen[0][0] == pytest.approx(seen[0][1], rel=1e-4)
 

@@ -21,12 +21,14 @@ class Cond:
             state is `states[i, lengths[i] - 2]`.
         pooled: (n, p) pooled states, for families that take them.
         extra: further per-sample tensors that the family's denoiser takes (first axis n).
+        texts: the prompts themselves, where it is known what was encoded.
     """
 
     states: Tensor
     lengths: Tensor
     pooled: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.states.shape[0]
@@ -34,8 +36,14 @@ class Cond:
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Cond:
         """The chosen rows, as a Cond."""
         pooled = None if self.pooled is None else self.pooled[rows]
-        extra = {k: v[rows] for k, v in self.extra.items()}
-        return replace(self, states=self.states[rows], lengths=self.lengths[rows], pooled=pooled, extra=extra)
+        return replace(
+            self,
+            states=self.states[rows],
+            lengths=self.lengths[rows],
+            pooled=pooled,
+            extra={k: v[rows] for k, v in self.extra.items()},
+            texts=tuple(self.texts[i] for i in torch.arange(len(self))[rows].tolist()) if self.texts else (),
+        )
 
     def repeat(self, n: int) -> Cond:
         """Each row n times in a row: a, a, b, b, ..."""
@@ -52,6 +60,7 @@ class Cond:
             lengths=torch.cat([c.lengths for c in conds]),
             pooled=pooled,
             extra=extra,
+            texts=tuple(t for c in conds for t in c.texts) if all(c.texts for c in conds) else (),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -149,11 +150,13 @@ class DiffusionHost(ABC):
 
     def encode(self, prompts: Sequence[str]) -> Cond:
         """Full-length states, as the denoiser was trained to read them. Cost: one forward per 64 prompts."""
-        return self._read(_some(prompts), cut=False)
+        texts = _some(prompts)
+        return replace(self._read(texts, cut=False), texts=tuple(texts))
 
     def tokens(self, prompts: Sequence[str]) -> Cond:
         """States up to the longest prompt's end token only; equal to those of `encode`."""
-        return self._read(_some(prompts), cut=True)
+        texts = _some(prompts)
+        return replace(self._read(texts, cut=True), texts=tuple(texts))
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The network's own output (n, c, h, w) for x (n, c, h, w), t (n,): one forward, differentiable."""
