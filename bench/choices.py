@@ -25,7 +25,7 @@ from palimpsest import run as verbs
 from palimpsest.core import catalog
 from palimpsest.core.trace import Trace
 from palimpsest.exam.work import BUDGETS, CASES
-from palimpsest.hosts.detect import load
+from palimpsest.hosts.load import load
 from palimpsest.ops.statistics import wilson
 from palimpsest.probes.evaluators import judges_for
 from palimpsest.probes.evidence import collect

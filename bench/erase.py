@@ -145,7 +145,7 @@ def loaded(model: str | None) -> Any:
     """The host of a folder; without one, the model that is built."""
     if model is None:
         return quarter_width()
-    from palimpsest.hosts.detect import load
+    from palimpsest.hosts.load import load
 
     return load(model)
 

@@ -25,7 +25,7 @@ from palimpsest.core import catalog
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.trace import Trace
 from palimpsest.exam.work import BUDGETS
-from palimpsest.hosts.detect import load
+from palimpsest.hosts.load import load
 from palimpsest.probes.evaluators import classes_of, decide, judges_for
 from palimpsest.worlds import concepts as words
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.samples import Samples, Split
-from palimpsest.hosts.vision import ClassifierHost
+from palimpsest.hosts.classifiers import ClassifierHost
 
 REQUEST = Request(target=(Concept(name="3", kind="class", labels=(3,)),))
 

@@ -39,8 +39,8 @@ from transformers import (
 )
 
 from palimpsest.core.host import Guide, Step
-from palimpsest.hosts.detect import load
 from palimpsest.hosts.diffusion import DiffusionHost
+from palimpsest.hosts.load import load
 
 WIDTH = 16  # of every text encoder
 TOLERANCE = 1e-4  # of pixels

@@ -14,7 +14,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.patch import Patch
-from palimpsest.hosts.detect import load
+from palimpsest.hosts.load import load
 
 SYSTEM = '''
 from dataclasses import dataclass

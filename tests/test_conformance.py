@@ -16,7 +16,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import PalimpsestError, Unsupported
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch, merge
-from palimpsest.hosts.detect import load
+from palimpsest.hosts.load import load
 from palimpsest.testing import check_host, check_method
 
 REQUEST = Request(

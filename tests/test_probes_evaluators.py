@@ -136,7 +136,7 @@ def test_a_clip_folder_is_a_judge(tmp_path: Path) -> None:
 
 def test_nudenet_without_its_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nudenet", None)
-    with pytest.raises(Unsupported, match=r"palimpsest\[nudenet\]"):
+    with pytest.raises(Unsupported, match=r"palimpsest-concepts\[nudenet\]"):
         judge("nudenet")
 
 

@@ -13,7 +13,7 @@ import torch
 from palimpsest.core.samples import Split
 from palimpsest.data.forget import ForgetRequest, split
 from palimpsest.data.read import Dataset
-from palimpsest.hosts.vision import ClassifierHost
+from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.tiny import classifiers
 from palimpsest.tiny.train_classifier import train
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from palimpsest.core.patch import Patch, diff, merge
     from palimpsest.core.reading import Reading
     from palimpsest.core.trace import Trace
-    from palimpsest.hosts.detect import load
+    from palimpsest.hosts.load import load
 
 __all__ = ["Card", "Concept", "Patch", "Reading", "Request", "Trace", "__version__", "diff", "load", "merge"]
 __version__ = "0.2.0"
@@ -28,7 +28,7 @@ _WHERE = {  # what is imported above for type checkers only
     "Reading": "palimpsest.core.reading",
     "merge": "palimpsest.core.patch",
     "diff": "palimpsest.core.patch",
-    "load": "palimpsest.hosts.detect",
+    "load": "palimpsest.hosts.load",
 }
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
@@ -14,13 +13,9 @@ from palimpsest.core.errors import BadRequest
 
 @dataclass(frozen=True, kw_only=True)
 class Ls:
-    """List the systems.
+    """List the systems."""
 
-    Examples:
-      palimpsest ls erase
-    """
-
-    verb: Annotated[Positional[str], arg(metavar="VERB")] = ""
+    verb: Positional[str] = ""
     """Only this verb's."""
     json: bool = False
     """As JSON."""
@@ -28,7 +23,7 @@ class Ls:
     def run(self, rest: list[str], command: str) -> int:
         if self.verb and self.verb not in catalog.verbs():
             raise BadRequest(f"There is no verb {self.verb!r}; the verbs are {', '.join(catalog.verbs())}.")
-        found = [e for e in catalog.entries().values() if e.id.startswith(f"{self.verb}/" if self.verb else "")]
+        found = [e for e in catalog.entries().values() if e.id.startswith(self.verb)]
         if self.json:
             print(json.dumps([{"id": e.id, **asdict(e.card)} for e in found], indent=1))
             return 0
@@ -39,13 +34,9 @@ class Ls:
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Everything about one system: paper, claim, parameters, docs.
+    """Everything about one system: paper, claim, parameters, docs."""
 
-    Examples:
-      palimpsest show erase/esd
-    """
-
-    system: Annotated[Positional[str], arg(metavar="SYSTEM")]
+    system: Positional[str]
     """Its id, e.g. erase/esd."""
     json: bool = False
     """As JSON."""
@@ -65,11 +56,7 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Versions, devices, and what is installed.
-
-    Examples:
-      palimpsest doctor --json
-    """
+    """Versions, devices, and what is installed."""
 
     json: bool = False
     """As JSON."""

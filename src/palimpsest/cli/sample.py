@@ -5,52 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from palimpsest.cli import options
-from palimpsest.cli.options import Loading, refuse_overwriting
-from palimpsest.cli.terminal import tell
+from tyro.conf import Positional
+
+from palimpsest.cli.options import Loading
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Loading):
-    """Draw pictures from a model, with or without a patch.
+    """Draw pictures from a model, with or without a patch."""
 
-    Examples:
-      palimpsest sample "a red star in sketch style" --model tiny/sd --patch no-star/patch.safetensors --out star.png
-    """
-
-    prompt: options.Prompt
+    model: Positional[str]
+    """The model."""
+    prompt: Positional[str]
     """What to draw."""
-    model: options.Model = "tiny/sd"
-    """A diffusers folder, a single .safetensors checkpoint, or one of the shipped tiny models."""
-    patch: options.PatchFile | None = None
+    patch: Path | None = None
     """A patch to apply while drawing."""
-    scale: options.Strength = 1.0
+    scale: float = 1.0
     """Strength of the patch."""
     force: bool = False
     """Apply a patch that was made for another model."""
-    negative: options.Words = ""
+    negative: str = ""
     """What to keep away from."""
-    seed: options.Count = 0
+    seed: int = 0
     """Of the first picture; the next ones count up."""
-    n: options.Count = 1
+    n: int = 1
     """How many pictures, side by side."""
-    steps: options.Steps = None
+    steps: int | None = None
     """Sampling steps."""
-    guidance: options.Number = None
+    guidance: float | None = None
     """Scale of classifier-free guidance."""
-    out: options.File = Path("sample.png")
+    out: Path = Path("sample.png")
     """A PNG file."""
-    overwrite: bool = False
-    """Replace the file if it is there already."""
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest import run
 
-        refuse_overwriting(self.out.parent, [self.out.name], self.overwrite)
-        host = self.load(self.model)
+        host = run.load(self.model, device=self.device, dtype=self.dtype)
         run.sample(
             host, self.prompt, patch=self.patch, scale=self.scale, force=self.force, negative=self.negative,
             seed=self.seed, n=self.n, steps=self.steps, guidance=self.guidance, out=self.out,
         )  # fmt: skip
-        tell(str(self.out))
+        print(self.out)
         return 0

@@ -19,7 +19,7 @@ BATCH = 40  # pictures drawn at once
 @lru_cache(maxsize=2)
 def host_of(name: str) -> Any:
     """A model by name; the last two stay loaded."""
-    from palimpsest.hosts.detect import load
+    from palimpsest.hosts.load import load
 
     return load(name)
 

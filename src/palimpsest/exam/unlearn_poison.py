@@ -29,7 +29,7 @@ from palimpsest.exam.unlearn_claims import Judged, Verdict
 from palimpsest.exam.unlearn_material import unlearnt
 from palimpsest.exam.unlearn_values import stored_in
 from palimpsest.exam.work import source_digest
-from palimpsest.hosts.vision import ClassifierHost
+from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
 from palimpsest.tiny import classifiers

@@ -1,134 +1,108 @@
-"""Classifiers from a function that builds them and a safetensors state: our folders, timm's, and users' own code."""
+"""Models from a function that builds them and a safetensors state: folders of ours, and users' own code."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from torch import nn
 
+from palimpsest.core import declared
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.files import write_beside, write_text
-from palimpsest.core.patch import refuse_pickle
 from palimpsest.hosts.architectures import ARCHITECTURES, built
-from palimpsest.hosts.vision import ClassifierHost, Preprocessing
+from palimpsest.hosts.classifiers import ClassifierHost
+from palimpsest.hosts.encoder import EncoderHost
+from palimpsest.hosts.preprocessing import Preprocessing
+from palimpsest.hosts.source import CONFIG, STATE, Family, Source, known
+from palimpsest.hosts.weights import filled
 
-CONFIG, STATE = "config.json", "model.safetensors"
+Side = Annotated[int, declared.Within(1, 10_000)]
 
 
-def is_own(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of `save`'s format."""
+class Steps(TypedDict, total=False):
+    """The fields of Preprocessing that a folder may set."""
+
+    size: Side | tuple[Side, Side] | None
+    crop: tuple[Side, Side] | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    mode: Literal["bilinear", "bicubic", "nearest-exact"]
+
+
+class Answers(TypedDict, total=False):
+    """What a classifier's config.json says beside; without labels and head it is an encoder."""
+
+    labels: Annotated[tuple[str, ...], declared.Within(1, 1_000_000)]
+    head: str
+    backbone: str
+    preprocessing: Steps
+
+
+class Described(Answers):
+    """config.json of a folder of ours."""
+
+    factory: Annotated[str, declared.Within(0, 200)]
+    arguments: dict[str, bool | int | float | str]
+
+
+def _detect(files: Collection[str], config: Mapping[str, Any], keys: Collection[str]) -> bool:
     return "factory" in config
 
 
-def is_timm(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is what timm writes."""
-    return "architecture" in config and "pretrained_cfg" in config
-
-
-def from_own(
-    folder: Path, config: Mapping[str, Any], *, name: str, device: torch.device, dtype: torch.dtype, factory: str = ""
-) -> ClassifierHost:
+def _load(source: Source) -> EncoderHost:
     """A folder with config.json (factory, arguments, labels, head, backbone, preprocessing) and model.safetensors.
 
-    Args:
-        factory: "module:function" that the user vouches for; needed where config.json names anything but a listed
-            architecture (`hosts.architectures`).
-
-    Raises:
-        Damaged: keys or tensors are missing, or the folder names code by itself.
-        BadRequest: the factory cannot be found.
+    Where config.json names anything but a listed architecture (`hosts.architectures`), the user has to vouch for the
+    same name in `source.factory`.
     """
-    named = config["factory"]
-    if not isinstance(named, str):
-        raise Damaged(f"{folder / CONFIG} names {named!r} as its factory; expected a text.")
-    if named not in ARCHITECTURES and (not factory or named != factory):
+    folder = source.path
+    config = known(source.config, Described, folder / CONFIG)
+    named, arguments = config["factory"], config["arguments"]
+    if named not in ARCHITECTURES and (not source.factory or named != source.factory):
         raise Damaged(
             f"{folder} asks to run {named!r}, which is not one of the architectures that a model's folder may choose. "
             "Where the function is your own or one that you have read, name it yourself with --factory."
         )
-    try:
-        arguments, labels = dict(config["arguments"]), tuple(map(str, config["labels"]))
-        preprocessing = _preprocessing(config.get("preprocessing", {}))
-        head, backbone = str(config["head"]), str(config.get("backbone", ""))
-    except (KeyError, TypeError, ValueError) as e:
-        raise Damaged(f"{folder / CONFIG} is incomplete ({e!r}); expected factory, arguments, labels and head.") from e
-    model = built(named, arguments, folder) if named in ARCHITECTURES else _built(named, _plain(arguments, folder))
+    model = built(named, arguments, folder) if named in ARCHITECTURES else _built(named, arguments)
+    model = filled(model, folder).to(source.device, source.dtype)
+    common: dict[str, Any] = {"name": source.name, "folder": folder}
+    common["preprocessing"] = Preprocessing(**config.get("preprocessing", {}))
+    if "labels" not in config and "head" not in config:
+        return EncoderHost(model, **common)
+    if "labels" not in config or "head" not in config:
+        raise Damaged(f"{folder / CONFIG} is incomplete; expected both labels and head, or neither.")
     return ClassifierHost(
-        _filled(model, folder / STATE).to(device, dtype),
-        name=name,
-        labels=labels,
-        head=head,
-        backbone=backbone,
-        preprocessing=preprocessing,
-        folder=folder,
+        model, labels=config["labels"], head=config["head"], backbone=config.get("backbone", ""), **common
     )
 
 
-def from_state(
-    path: Path, factory: str, *, labels: Sequence[str] = (), device: torch.device, dtype: torch.dtype
-) -> ClassifierHost:
-    """A state dict (.safetensors) for the module that a user's function makes.
+FAMILY = Family(_detect, _load)
+
+
+def from_state(source: Source) -> ClassifierHost:
+    """A state dict (.safetensors) for the module that a user's function makes, called without arguments.
 
     The module takes pictures (n, 3, H, W) in [0, 1]; what it needs of normalisation belongs inside it. Its head is
-    its last linear layer.
-
-    Args:
-        factory: "module:function"; called without arguments.
-        labels: the classes' names; the numbers from 0 on where none are given.
+    its last linear layer; where no labels are given, its classes are called by their numbers.
     """
-    model = _filled(_built(factory, {}), path)
-    head, width = head_of(model, factory)
-    if labels and len(labels) != width:
-        raise BadRequest(f"{factory} has {width} logits and {len(labels)} labels were given; give one for each.")
-    names = tuple(labels) or tuple(map(str, range(width)))
-    return ClassifierHost(model.to(device, dtype), name=path.stem, labels=names, head=head)
-
-
-def from_timm(
-    folder: Path, config: Mapping[str, Any], *, name: str, device: torch.device, dtype: torch.dtype
-) -> ClassifierHost:
-    """A timm model's folder, as its hub lays it out.
-
-    Raises:
-        Unsupported: timm is not installed.
-        Damaged: the folder does not hold what timm expects.
-    """
-    try:
-        timm: Any = import_module("timm")
-    except ImportError as e:
-        raise Unsupported(f"{folder} is a timm model; install timm to load it: pip install timm.") from e
-    architecture = config["architecture"]
-    if not isinstance(architecture, str) or not re.fullmatch(r"\w+(\.\w+)?", architecture):
-        # Other spellings ("hf-hub:...", "local-dir:...") would make timm read or fetch further files.
-        raise Damaged(f"{folder} names {architecture!r}, which is no name of a timm model.")
-    cfg = config["pretrained_cfg"]
-    classes = int(config.get("num_classes") or cfg["num_classes"])
-    try:
-        model = timm.create_model(architecture, pretrained=False, num_classes=classes)
-    except Exception as e:  # an unknown architecture, or options that this timm lacks
-        raise Damaged(f"{folder} cannot be built by timm {timm.__version__}: {e}.") from e
-    side = int(cfg["input_size"][-1])
-    resize = round(side / float(cfg.get("crop_pct") or 1.0))
-    return ClassifierHost(
-        _filled(model, folder / STATE).to(device, dtype),
-        name=name,
-        labels=tuple(map(str, config.get("label_names") or range(classes))),
-        head=str(cfg["classifier"]),
-        preprocessing=Preprocessing(
-            size=resize,
-            crop=(side, side),
-            mean=tuple(cfg["mean"]),
-            std=tuple(cfg["std"]),
-            mode="bicubic" if cfg.get("interpolation") == "bicubic" else "bilinear",
-        ),
-        folder=folder,
-    )
+    model = filled(_built(source.factory, {}), source.path)
+    linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear) and name]
+    if not linear:
+        raise Unsupported(
+            f"{source.factory} has no linear layer to be its head; give a module whose last layer is nn.Linear."
+        )
+    head, width = linear[-1][0], linear[-1][1].out_features
+    if source.labels and len(source.labels) != width:
+        raise BadRequest(
+            f"{source.factory} has {width} logits and {len(source.labels)} labels were given; give one for each."
+        )
+    labels = source.labels or tuple(map(str, range(width)))
+    return ClassifierHost(model.to(source.device, source.dtype), name=source.path.stem, labels=labels, head=head)
 
 
 def save(
@@ -143,7 +117,7 @@ def save(
     dtype: torch.dtype = torch.float16,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes the folder that `from_own` reads.
+    """Writes a folder that `hosts.load` reads.
 
     Args:
         factory: "module:function" that makes the module from `arguments`.
@@ -168,26 +142,6 @@ def save(
     return folder
 
 
-def head_of(model: nn.Module, called: str) -> tuple[str, int]:
-    """The name of a module's last linear layer, and how many logits it gives.
-
-    Raises:
-        Unsupported: there is none.
-    """
-    linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear) and name]
-    if not linear:
-        raise Unsupported(f"{called} has no linear layer to be its head; give a module whose last layer is nn.Linear.")
-    return linear[-1][0], linear[-1][1].out_features
-
-
-def _plain(arguments: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """The arguments of a user's own factory, as its folder keeps them: plain numbers and texts."""
-    for key, value in arguments.items():
-        if not isinstance(value, (bool, int, float, str)):
-            raise Damaged(f"{folder} gives its factory {key} = {value!r}; expected a number, a text, true or false.")
-    return arguments
-
-
 def _built(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     module, colon, function = factory.partition(":")
     if not colon or not module or not function:
@@ -203,34 +157,3 @@ def _built(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise BadRequest(f"The factory {factory!r} returned a {type(model).__name__}; expected a torch.nn.Module.")
     return model
-
-
-def _filled(model: nn.Module, file: Path) -> nn.Module:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not file.is_file():
-        raise Damaged(f"There are no weights at {file}; expected a safetensors state dict.")
-    refuse_pickle(file)
-    try:
-        state = load_file(str(file))
-    except (SafetensorError, OSError) as e:
-        raise Damaged(f"{file} cannot be read as safetensors: {e}. It is truncated or damaged.") from e
-    # Strict on names and shapes alike: a head of another size is another model.
-    own = model.state_dict()
-    odd = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
-    if odd:
-        raise Damaged(f"{file} does not fit its model: {len(odd)} tensors differ, first {odd[0]!r}.")
-    model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
-    return model
-
-
-def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
-    size, crop = config.get("size"), config.get("crop")
-    return Preprocessing(
-        size=tuple(size) if isinstance(size, list) else size,
-        crop=tuple(crop) if crop is not None else None,
-        mean=tuple(config.get("mean", Preprocessing.mean)),
-        std=tuple(config.get("std", Preprocessing.std)),
-        mode=config.get("mode", "bilinear"),
-    )

@@ -13,6 +13,15 @@ from torch import Tensor
 
 from palimpsest.core.host import Cond
 from palimpsest.hosts.flow import FlowHost
+from palimpsest.hosts.pipelines import (
+    AUTOENCODER,
+    CLIP,
+    CLIP_TOKENIZER,
+    FLOW_SCHEDULER,
+    T5,
+    T5_TOKENIZER,
+    family,
+)
 from palimpsest.hosts.text import read_clip, read_t5
 
 T5_LENGTH = 512
@@ -44,7 +53,7 @@ class FluxHost(FlowHost):
     def guided(self, guidance: float) -> bool:
         return not self.distilled and super().guided(guidance)
 
-    def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         assert cond.pooled is not None, "Flux needs the pooled states that its encode gives"
         n, _, h, w = x.shape
         rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
@@ -95,3 +104,16 @@ def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
     """The inverse of `pack`."""
     n, _, d = tokens.shape
     return tokens.view(n, h // 2, w // 2, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, d // 4, h, w)
+
+
+FAMILY = family(
+    "Flux",
+    FluxHost,
+    transformer=("FluxTransformer2DModel",),
+    text_encoder=CLIP,
+    text_encoder_2=T5,
+    vae=AUTOENCODER,
+    tokenizer=CLIP_TOKENIZER,
+    tokenizer_2=T5_TOKENIZER,
+    scheduler=FLOW_SCHEDULER,
+)

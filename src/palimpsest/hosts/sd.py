@@ -12,6 +12,7 @@ from torch import Tensor
 from palimpsest.core.errors import Unsupported
 from palimpsest.core.host import Cond
 from palimpsest.hosts.diffusion import DiffusionHost
+from palimpsest.hosts.pipelines import AUTOENCODER, CLIP, CLIP_TOKENIZER, NOISE_SCHEDULER, family
 from palimpsest.hosts.text import read_clip
 
 
@@ -34,7 +35,7 @@ class SDHost(DiffusionHost):
         abar = pipeline.scheduler.alphas_cumprod.double().cpu()
         self._ratio = ((1 - abar) / abar).sqrt()  # (T,) sigma / alpha
 
-    def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         x, states = x.to(self.dtype), cond.states.to(self.dtype)
         return self.denoiser(x, t.to(x.device), encoder_hidden_states=states, return_dict=False)[0]
 
@@ -61,3 +62,14 @@ class SDHost(DiffusionHost):
 
     def _set_timesteps(self, scheduler: Any, steps: int, height: int, width: int) -> None:
         scheduler.set_timesteps(steps, device=self.device)
+
+
+FAMILY = family(
+    "StableDiffusion",
+    SDHost,
+    unet=("UNet2DConditionModel",),
+    text_encoder=CLIP,
+    vae=AUTOENCODER,
+    tokenizer=CLIP_TOKENIZER,
+    scheduler=NOISE_SCHEDULER,
+)

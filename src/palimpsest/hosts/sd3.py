@@ -12,6 +12,15 @@ from torch.nn.functional import pad
 
 from palimpsest.core.host import Cond
 from palimpsest.hosts.flow import FlowHost
+from palimpsest.hosts.pipelines import (
+    AUTOENCODER,
+    CLIP,
+    CLIP_TOKENIZER,
+    FLOW_SCHEDULER,
+    T5,
+    T5_TOKENIZER,
+    family,
+)
 from palimpsest.hosts.text import read_clip, read_t5
 
 T5_LENGTH = 256
@@ -35,7 +44,7 @@ class SD3Host(FlowHost):
                 states = pipeline.encode_prompt("", "", "", device=self.device, do_classifier_free_guidance=False)[0]
             self._zeros = states.shape[1] - pipeline.tokenizer_max_length
 
-    def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         assert cond.pooled is not None, "SD3 needs the pooled states that its encode gives"
         return self.denoiser(
             hidden_states=x.to(self.dtype),
@@ -67,3 +76,18 @@ class SD3Host(FlowHost):
             scheduler.set_timesteps(steps, device=self.device, mu=self._shift_of_size(height, width, 1.16))
         else:
             scheduler.set_timesteps(steps, device=self.device)
+
+
+FAMILY = family(
+    "StableDiffusion3",
+    SD3Host,
+    transformer=("SD3Transformer2DModel",),
+    text_encoder=CLIP,
+    text_encoder_2=CLIP,
+    text_encoder_3=T5,
+    vae=AUTOENCODER,
+    tokenizer=CLIP_TOKENIZER,
+    tokenizer_2=CLIP_TOKENIZER,
+    tokenizer_3=T5_TOKENIZER,
+    scheduler=FLOW_SCHEDULER,
+)

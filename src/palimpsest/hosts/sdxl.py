@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.host import Cond
+from palimpsest.hosts.pipelines import AUTOENCODER, CLIP, CLIP_TOKENIZER, NOISE_SCHEDULER, family
 from palimpsest.hosts.sd import SDHost
 from palimpsest.hosts.text import read_clip
 
@@ -22,7 +23,7 @@ class SDXLHost(SDHost):
     encoders = ("text_encoder", "text_encoder_2")
     default_guidance = 5.0
 
-    def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         assert cond.pooled is not None, "SDXL needs the pooled states that its encode gives"
         height, width = (side * self.pipeline.vae_scale_factor for side in x.shape[-2:])
         size = torch.tensor([height, width, 0, 0, height, width], dtype=self.dtype, device=x.device)
@@ -48,3 +49,16 @@ class SDXLHost(SDHost):
         second = read_clip(pipe.tokenizer_2, pipe.text_encoder_2, prompts, cut=cut, layer=-2)
         states = torch.cat([first.states, second.states], dim=-1)
         return Cond(states=states, lengths=second.lengths, pooled=second.pooled)
+
+
+FAMILY = family(
+    "StableDiffusionXL",
+    SDXLHost,
+    unet=("UNet2DConditionModel",),
+    text_encoder=CLIP,
+    text_encoder_2=CLIP,
+    vae=AUTOENCODER,
+    tokenizer=CLIP_TOKENIZER,
+    tokenizer_2=CLIP_TOKENIZER,
+    scheduler=NOISE_SCHEDULER,
+)

@@ -1,14 +1,22 @@
-"""A model's tensors: their fingerprint, hashed again only when they have changed, and whether files hold them all."""
+"""A model's tensors: their fingerprint, and that files hold every one of them under the model's own names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
-from torch import nn
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from palimpsest.core.fingerprint import fingerprint, quick_state
+from palimpsest.core.errors import Damaged
+from palimpsest.core.fingerprint import fingerprint, quick_state, tensors_of
+from palimpsest.hosts.source import first_line, keys_of, quiet, weights_in
+
+PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, of training frameworks, of torch.compile
+BASE = ".base_layer."  # where peft puts a layer while an adapter is loaded
+COUNTER = "num_batches_tracked"  # only counts training steps, and old files lack it
 
 
 class Weights:
@@ -27,19 +35,103 @@ class Weights:
         return self._fingerprint
 
 
-PREFIX = "text_model."  # some versions of transformers write it, some do not; each reads what it can
+def loaded(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A component of diffusers or transformers, whose every tensor comes from its files: the plain ones if there.
 
+    Args:
+        cls: its class, chosen from a closed list; the folder chooses nothing.
 
-def absent(module: nn.Module, files: Iterable[Path]) -> list[str]:
-    """Parameters that none of the safetensors files hold: a library may have filled them at random without a word.
-
-    A tensor that is shared under several names counts as held under any of them.
+    Raises:
+        Damaged: files are broken or lack tensors, which the libraries would fill at random without a word.
     """
-    held: set[str] = set()
-    for file in files:
-        with safe_open(file, framework="pt") as stored:
-            held |= {name.removeprefix(PREFIX) for name in stored.keys()}  # noqa: SIM118
-    names: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return [every[0] for every in names.values() if not {n.removeprefix(PREFIX) for n in every} & held]
+    stem = "diffusion_pytorch_model" if cls.__module__.startswith("diffusers.") else "model"
+    variant, files = min(weights_in(folder, stem).items())  # the plain one, "", comes before every other
+    how: dict[str, Any] = {"torch_dtype": dtype, "output_loading_info": True}
+    try:
+        with quiet():
+            model, info = cls.from_pretrained(
+                folder, variant=variant or None, use_safetensors=True, local_files_only=True, **how
+            )
+            names = unprefixed([key for file in files for key in keys_of(file)])
+            if absent(info) and any(old != new for old, new in names.items()):
+                state = {names[k]: t.to(dtype) if t.is_floating_point() else t for k, t in _read(files).items()}
+                if stem == "model":
+                    model, info = cls.from_pretrained(None, config=model.config, state_dict=state, **how)
+                else:
+                    result = model.load_state_dict(state, strict=False, assign=True)
+                    info = {"missing_keys": result.missing_keys}
+    except Damaged:
+        raise
+    except Exception as e:  # whatever diffusers, transformers or safetensors meet in a broken file
+        raise Damaged(
+            f"{folder} cannot be loaded as a {cls.__name__}: {first_line(e)}. It is damaged (fetch it again), or "
+            "was saved by newer versions of diffusers or transformers than those installed here (upgrade them)."
+        ) from e
+    refuse_absent(absent(info), names, folder)
+    return model.eval()
+
+
+def filled(model: nn.Module, path: Path) -> nn.Module:
+    """A module with the tensors of a safetensors file or of a folder's, which must be exactly its own, prefixes apart.
+
+    Raises:
+        Damaged: there are none, or they have other names or shapes.
+    """
+    files = [path] if path.is_file() else min(weights_in(path).items())[1]
+    wanted = model.state_dict()
+    names: Mapping[str, str] = {key: key for file in files for key in keys_of(file)}
+    if not set(wanted) <= set(names):
+        names = unprefixed(names)
+    state = {names[key]: value for key, value in _read(files).items()}
+    lost = [name for name in wanted if name not in state and not name.endswith(COUNTER)]
+    more = sorted(set(state) - set(wanted))
+    if not more or any(BASE in key for key in more):
+        refuse_absent(lost, names, path)
+    odd = lost + more + [name for name in wanted if name in state and wanted[name].shape != state[name].shape]
+    if odd:
+        raise Damaged(f"{path} does not fit its model: {len(odd)} tensors differ, first {odd[0]!r}.")
+    model.load_state_dict({**wanted, **{key: value.to(wanted[key].dtype) for key, value in state.items()}})
+    return model
+
+
+def unprefixed(keys: Collection[str]) -> Mapping[str, str]:
+    """Each name as it stands in a file -> without what wrappers of the whole model put before every name."""
+    names = {key: key.replace("_orig_mod.", "") for key in keys}
+    while prefix := next((p for p in PREFIXES if names and all(n.startswith(p) for n in names.values())), ""):
+        names = {key: name.removeprefix(prefix) for key, name in names.items()}
+    return names
+
+
+def absent(info: Mapping[str, Iterable[str]]) -> list[str]:
+    """The tensors that a library says it did not find."""
+    return sorted(name for name in info["missing_keys"] if not name.endswith(COUNTER))
+
+
+def refuse_absent(lost: Sequence[str], held: Collection[str], where: Path) -> None:
+    """Raises Damaged where tensors are lost; `held` are the names that the files have."""
+    if not lost:
+        return
+    if any(BASE in key for key in held):
+        raise Damaged(
+            f"{where} was saved with an adapter (LoRA) still loaded: its layers are called {lost[0]!r} and the like "
+            "only without it. Fuse or unload the adapter (pipeline.fuse_lora(), pipeline.unload_lora_weights()) and "
+            "save the model again."
+        )
+    raise Damaged(
+        f"{len(lost)} tensors of {where} are not in its files, first {lost[0]!r}; they would be random. The "
+        "download is incomplete (fetch the model again), or the names are those of another architecture or version."
+    )
+
+
+def refuse_odd(root: nn.Module, name: str) -> None:
+    """Raises Damaged where a tensor holds NaN or infinity. Cost: one pass."""
+    odd = [key for key, t in tensors_of(root).items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if odd:
+        raise Damaged(
+            f"{len(odd)} tensors of {name} hold numbers that are not finite, first {odd[0]!r}: training diverged, or "
+            "they are too large for this precision (try float32)."
+        )
+
+
+def _read(files: Iterable[Path]) -> dict[str, Tensor]:
+    return {key: value for file in files for key, value in load_file(str(file)).items()}

@@ -18,7 +18,6 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops import membership
 from palimpsest.probes.evidence import norms
 from palimpsest.train.classify import all_seen, gone, picked
-from palimpsest.train.loop import minimise
 from palimpsest.train.scratch import copied
 
 FORGET, RETAIN, TEST = 1000, 1000, 2000  # samples that are looked at, at most
@@ -235,17 +234,16 @@ def relearnt(host: Any, forget: Samples) -> Tensor:
     """(RELEARN_STEPS + 1,) accuracy on forgotten samples, in percent, after each step of fine-tuning on them."""
     student, looked = copied(host), forget[: min(RELEARN_LOOKED, len(forget))]
     student.root.requires_grad_(True)
-    leaves = dict(student.root.named_parameters())
+    optimiser = torch.optim.SGD(list(student.root.parameters()), lr=RELEARN_RATE, momentum=0.9)
     order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(0))
     found = [_accuracy(student, looked)]
-
-    def loss(step: int) -> Tensor:
+    for step in range(RELEARN_STEPS):
         rows = order[torch.arange(step * RELEARN_BATCH, (step + 1) * RELEARN_BATCH) % len(order)]
-        return torch.nn.functional.cross_entropy(student.logits(forget.pixels(rows)), forget.labels[rows])
-
-    sgd = torch.optim.SGD(leaves.values(), lr=RELEARN_RATE, momentum=0.9)
-    after = lambda step: found.append(_accuracy(student, looked))  # noqa: E731
-    minimise(leaves, loss, steps=RELEARN_STEPS, optimiser=sgd, after=after)
+        loss = torch.nn.functional.cross_entropy(student.logits(forget.pixels(rows)), forget.labels[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        found.append(_accuracy(student, looked))
     return torch.tensor(found, dtype=torch.float64)
 
 

@@ -152,7 +152,7 @@ def judge(source: str, concepts: Sequence[Concept] = ()) -> Judge:
         )
     if evaluators_text.is_clip(folder):
         return evaluators_text.ClipJudge(folder, concepts)
-    from palimpsest.hosts.detect import load
+    from palimpsest.hosts.load import load
 
     host = load(folder)
     if not isinstance(host, Classifier):

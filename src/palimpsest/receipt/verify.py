@@ -309,7 +309,7 @@ def check_models(
 def check_model(stated: Mapping[str, str], given: Any, what: str) -> tuple[Any, Finding]:
     host = given
     if host is None:
-        from palimpsest.hosts.detect import load as load_host
+        from palimpsest.hosts.load import load as load_host
 
         try:
             host = load_host(stated["name"])

@@ -23,9 +23,9 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.fingerprint import raw_bytes
 from palimpsest.data.forget import ForgetRequest, drawn, record, split
 from palimpsest.data.read import Dataset, from_arrays, read
-from palimpsest.hosts.detect import load
+from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.hosts.factory import save
-from palimpsest.hosts.vision import ClassifierHost
+from palimpsest.hosts.load import load
 from palimpsest.tiny.assemble import cache
 from palimpsest.tiny.train_classifier import CIFAR, FACTORY, Recipe, train
 

@@ -23,8 +23,7 @@ from palimpsest.core.samples import Samples
 from palimpsest.data.forget import ForgetRequest, chosen, drawn, split
 from palimpsest.data.read import Dataset, read
 from palimpsest.hosts.factory import save
-from palimpsest.ops.precision import measured
-from palimpsest.tiny.masters import Masters, begun_in, named
+from palimpsest.tiny.masters import Masters
 from palimpsest.tiny.resnet import ResNet, resnet, whiten
 from palimpsest.train.randomness import generator
 
@@ -68,7 +67,6 @@ def train(
     recipe: Recipe,
     *,
     seed: int,
-    precision: torch.dtype = torch.bfloat16,
     checkpoint: Path | None = None,
     tell: Callable[[str], object] | None = None,
 ) -> ResNet:
@@ -78,7 +76,6 @@ def train(
 
     Args:
         classes: how many logits, also where some class has no sample.
-        precision: what network and Muon's iteration compute in; a run goes on in the one that it began in.
         checkpoint: a file that is written after each epoch and read at the start where it is this run's.
         tell: called with a line after each epoch.
 
@@ -89,14 +86,8 @@ def train(
     whiten(model, samples.pixels(torch.randperm(len(samples), generator=generator(seed, "whiten"))[:2000]))
     model.backbone.stem.requires_grad_(False)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    precision = begun_in(checkpoint, _identity(recipe, seed)) or precision
     masters = Masters(
-        model,
-        lr=recipe.lr,
-        average=recipe.average,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        dtype=precision,
+        model, lr=recipe.lr, average=recipe.average, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
     padded = _padded(samples.images, recipe.shift)
     start, done = time.perf_counter(), _resume(masters, checkpoint, recipe, seed)
@@ -106,12 +97,12 @@ def train(
         order = torch.randperm(len(samples), generator=draw)
         total = 0.0
         for k, rows in enumerate(order.split(recipe.batch)):
-            images = _augmented(padded, rows, epoch, recipe, draw).to(precision)
+            images = _augmented(padded, rows, epoch, recipe, draw).to(torch.bfloat16)
             loss = F.cross_entropy(model(images).float(), samples.labels[rows], label_smoothing=recipe.smoothing)
             loss.backward()
             masters.step(_triangle((epoch * steps + k + 1) / (recipe.epochs * steps + 1)), clip=5.0)
             total += float(loss.detach())
-        _save_checkpoint(masters, checkpoint, recipe, seed, epoch + 1, precision)
+        _save_checkpoint(masters, checkpoint, recipe, seed, epoch + 1)
         if tell is not None:
             seconds = time.perf_counter() - start
             tell(f"epoch {epoch + 1}/{recipe.epochs} loss {total / steps:.4f} {seconds:.0f} s")
@@ -195,12 +186,10 @@ def _identity(recipe: Recipe, seed: int) -> str:
     return json.dumps({"recipe": asdict(recipe), "seed": seed}, sort_keys=True)
 
 
-def _save_checkpoint(
-    masters: Masters, file: Path | None, recipe: Recipe, seed: int, epochs: int, precision: torch.dtype
-) -> None:
+def _save_checkpoint(masters: Masters, file: Path | None, recipe: Recipe, seed: int, epochs: int) -> None:
     if file is None:
         return
-    meta = {"run": _identity(recipe, seed), "epochs": str(epochs), "precision": named(precision)}
+    meta = {"run": _identity(recipe, seed), "epochs": str(epochs)}
     write_beside(file, lambda tmp: save_file(masters.state(), str(tmp), metadata=meta))
 
 
@@ -238,22 +227,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{field}", type=kind, default=getattr(CIFAR, field))
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print(measured())
     recipe = Recipe(epochs=asked.epochs, batch=asked.batch, lr=asked.lr, width=asked.width)
     data, test = read(asked.data, split="train"), read(asked.data, split="test")
     request = without(data, asked.without)
     kept = data.samples if request is None else split(data, request).retain
     begin = time.process_time()
     checkpoint = asked.out / "checkpoint.safetensors"
-    model = train(
-        kept,
-        len(data.classes),
-        recipe,
-        seed=asked.seed,
-        precision=measured().dtype,
-        checkpoint=checkpoint,
-        tell=print,
-    )
+    model = train(kept, len(data.classes), recipe, seed=asked.seed, checkpoint=checkpoint, tell=print)
     seconds = time.process_time() - begin
     model.half().float()  # as it is stored
     scores = {"train": logits(model, data.samples), "test": logits(model, test.samples)}

@@ -18,8 +18,8 @@ import palimpsest
 from hosts_fixtures import CLASSES, folder_of, host_of
 from palimpsest import tiny
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
-from palimpsest.hosts.detect import load
 from palimpsest.hosts.diffusion import DiffusionHost
+from palimpsest.hosts.load import load
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +94,8 @@ def test_half_precision_files(tmp_path: Path) -> None:
     unet = folder / "unet" / "diffusion_pytorch_model.fp16.safetensors"
     shutil.copy(unet, unet.with_name("diffusion_pytorch_model.safetensors"))  # both variants, of one part only
     assert load(folder, dtype="float16").fingerprint() == host.fingerprint()
-    unet.unlink()
-    with pytest.raises(Damaged, match="no variant of its weights that is complete"):
-        load(folder)
+    unet.unlink()  # a plain part beside halved ones
+    assert load(folder, dtype="float16").fingerprint() == host.fingerprint()
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
@@ -190,7 +189,7 @@ def test_single_files(tmp_path: Path) -> None:
 def test_other_pipelines_are_named(tmp_path: Path) -> None:
     folder = copy_of("sd", tmp_path)
     edit_index(folder, lambda index: index.update(_class_name="KandinskyPipeline"))
-    with pytest.raises(Unsupported, match=r"KandinskyPipeline, which has no host; supported are StableDiffusion"):
+    with pytest.raises(Unsupported, match="is a 'KandinskyPipeline', which has no host here"):
         load(folder)
 
 
@@ -213,10 +212,10 @@ def test_code_that_a_model_brings_along_is_never_run(tmp_path: Path) -> None:
 def test_broken_index(tmp_path: Path) -> None:
     folder = copy_of("sd", tmp_path)
     (folder / "model_index.json").write_text("{")
-    with pytest.raises(Damaged, match="no valid JSON"):
+    with pytest.raises(Damaged, match="not the JSON that it should be"):
         load(folder)
     (folder / "model_index.json").write_text("[]")
-    with pytest.raises(Damaged, match="JSON object"):
+    with pytest.raises(Damaged, match="expected a table"):
         load(folder)
 
 

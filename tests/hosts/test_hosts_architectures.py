@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import palimpsest
 from palimpsest.core.errors import Damaged
 from palimpsest.hosts.architectures import ARCHITECTURES
-from palimpsest.hosts.detect import load
+from palimpsest.hosts.load import load
 
 SRC = Path(palimpsest.__file__).parent
 LISTED = "palimpsest.tiny.resnet:resnet"
@@ -65,6 +65,9 @@ def test_a_folder_reaches_no_other_callable_through_one_of_ours(
     ran: list[object] = []
     monkeypatch.setattr(subprocess, "call", lambda *a, **k: ran.append(a))
     arguments = {"factory": "subprocess:call", "arguments": {"args": ["touch", str(tmp_path / "ran")]}}
+    with pytest.raises(Damaged, match="not as declared"):
+        load(folder(tmp_path / "m", "palimpsest.hosts.factory:_built", arguments))
+    arguments = {"factory": "subprocess:call", "arguments": f"touch {tmp_path / 'ran'}"}
     with pytest.raises(Damaged, match="not one of the architectures"):
         load(folder(tmp_path / "m", "palimpsest.hosts.factory:_built", arguments))
     assert not ran
@@ -73,7 +76,7 @@ def test_a_folder_reaches_no_other_callable_through_one_of_ours(
 
 @pytest.mark.parametrize("factory", [7, None, ["palimpsest.tiny.resnet:resnet"], {"a": 1}])
 def test_a_factory_that_is_no_text(tmp_path: Path, factory: object) -> None:
-    with pytest.raises(Damaged, match="expected a text"):
+    with pytest.raises(Damaged, match="expected text"):
         load(folder(tmp_path, factory, {}))
 
 

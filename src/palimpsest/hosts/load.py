@@ -1,0 +1,180 @@
+"""Loads a model as a host: finds it, and asks the families which of them it is. Never touches the network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import torch
+
+from palimpsest.core import declared
+from palimpsest.core.errors import BadRequest, Damaged, Unsupported
+from palimpsest.core.fingerprint import tensors_of
+from palimpsest.core.host import Host
+from palimpsest.core.patch import refuse_pickle
+from palimpsest.hosts.source import CONFIG, INDEX, PICKLES, Family, Source, config_of, keys_of
+from palimpsest.hosts.weights import refuse_odd
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Drawn(TypedDict):
+    """world.json: the drawn world that a model was trained on, and how it is sampled."""
+
+    world: str
+    steps: Annotated[int, declared.Within(1, 1_000)]
+    guidance: Annotated[float, declared.Within(-100, 100)]
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    factory: str = "",
+    labels: Sequence[str] = (),
+) -> Any:
+    """Loads a model as a host, from local files alone.
+
+    Args:
+        model: `tiny/<name>`, or a model of another package; a folder of a diffusers pipeline or autoencoder, of a
+            transformers classifier, vision model or CLIP, of timm, or of palimpsest; one .safetensors file of a Stable
+            Diffusion checkpoint; the .safetensors state of a classifier, with its factory; or the id of a repository
+            that is already in the local Hugging Face cache.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        dtype: "float32", "float16" or "bfloat16".
+        factory: "module:function" that makes the classifier whose state `model` is. It is code: name only your own.
+        labels: the classes' names of such a classifier; other models know theirs.
+
+    Raises:
+        BadRequest: no such device or precision.
+        Unsupported: nothing that can be loaded lies there, or a kind of model that has no host.
+        Damaged: files are missing, broken or pickles, lack tensors, or hold numbers that are not finite.
+    """
+    source = Source(
+        path=_place(os.fspath(model)),
+        name=os.fspath(model),
+        config={},
+        device=_device(device),
+        dtype=_dtype(dtype),
+        factory=factory,
+        labels=tuple(labels),
+    )
+    host: Any = _first(source)
+    refuse_odd(host.root, source.name)
+    if (source.path / "world.json").is_file():
+        # Models of drawn worlds are small and need fewer steps than a family's default; they say how many.
+        drawn = declared.read(source.path / "world.json", Drawn, "a drawn world")
+        host.default_steps, host.default_guidance = drawn["steps"], drawn["guidance"]
+    return host
+
+
+def families() -> Iterator[Family]:
+    """Every kind of model that can be loaded: the modules here that carry a FAMILY, then those of other packages."""
+    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+        if "\nFAMILY = " in path.read_text(encoding="utf-8"):
+            yield import_module(f"{__package__}.{path.stem}").FAMILY
+    for point in sorted(entry_points(group="palimpsest.hosts"), key=lambda point: point.name):
+        yield import_module(point.module).FAMILY
+
+
+def check_alike(before: Host, after: str | os.PathLike[str]) -> None:
+    """Raises Unsupported where another model plainly is no edit of this one. Cost: headers of its files, no tensors.
+
+    Only models with files of their own are looked into; the others wait until they are loaded.
+    """
+    path = _place(os.fspath(after))
+    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
+    held = {key.removeprefix("text_model.") for file in files for key in keys_of(file)}
+    own = set(tensors_of(before.root))
+    parts = {name.partition(".")[2].removeprefix("text_model.") for name in own} | own
+    if held and len(held & parts) < len(own) / 2:
+        raise Unsupported(
+            f"{after} is no edit of {before.name}: of its {len(held)} tensors only {len(held & parts)} have names of "
+            f"that model's {len(own)}. Give the model that was made out of {before.name}."
+        )
+
+
+def _first(source: Source) -> Host:
+    path = source.path
+    if path.is_file():
+        if path.suffix in PICKLES:
+            raise Damaged(
+                f"{path} is named like a pickle or torch archive, which could run code when loaded; it was not opened. "
+                "Convert it to safetensors where you trust its source."
+            )
+        refuse_pickle(path)
+        if path.suffix != ".safetensors":
+            raise Unsupported(f"{path} is no .safetensors file; give a diffusers folder or a .safetensors checkpoint.")
+        files, weights = [path.name], [path]
+    else:
+        files = sorted(p.name for p in path.iterdir())
+        weights = sorted(path.glob("*.safetensors"))
+        if INDEX in files:
+            source = replace(source, config=declared.read(path / INDEX, dict, "the index of a pipeline"))
+        elif CONFIG in files:
+            source = replace(source, config=config_of(path))
+    keys = [key for file in weights for key in keys_of(file)]
+    for family in families():
+        if family.detect(files, source.config, keys):
+            return family.load(source)
+    if path.is_file() and source.factory:
+        from palimpsest.hosts.factory import from_state
+
+        return from_state(source)
+    if path.is_file():
+        raise Unsupported(
+            f"{path} holds no Stable Diffusion checkpoint (no model.diffusion_model.* tensors). A LoRA or a part of a "
+            "model is not a model: give the folder or file of the whole model."
+        )
+    if INDEX in files:
+        raise Unsupported(
+            f"{path} is a {declared.shown(source.config.get('_class_name'))}, which has no host here. A package "
+            "can add one by the entry point palimpsest.hosts."
+        )
+    raise Unsupported(
+        f"{path} holds neither a diffusers pipeline (model_index.json) nor an image classifier, encoder, CLIP model or "
+        "autoencoder (config.json of transformers, timm, diffusers or palimpsest). Point to the folder that has one."
+    )
+
+
+def _device(device: str) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as e:
+        raise BadRequest(f"There is no device {device!r} here ({str(e).splitlines()[0]}); use cpu.") from e
+    return place
+
+
+def _dtype(dtype: str) -> torch.dtype:
+    if dtype not in DTYPES:
+        raise BadRequest(f"Unknown precision {dtype!r}; use one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _place(name: str) -> Path:
+    """The file or folder of a model by its name."""
+    shipped = import_module("palimpsest.tiny")
+    if shipped.shipped(name):
+        return Path(shipped.path(name))
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if len(Path(name).parts) == 2 and not name.startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError) as e:
+            raise Unsupported(
+                f"There is neither a folder {name} nor a copy of the repository {name!r} in the local Hugging Face "
+                f"cache, and models are never downloaded on their own. Download it first: `hf download {name}`."
+            ) from e
+    raise Unsupported(f"There is no model at {name}; give a folder, a .safetensors file or a name such as tiny/sd.")

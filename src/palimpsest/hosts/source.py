@@ -1,0 +1,160 @@
+"""Where a model lies, what its files say, and how a family of models declares itself to `hosts.load`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from palimpsest.core import declared
+from palimpsest.core.errors import Damaged
+from palimpsest.core.host import Host
+from palimpsest.core.patch import refuse_pickle
+
+T = TypeVar("T")
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+INDEX, CONFIG, STATE = "model_index.json", "config.json", "model.safetensors"
+REACHING = ("quantization_config", "custom_pipelines", "adapter_config", "attn_implementation")
+"""Entries of a component's configuration by which libraries would run or fetch something else than the component."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model on disk, and how it is wanted.
+
+    Args:
+        path: a folder or one file.
+        name: as messages and receipts call the model.
+        config: the content of model_index.json, else of config.json; {} where there is neither.
+        device, dtype: where to and in which precision.
+        factory: "module:function" that the user vouches for; "" where none was named.
+        labels: the names of its classes, where the user gave them.
+    """
+
+    path: Path
+    name: str
+    config: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    factory: str = ""
+    labels: tuple[str, ...] = ()
+
+
+class Family(NamedTuple):
+    """A kind of model: whether files are of it, and how they become a host.
+
+    `detect(files, config, keys)` sees the names of the files in a folder (of the one file), the content of
+    model_index.json or config.json, and the tensors' names in the safetensors files that lie there; it opens nothing.
+    A module of `hosts/`, or of another package that declares it under the entry point "palimpsest.hosts", carries it
+    as `FAMILY`.
+    """
+
+    detect: Callable[[Collection[str], Mapping[str, Any], Collection[str]], bool]
+    load: Callable[[Source], Host]
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The content of a component's config.json, which may name no code, no other files and no other model.
+
+    Raises:
+        Damaged: no strict JSON object, or an entry that would make a library do more than build the component.
+    """
+    config = declared.read(folder / CONFIG, dict, "a configuration")
+    parts = [config]
+    while parts:
+        part = parts.pop()
+        parts += [value for value in part.values() if isinstance(value, dict)]
+        odd = [k for k, v in part.items() if v and k.lstrip("_") in REACHING and v not in ("eager", "sdpa")]
+        if odd:
+            raise Damaged(
+                f"{folder / CONFIG} sets {odd[0]!r}, by which libraries would run or fetch something beside the model; "
+                "it was not loaded. Remove the entry, or save the model without quantization or adapters."
+            )
+    if (folder / "adapter_config.json").is_file():
+        raise Damaged(f"{folder} holds an adapter of another model; merge it into that model and save the whole.")
+    return config
+
+
+def keys_of(file: Path) -> tuple[str, ...]:
+    """The names of the tensors in a safetensors file. Cost: its header."""
+    refuse_pickle(file)
+    try:
+        with safe_open(file, framework="pt") as held:
+            return tuple(held.keys())
+    except (SafetensorError, OSError) as e:
+        raise Damaged(f"{file} cannot be read as safetensors: {e}. It is truncated or damaged.") from e
+
+
+def weights_in(folder: Path, stem: str = "model") -> dict[str, list[Path]]:
+    """The safetensors files of each variant ("", "fp16", ...) of a component's weights.
+
+    Args:
+        stem: how their names begin; other tensors may lie beside them.
+
+    Raises:
+        Damaged: there are none, or only pickles.
+    """
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    variants: dict[str, list[Path]] = {}
+    for file in files:
+        if file.suffix == ".safetensors" and file.name.startswith(stem):
+            # "model.safetensors" or "model-00001-of-00002.safetensors" against "model.fp16.safetensors" and its shards
+            parts = file.name.split(".")
+            variants.setdefault(parts[1].split("-0")[0] if len(parts) == 3 else "", []).append(file)
+    pickles = [p.name for p in files if p.name.endswith(PICKLES)]
+    if not variants and pickles:
+        raise Damaged(
+            f"{folder} has its weights only as {pickles[0]}, a pickle, which could run code when loaded; it was not "
+            "opened. Fetch the safetensors weights, or convert them where you trust their source."
+        )
+    if not variants:
+        raise Damaged(f"{folder} has no weights (*.safetensors); the download is incomplete: fetch the model again.")
+    return variants
+
+
+def known(config: Mapping[str, Any], kind: type[T], where: Path) -> T:
+    """The entries of a configuration that a TypedDict declares, checked; others are left alone."""
+    keys = kind.__annotations__
+    return declared.fitted({key: value for key, value in config.items() if key in keys}, kind, str(where))
+
+
+def public(config: Any) -> dict[str, Any]:
+    """The entries of a diffusers configuration that say what the component does, as plain JSON."""
+    return json.loads(json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}, default=str))
+
+
+def first_line(e: Exception) -> str:
+    """What an error says first, without a full stop."""
+    return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars while loading, which would be mistaken for progress of the work itself, and no notices.
+
+    Notices are about parts that are not used here, such as image processors that would like torchvision, and about
+    tensors that files lack, which `hosts.weights` refuses.
+    """
+    libraries = [
+        import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers") if name in sys.modules
+    ]
+    were = [(of.get_verbosity(), of.is_progress_bar_enabled()) for of in libraries]
+    for of in libraries:
+        of.set_verbosity_error()
+        of.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for of, (verbosity, bars) in zip(libraries, were, strict=True):
+            of.set_verbosity(verbosity)
+            if bars:
+                of.enable_progress_bar()
