@@ -126,3 +126,18 @@ def test_every_system_file_has_one_card_named_like_it() -> None:
         assert entry.cls.lower() == entry.id.split("/")[1].replace("_", ""), f"{entry.id} holds {entry.cls}"
         assert entry.card.claim, f"{entry.id} states no claim"
         assert entry.card.paper, f"{entry.id} names no paper"
+
+
+FOREIGN = {"attn2", "encoder_hidden_states", "input_ids", "processor", "res_hidden_states_tuple", "conv_out"}
+"""What diffusers and transformers call their own parts."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_only_hosts_know_what_model_libraries_call_their_parts(path: Path) -> None:
+    if room(path) in {"hosts", "tiny"}:
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        said = {str(getattr(node, field)) for field in ("attr", "arg") if isinstance(getattr(node, field, None), str)}
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            said |= set(node.value.split("."))
+        assert not said & FOREIGN, f"{path}:{node.lineno} says {said & FOREIGN}: ask the host for a role or a rule"  # type: ignore[attr-defined]

@@ -72,7 +72,7 @@ def test_a_run_is_stamped_and_counted() -> None:
     assert trace.calls == {"backbone": 1}
     assert patch.provenance["parameters"] == {"by": 1.0, "sin": ""}
     assert patch.provenance["seed"] == 3
-    assert patch.provenance["seconds"] > 0
+    assert patch.cost["seconds"] > 0
     assert Request.from_plain(patch.provenance["request"]) == STAR
     same, other = Shift()(host, STAR, seed=3), Shift()(host, STAR, seed=4)
     assert torch.equal(patch.deltas["net.bias"].value, same.deltas["net.bias"].value)

@@ -20,13 +20,13 @@ from palimpsest.erase.concept_steerers import ConceptSteerers
 from palimpsest.erase.invdiff import InvDiff, group_means, part
 from palimpsest.erase.latent_directions import LatentDirections, added
 from palimpsest.erase.safree import SAFREE, damped
-from palimpsest.erase.trce import TRCE, Steering
+from palimpsest.erase.trce import TRCE
 from palimpsest.erase.uce_debias import UCEDebias
 from palimpsest.hosts.sd import SDHost
 from palimpsest.ops.anchors import without
-from palimpsest.ops.sparse_autoencoder import fit, largest, median
 from palimpsest.ops.subspace import away, basis, onto
 from palimpsest.train.loop import TrainStep
+from palimpsest.train.sparse_autoencoder import fit, largest, median
 from palimpsest.train.trained import Trained
 
 STAR, MOON, HOUSE = Concept(name="star"), Concept(name="moon"), Concept(name="house")
@@ -165,10 +165,9 @@ def _templates() -> tuple[str, ...]:
 
 
 def test_trce_second_stage_is_the_papers_loss(host: SDHost) -> None:
-    method = TRCE(steps=1, batch=3, walks=2, walk_steps=4, eta=2.0, margin=0.5, preserve=7.0)
-    steering = Steering(parent=method, steps=1, lr=0.0, batch=3)
+    steering = TRCE(steps=1, batch=3, walks=2, walk_steps=4, eta=2.0, margin=0.5, preserve=7.0)
     pairs = [("a red star", "a red"), ("star", "")]
-    poles = steering.poles(host, pairs, torch.Generator().manual_seed(3))
+    poles = steering._poles(host, pairs, torch.Generator().manual_seed(3))
     assert len(poles.at) == 2 * 2  # the first half of four steps
     trained = Trained(host.root, steering.trains(host))
     request = Request(target=(STAR,))

@@ -410,7 +410,6 @@ def test_drawn_pictures_are_what_sampling_draws(host: SDHost) -> None:
     [
         (lambda: ConceptAblation(objective="x"), "model, noise"),  # type: ignore[arg-type]
         (lambda: ConceptAblation(pictures=0), "pictures"),
-        (lambda: SalUn(rank=2), "low-rank"),
         (lambda: SalUn(share=0.0), "share"),
         (lambda: AllButOne(train="kv"), "xattn"),  # type: ignore[arg-type]
         (lambda: ANT(rank=2), "share=1"),

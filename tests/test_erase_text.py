@@ -20,7 +20,6 @@ from palimpsest.erase.homoglyphs import Homoglyphs
 from palimpsest.erase.modular_lora import ModularLoRA, after_benign
 from palimpsest.erase.score_forgetting import ScoreForgetting, generated, last_time
 from palimpsest.ops import drawn as drawing
-from palimpsest.ops.attacks import inserted
 from palimpsest.ops.drawn import Drawn
 from palimpsest.train.benign import Benign, Captioned
 from palimpsest.train.walks import KeptWalk
@@ -89,7 +88,7 @@ def test_adv_unlearn_is_esd_under_attack_with_a_retain_set(
     with torch.no_grad():
         null, cond = eps(at.x, at.t, [""] * 2), eps(at.x, at.t, prompts)
         goal = null - 1.5 * (cond - null)
-        with inserted(host, found[0] if found else {}):
+        with host.speaking(found[0] if found else {}):
             now = eps(at.x, at.t, prompts)
         kept = (eps(also.x, also.t, stay) - eps(also.x, also.t, stay)).square().mean()  # the student is the teacher
         expected = (now - goal).square().mean() + 0.7 * kept

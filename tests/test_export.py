@@ -322,7 +322,7 @@ def test_factors_are_small_and_exact() -> None:
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host = host_of("sd")
     path = everywhere(host, "unet").save(tmp_path / "patch.safetensors")
-    told = ["export", str(path), "--format", "kohya", "--out", str(tmp_path / "out")]
+    told = ["export", "--patch", str(path), "--format", "kohya", "--out", str(tmp_path / "out")]
     assert cli.main(told) == 2
     assert "--model" in capsys.readouterr().err
     assert cli.main([*told, "--model", str(host.folder)]) == 0

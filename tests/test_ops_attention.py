@@ -11,7 +11,7 @@ from torch import Tensor
 from hosts_fixtures import host_of, largest
 from palimpsest.core.errors import Unsupported
 from palimpsest.core.fingerprint import hook_count
-from palimpsest.ops.attention import captured, grid, heat, rewritten, spans
+from palimpsest.ops.attention import captured, grid, heat, spans
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,10 @@ def test_captured_maps_are_softmax_of_queries_and_keys(at: Any) -> None:
 def test_a_rule_that_changes_nothing_changes_nothing(at: Any, role: str) -> None:
     host, x, t, cond = at
     plain = host.denoise(x, t, cond)
-    with rewritten(host, lambda name, maps: maps, role=role):
+    with host.attending(lambda name, maps: maps, role):
         shown = host.denoise(x, t, cond)
     assert largest(plain, shown) < 1e-4
-    with rewritten(host, lambda name, maps: torch.full_like(maps, 1 / maps.shape[-1]), role=role):
+    with host.attending(lambda name, maps: torch.full_like(maps, 1 / maps.shape[-1]), role):
         assert largest(plain, host.denoise(x, t, cond)) > 1e-2
 
 
@@ -79,7 +79,7 @@ def test_attending_to_one_token_only_makes_the_others_silent(at: Any) -> None:
         return torch.eye(maps.shape[-1])[0].expand_as(maps)
 
     other = host.encode(["moon"]).repeat(2)
-    with rewritten(host, first_only):  # the start token's state is the same for every prompt
+    with host.attending(first_only, "cross_attention"):  # the start token's state is the same for every prompt
         assert largest(host.denoise(x, t, cond), host.denoise(x, t, other)) < 1e-5
 
 
@@ -92,7 +92,7 @@ def test_gradients_reach_the_keys(at: Any) -> None:
         found.append(maps[..., 1].sum())
         return maps
 
-    with rewritten(host, note):
+    with host.attending(note, "cross_attention"):
         host.predict(x, t, type(cond)(states=states, lengths=cond.lengths))
     torch.stack(found).sum().backward()
     assert states.grad is not None
@@ -106,7 +106,7 @@ def test_nothing_stays_behind_even_after_an_error(at: Any) -> None:
     def broken(name: str, maps: Tensor) -> Tensor:
         raise RuntimeError("the rule broke")
 
-    with pytest.raises(RuntimeError, match="broke"), rewritten(host, broken):
+    with pytest.raises(RuntimeError, match="broke"), host.attending(broken, "cross_attention"):
         host.denoise(x, t, cond)
     assert {name: layer.processor for name, layer in host.parts("cross_attention").items()} == before
     assert hook_count(host.root) == 0

@@ -88,3 +88,9 @@ def test_no_text_names_the_package_of_somebody_else() -> None:
         if found
     }
     assert named == {}
+
+
+def test_the_changelog_dates_this_version() -> None:
+    first = re.search(r"^## \[(.+?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first is not None
+    assert first[1] == palimpsest.__version__

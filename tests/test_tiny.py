@@ -13,9 +13,11 @@ from torch import Generator
 
 from palimpsest import tiny
 from palimpsest.core.errors import Unsupported
+from palimpsest.ops.precision import measured
 from palimpsest.tiny.assemble import INT8, ZIP, pack, unpack, unzipped, zipped
-from palimpsest.tiny.masters import Masters, knots, ramp
+from palimpsest.tiny.masters import Masters, knots, named, ramp
 from palimpsest.tiny.measure import WORLDS, score_words
+from palimpsest.tiny.muon import Muon
 from palimpsest.tiny.phrases import reopen, reword
 from palimpsest.tiny.tokenizer import learn_merges, write_tokenizer
 
@@ -180,14 +182,42 @@ def test_rewording_keeps_the_length_and_reopening_keeps_the_caption() -> None:
     assert reopen(caption, generator).endswith(caption)
 
 
-def test_interrupted_training_continues_exactly() -> None:
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon to compare with")
+@pytest.mark.parametrize("shape", [(6, 4), (4, 9)])
+def test_muon_in_bfloat16_is_that_of_torch_and_in_float32_close_to_it(shape: tuple[int, int]) -> None:
+    start = torch.randn(shape, generator=Generator().manual_seed(0))
+    how = {"lr": 0.1, "weight_decay": 0.01, "momentum": 0.9}
+    theirs, mine, exact = (start.clone().requires_grad_(True) for _ in range(3))
+    optimisers = [
+        torch.optim.Muon([theirs], ns_steps=5, adjust_lr_fn="match_rms_adamw", **how),
+        Muon([mine], dtype=torch.bfloat16, **how),
+        Muon([exact], dtype=torch.float32, **how),
+    ]
+    for seed in range(4):
+        gradient = torch.randn(shape, generator=Generator().manual_seed(1 + seed))
+        for weight, optimiser in zip((theirs, mine, exact), optimisers, strict=True):
+            weight.grad = gradient.clone()
+            optimiser.step()
+    assert torch.equal(mine, theirs)
+    assert (mine - start).abs().mean() > 0.03
+    assert torch.allclose(mine, exact, atol=0.02)
+
+
+def test_the_faster_precision_is_chosen() -> None:
+    taken = measured()
+    assert taken.dtype == (torch.bfloat16 if 1.2 * taken.bfloat16 < taken.float32 else torch.float32)
+    assert str(taken).startswith(f"computing in {named(taken.dtype)}: a product takes ")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_interrupted_training_continues_exactly(dtype: torch.dtype) -> None:
     def build() -> tuple[torch.nn.Module, Masters]:
         torch.manual_seed(0)
         module = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 3))
-        return module, Masters(module, lr=1e-2)
+        return module, Masters(module, lr=1e-2, dtype=dtype)
 
     def advance(module: torch.nn.Module, masters: Masters, seed: int) -> None:
-        x = torch.randn(5, 2, 4, 4, generator=Generator().manual_seed(seed)).bfloat16()
+        x = torch.randn(5, 2, 4, 4, generator=Generator().manual_seed(seed)).to(dtype)
         module(x).float().square().mean().backward()
         masters.step(ramp(seed, knots(6), warmup=2))
 

@@ -87,6 +87,12 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -
     resumed = train(few(), 10, QUICK, seed=0, checkpoint=file, tell=told.append)
     assert len(told) == 1
     assert fingerprint(resumed) == fingerprint(whole)
+    exact = train(few(), 10, QUICK, seed=0, precision=torch.float32)
+    assert fingerprint(exact) != fingerprint(whole)
+    file.unlink()
+    with pytest.raises(Stop):
+        train(few(), 10, QUICK, seed=0, precision=torch.float32, checkpoint=file, tell=stop)
+    assert fingerprint(train(few(), 10, QUICK, seed=0, checkpoint=file)) == fingerprint(exact)  # in what it began in
     other = train(few(), 10, replace(QUICK, lr=1e-3), seed=0, checkpoint=file)  # another run's checkpoint is no start
     assert fingerprint(other) == fingerprint(train(few(), 10, replace(QUICK, lr=1e-3), seed=0))
 

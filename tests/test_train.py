@@ -215,7 +215,7 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path, damage: str) -> None:
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
-        if Path(args[1]).parent.joinpath(checkpoint.NAME).exists():
+        if tmp_path.joinpath(checkpoint.NAME).exists():
             raise OSError(28, "No space left on device")
         real(*args, **kwargs)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +141,76 @@ def test_save_and_load_are_exact(tmp_path: Path) -> None:
     assert again.hooks[0].id == hook.id
     assert torch.equal(again.hooks[0].tensors["a|b"], torch.arange(3))
     assert [p.name for p in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+def test_equal_patches_are_equal_files_whatever_they_cost(tmp_path: Path) -> None:
+    a = replace(make(Small()), provenance={"method": "m", "seed": 1}, cost={"seconds": 1.0, "peak_bytes": 5})
+    b = replace(
+        a, deltas=dict(reversed(a.deltas.items())), provenance={"seed": 1, "method": "m"}, cost={"seconds": 2.0}
+    )
+    files = {p.save(tmp_path / f"{i}").read_bytes() for i, p in enumerate((a, a, b, a, b, a))}
+    assert len(files) == 1
+    assert Patch.load(tmp_path / "0").cost == {}
+
+
+def test_format_1_is_read_verified_and_keeps_its_identity(tmp_path: Path) -> None:
+    """As it was written: two texts in the header, cost in the provenance, header hashed before the tensors."""
+    host = Small()
+    told = {"method": "erase/uce", "seconds": 1.5, "forwards": {"denoiser": 3}, "peak_bytes": None, "seed": 0}
+    header = {"format": 1, "base": host.fingerprint(), "deltas": {"a.bias": "dense"}, "hooks": [], "provenance": told}
+    value = torch.arange(4.0)
+    h = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    h.update(b"delta|a.bias|value|(4,)|torch.float32|" + value.numpy().tobytes())
+    meta = {"palimpsest": json.dumps(header, sort_keys=True), "palimpsest_sha256": h.hexdigest()}
+    save_file({"delta|a.bias|value": value}, str(tmp_path / "old"), metadata=meta)
+    patch = Patch.load(tmp_path / "old")
+    assert patch.sha256() == h.hexdigest()
+    assert patch.cost == {"seconds": 1.5, "forwards": {"denoiser": 3}, "peak_bytes": None}
+    assert Patch.load(patch.save(tmp_path / "again")).sha256() == h.hexdigest()
+    save_file({"delta|a.bias|value": value + 1}, str(tmp_path / "other"), metadata=meta)
+    with pytest.raises(Damaged, match="changed or damaged"):
+        Patch.load(tmp_path / "other")
+
+
+def tied() -> Small:
+    host = Small()
+    host.root["again"] = nn.Linear(6, 4)
+    host.root["again"].weight = host.root["a"].weight
+    return host
+
+
+def test_a_tensor_with_two_names_is_changed_once() -> None:
+    host, edited = tied(), tied()
+    with torch.no_grad():
+        edited.root["a"].weight += 1
+    before, patch = host.fingerprint(), diff(host, edited)
+    assert set(patch.deltas) == {"a.weight", "again.weight"}
+    with patch.applied(host):
+        assert host.fingerprint() == edited.fingerprint()
+    assert host.fingerprint() == before
+    patch.fuse(host)
+    assert host.fingerprint() == edited.fingerprint()
+
+
+def test_applying_holds_one_dense_form_at_a_time() -> None:
+    """A patch of many low-rank changes must not be blown up at once."""
+    dense: list[weakref.ref[torch.Tensor]] = []
+
+    class Watched(LowRank):
+        def _dense(self, shape: torch.Size) -> torch.Tensor:
+            assert not any(one() is not None for one in dense), "another dense form is still held"
+            value = super()._dense(shape)
+            dense.append(weakref.ref(value))
+            return value
+
+    host = Small()
+    g = {"a.weight": (4, 6), "b.weight": (5, 27), "e.weight": (10, 4)}
+    deltas = {n: Watched(up=torch.ones(out, 1), down=torch.ones(1, into)) for n, (out, into) in g.items()}
+    patch = Patch(base=host.fingerprint(), deltas=deltas)
+    with patch.applied(host):
+        assert len(dense) == 3
+    patch.fuse(host)
+    assert len(dense) == 6
 
 
 def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import tyro
 
 from palimpsest.cli.audit import Audit
 from palimpsest.cli.browse import Doctor, Ls, Show
 from palimpsest.cli.compare import Compare
-from palimpsest.cli.erase import Erase
 from palimpsest.cli.exam import Exam
 from palimpsest.cli.export import Export
 from palimpsest.cli.sample import Sample
 from palimpsest.cli.sign import Keygen, Sign
-from palimpsest.cli.unlearn import Unlearn
+from palimpsest.cli.terminal import Terminated, complain, prepared
+from palimpsest.cli.verb import Doing, command_of
 from palimpsest.cli.verify import Verify
+from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest, PalimpsestError
 
 COMMANDS: dict[str, type] = {
-    "erase": Erase,
-    "unlearn": Unlearn,
     "audit": Audit,
     "sample": Sample,
     "compare": Compare,
@@ -35,25 +37,34 @@ COMMANDS: dict[str, type] = {
     "show": Show,
     "doctor": Doctor,
 }
-_TAKES_METHOD = {"erase", "unlearn"}
+
+
+@cache
+def commands() -> dict[str, type]:
+    """Every command by name: one for each installed verb, then those about models, patches and receipts."""
+    return {**{name: command_of(name, verb) for name, verb in catalog.verbs().items()}, **COMMANDS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; 0 is success, 1 a negative answer, 2 a user's error, 130 an interruption."""
+    """Runs a command; 0 is success, 1 a negative answer, 2 a user's error, 130 or 143 an interruption."""
     args = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _run(args)
-    except PalimpsestError as e:
-        print(f"palimpsest: {e}", file=sys.stderr)
-        return e.code
-    except KeyboardInterrupt:
-        print(f"palimpsest: interrupted; {_how_to_go_on(args)}.", file=sys.stderr)
-        return 130
+    with prepared():
+        try:
+            return _run(args)
+        except PalimpsestError as e:
+            complain(str(e))
+            return e.code
+        except Terminated:
+            complain(f"told to end; {_how_to_go_on(args)}.")
+            return 143
+        except KeyboardInterrupt:
+            complain(f"interrupted; {_how_to_go_on(args)}.")
+            return 130
 
 
 def _how_to_go_on(args: list[str]) -> str:
     """A command keeps what it can take up again; the exam keeps every finished run without being told."""
-    fields = getattr(COMMANDS.get(args[0] if args else ""), "__dataclass_fields__", {})
+    fields = getattr(commands().get(args[0] if args else ""), "__dataclass_fields__", {})
     return "run the same command" + (" with --resume to go on" if "resume" in fields else " again")
 
 
@@ -67,22 +78,24 @@ def _run(args: list[str]) -> int:
         print(__version__)
         return 0
     name, rest = args[0], args[1:]
-    if name not in COMMANDS:
-        raise BadRequest(f"There is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
+    if name not in commands():
+        raise BadRequest(f"There is no command {name!r}; the commands are {', '.join(commands())}.")
+    command: Any = commands()[name]
     parsed, unknown = tyro.cli(
-        COMMANDS[name],
+        command,
         prog=f"palimpsest {name}",
-        description=COMMANDS[name].__doc__,
+        description=inspect.cleandoc(command.__doc__),
         args=rest,
         return_unknown_args=True,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
-    if unknown and name not in _TAKES_METHOD:
+    if unknown and not issubclass(command, Doing):  # a verb's system takes them
         raise BadRequest(f"{name} has no option {unknown[0]!r}; see `palimpsest {name} --help`.")
     return parsed.run(unknown, shlex.join(["palimpsest", *args]))
 
 
 def _overview() -> str:
-    lines = [f"  {name:8} {(c.__doc__ or '').strip().splitlines()[0]}" for name, c in COMMANDS.items()]
+    lines = [f"  {name:8} {(c.__doc__ or '').strip().splitlines()[0]}" for name, c in commands().items()]
     return "\n".join(
         ["palimpsest COMMAND ...: erase and audit concepts in image models, with a receipt.", "", *lines, "",
          "palimpsest COMMAND --help tells a command's options; palimpsest show erase/esd a system's."]

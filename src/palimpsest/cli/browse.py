@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
@@ -13,9 +14,13 @@ from palimpsest.core.errors import BadRequest
 
 @dataclass(frozen=True, kw_only=True)
 class Ls:
-    """List the systems."""
+    """List the systems.
 
-    verb: Positional[str] = ""
+    Examples:
+      palimpsest ls erase
+    """
+
+    verb: Annotated[Positional[str], arg(metavar="VERB")] = ""
     """Only this verb's."""
     json: bool = False
     """As JSON."""
@@ -23,7 +28,7 @@ class Ls:
     def run(self, rest: list[str], command: str) -> int:
         if self.verb and self.verb not in catalog.verbs():
             raise BadRequest(f"There is no verb {self.verb!r}; the verbs are {', '.join(catalog.verbs())}.")
-        found = [e for e in catalog.entries().values() if e.id.startswith(self.verb)]
+        found = [e for e in catalog.entries().values() if e.id.startswith(f"{self.verb}/" if self.verb else "")]
         if self.json:
             print(json.dumps([{"id": e.id, **asdict(e.card)} for e in found], indent=1))
             return 0
@@ -34,9 +39,13 @@ class Ls:
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Everything about one system: paper, claim, parameters, docs."""
+    """Everything about one system: paper, claim, parameters, docs.
 
-    system: Positional[str]
+    Examples:
+      palimpsest show erase/esd
+    """
+
+    system: Annotated[Positional[str], arg(metavar="SYSTEM")]
     """Its id, e.g. erase/esd."""
     json: bool = False
     """As JSON."""
@@ -56,7 +65,11 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Versions, devices, and what is installed."""
+    """Versions, devices, and what is installed.
+
+    Examples:
+      palimpsest doctor --json
+    """
 
     json: bool = False
     """As JSON."""

@@ -6,22 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
-
-from palimpsest.cli.options import Loading
+from palimpsest.cli import options
+from palimpsest.cli.options import Loading, refuse_overwriting
+from palimpsest.cli.terminal import tell
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Loading):
-    """Write a patch as a LoRA that diffusers, ComfyUI and kohya's tools read and that draws the same pictures."""
+    """Write a patch as a LoRA that diffusers, ComfyUI and kohya's tools read and that draws the same pictures.
 
-    patch: Positional[Path]
+    Examples:
+      palimpsest export --patch no-star/patch.safetensors --format kohya --out lora
+    """
+
+    patch: options.PatchFile
     """The patch."""
     format: Literal["peft", "kohya"] = "peft"
     """peft for diffusers (`pipe.load_lora_weights(folder)`), kohya for ComfyUI and the web interfaces."""
-    out: Path = Path("lora")
+    out: options.Folder = Path("lora")
     """Folder to write to."""
-    model: str = ""
+    overwrite: bool = False
+    """Replace a LoRA that is in the out folder already."""
+    model: options.Model = ""
     """The model that the patch was made for; needed where the patch does not say enough about its layers."""
     half: bool = False
     """float16: half the size, rounded to three digits."""
@@ -29,17 +35,15 @@ class Export(Loading):
     """Also for a model that the patch was not made for."""
 
     def run(self, rest: list[str], command: str) -> int:
-        from palimpsest import run
         from palimpsest.core.patch import Patch
         from palimpsest.export import export_patch
 
+        refuse_overwriting(self.out, [p.name for p in self.out.glob("*.safetensors")], self.overwrite)
         patch = Patch.load(self.patch)
-        host = run.load(self.model, device=self.device, dtype=self.dtype) if self.model else None
+        host = self.load(self.model) if self.model else None
         done = export_patch(patch, host, self.format, self.out, half=self.half, force=self.force)
-        print(f"{done.path}\n{done.layers} layers of rank {done.rank}, {done.nbytes / 2**20:.1f} MiB")
+        tell(f"{done.path}\n{done.layers} layers of rank {done.rank}, {done.nbytes / 2**20:.1f} MiB")
         if done.nbytes > 2 * patch.nbytes():
             high, low = done.own_rank
-            print(
-                f"The patch itself has {patch.nbytes() / 2**20:.1f} MiB: its changes have ranks from {low} to {high}."
-            )
+            tell(f"The patch itself has {patch.nbytes() / 2**20:.1f} MiB: its changes have ranks from {low} to {high}.")
         return 0

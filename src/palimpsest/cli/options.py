@@ -1,64 +1,125 @@
-"""Options that several commands share, and what they print at the end."""
+"""Options that several commands share, one way to say each, and what commands print at the end."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
-from palimpsest.core import catalog
+from palimpsest.cli.terminal import tell
+from palimpsest.core.errors import BadRequest
+
+# A metavar is what stands there: a model, words, a file. `palimpsest COMMAND --help` shows them.
+Model = Annotated[str, arg(metavar="MODEL")]
+Models = Annotated[tuple[str, ...], arg(metavar="MODEL ...")]
+Words = Annotated[str, arg(metavar="WORDS")]
+ConceptNames = Annotated[str, arg(metavar="CONCEPT")]
+Prompt = Annotated[Positional[str], arg(metavar="PROMPT")]
+Data = Annotated[str, arg(metavar="DATA")]
+Forget = Annotated[str, arg(metavar="KIND:NAMES")]
+Name = Annotated[str, arg(metavar="NAME")]
+PatchFile = Annotated[Path, arg(metavar="PATCH")]
+Folder = Annotated[Path, arg(metavar="FOLDER")]
+File = Annotated[Path, arg(metavar="FILE")]
+ReceiptFile = Annotated[Path, arg(metavar="RECEIPT")]
+Pixels = Annotated[int | None, arg(metavar="PIXELS")]
+Count = Annotated[int, arg(metavar="N")]
+Number = Annotated[float | None, arg(metavar="X")]
+Strength = Annotated[float, arg(metavar="X")]
+Steps = Annotated[int | None, arg(metavar="N")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """How models are loaded."""
 
-    device: str = "cpu"
+    device: Annotated[str, arg(metavar="DEVICE")] = "cpu"
     """torch device: cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the model; float32 is what readings are comparable in."""
+    factory: Annotated[str, arg(metavar="MODULE:FUNCTION")] = ""
+    """Makes a classifier of your own, whose .safetensors state is the model; its code is run."""
+
+    def load(self, model: str, labels: tuple[str, ...] = ()) -> Any:
+        from palimpsest import run
+
+        return run.load(model, device=self.device, dtype=self.dtype, factory=self.factory, labels=labels)
+
+    def load_all(self, models: Sequence[str]) -> list[Any]:
+        """Several models, each an argument of its own or with commas between."""
+        return [self.load(name.strip()) for text in models for name in text.split(",") if name.strip()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looking:
-    """How much is looked at."""
+    """How much is drawn, and who judges it."""
 
-    prompts: int = 20
+    prompts: Count = 20
     """Different prompts for each target."""
-    seeds: int = 3
+    seeds: Count = 3
     """Seeds for each prompt."""
-    sample_steps: int | None = None
+    sample_steps: Steps = None
     """Sampling steps; the model's own default where not given."""
-    guidance: float | None = None
+    guidance: Number = None
     """Scale of classifier-free guidance; the model's own default where not given."""
-    judge: tuple[str, ...] = ()
+    judge: Annotated[tuple[str, ...], arg(metavar="JUDGE ...")] = ()
     """Evaluators: folders of classifiers or CLIP models, or "nudenet". Drawn worlds bring their own."""
-    sees: float | None = None
+    sees: Number = None
     """Draw as many seeds as a change of so many points in any one other concept needs to be seen 9 times of 10."""
     stop_early: bool = False
     """Look four times and stop drawing as soon as every answer is clear; intervals and p allow for the looks."""
 
+    def look(self) -> Any:
+        """How much an audit looks at, as the verbs take it."""
+        from palimpsest.run import Look
 
-def look(options: Looking) -> Any:
-    """How much an audit looks at, as the verbs take it."""
-    from palimpsest.run import Look
-
-    return Look(
-        prompts=options.prompts,
-        seeds=options.seeds,
-        steps=options.sample_steps,
-        guidance=options.guidance,
-        judges=options.judge,
-        sees=options.sees,
-        stop_early=options.stop_early,
-    )
+        return Look(
+            prompts=self.prompts,
+            seeds=self.seeds,
+            steps=self.sample_steps,
+            guidance=self.guidance,
+            judges=self.judge,
+            sees=self.sees,
+            stop_early=self.stop_early,
+        )
 
 
-def method_of(entry: catalog.Entry, rest: list[str]) -> Any:
-    """A system with the parameters that follow a command's own options."""
-    return tyro.cli(catalog.load(entry.id), prog=f"palimpsest ... --method {entry.id}", args=rest)
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a classifier's samples are read."""
+
+    split: Name = "train"
+    """The part of the data that the model learned from, where the data have parts."""
+    test: Data = ""
+    """Data that the model never saw; where the data have a part called test, that part."""
+    size: Pixels = None
+    """Side in pixels to resize pictures to; the model's own where not given."""
+    skip_unreadable: bool = False
+    """Leave out pictures that cannot be read, and list them, instead of stopping."""
+
+    def samples(self, loading: Loading, model: str, data: str) -> tuple[Any, Any, Any]:
+        """A classifier, what it learned from and what it never saw (None where there is no such part)."""
+        from palimpsest.data.read import read
+
+        if loading.factory:  # its state does not say what its classes are called; the data do
+            known = read(data, split=self.split, size=self.size, skip_unreadable=self.skip_unreadable)
+            host, size = loading.load(model, labels=known.classes), self.size
+        else:
+            host = loading.load(model)
+            size = self.size or own_side(host)
+            known = read(data, split=self.split, size=size, skip_unreadable=self.skip_unreadable)
+        test = held_out(self.test, data, size=size, skip_unreadable=self.skip_unreadable)
+        return host, known, test
+
+
+def own_side(host: Any) -> int | None:
+    """The side of the square pictures that a classifier resizes to; None where it takes them as they are."""
+    preprocessing = getattr(host, "preprocessing", None)
+    side = getattr(preprocessing, "size", None) or getattr(preprocessing, "crop", None)
+    return side if side is None or isinstance(side, int) else side[0] if side[0] == side[1] else None
 
 
 def held_out(test: str, data: str, *, size: int | None, skip_unreadable: bool = False) -> Any:
@@ -74,7 +135,17 @@ def held_out(test: str, data: str, *, size: int | None, skip_unreadable: bool = 
     return read(test or data, split="test", size=size, skip_unreadable=skip_unreadable)
 
 
+def refuse_overwriting(folder: Path, names: Sequence[str], overwrite: bool, resume: bool = False) -> None:
+    """Raises BadRequest where files of these names would be replaced and nobody said that they may."""
+    there = [name for name in names if (folder / name).exists()]
+    if there and not overwrite and not resume:
+        raise BadRequest(
+            f"{folder} already holds {', '.join(there)}; nothing was overwritten. Give another --out, or --overwrite "
+            "to replace what is there."
+        )
+
+
 def say(receipt: Any) -> None:
-    """The receipt's sentences and where it was written."""
-    print(receipt.summary())
-    print(f"receipt  {receipt.html}\n         {receipt.json}")
+    """Tells a receipt's sentences and where it was written."""
+    tell(receipt.summary())
+    tell(f"receipt  {receipt.html}\n         {receipt.json}")

@@ -5,45 +5,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
-from palimpsest.cli.options import Loading
+from palimpsest.cli import options
+from palimpsest.cli.options import Loading, refuse_overwriting
+from palimpsest.cli.terminal import tell
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Loading):
-    """Draw pictures from a model, with or without a patch."""
+    """Draw pictures from a model, with or without a patch.
 
-    model: Positional[str]
-    """The model."""
-    prompt: Positional[str]
+    Examples:
+      palimpsest sample "a red star in sketch style" --model tiny/sd --patch no-star/patch.safetensors --out star.png
+    """
+
+    prompt: options.Prompt
     """What to draw."""
-    patch: Path | None = None
+    model: options.Model = "tiny/sd"
+    """A diffusers folder, a single .safetensors checkpoint, or one of the shipped tiny models."""
+    patch: options.PatchFile | None = None
     """A patch to apply while drawing."""
-    scale: float = 1.0
+    scale: options.Strength = 1.0
     """Strength of the patch."""
     force: bool = False
     """Apply a patch that was made for another model."""
-    negative: str = ""
+    negative: options.Words = ""
     """What to keep away from."""
-    seed: int = 0
+    seed: options.Count = 0
     """Of the first picture; the next ones count up."""
-    n: int = 1
+    n: options.Count = 1
     """How many pictures, side by side."""
-    steps: int | None = None
+    steps: options.Steps = None
     """Sampling steps."""
-    guidance: float | None = None
+    guidance: options.Number = None
     """Scale of classifier-free guidance."""
-    out: Path = Path("sample.png")
+    out: options.File = Path("sample.png")
     """A PNG file."""
+    overwrite: bool = False
+    """Replace the file if it is there already."""
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest import run
 
-        host = run.load(self.model, device=self.device, dtype=self.dtype)
+        refuse_overwriting(self.out.parent, [self.out.name], self.overwrite)
+        host = self.load(self.model)
         run.sample(
             host, self.prompt, patch=self.patch, scale=self.scale, force=self.force, negative=self.negative,
             seed=self.seed, n=self.n, steps=self.steps, guidance=self.guidance, out=self.out,
         )  # fmt: skip
-        print(self.out)
+        tell(str(self.out))
         return 0

@@ -2,49 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from palimpsest.cli.options import held_out
+from palimpsest.cli import options
+from palimpsest.cli.options import Reading
+from palimpsest.cli.terminal import tell
 from palimpsest.core.errors import BadRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify:
-    """Check a receipt: hashes, numbers and, if asked, the pictures drawn again. Exit code 1 where something differs."""
+class Verify(Reading):
+    """Check a receipt: hashes, numbers and, if asked, the pictures drawn again. Exit code 1 where something differs.
 
-    receipt: Positional[Path]
+    Examples:
+      palimpsest verify no-star/receipt.json --remeasure sample
+      palimpsest verify no-cat/receipt.json --data photos --remeasure all
+    """
+
+    receipt: Positional[options.ReceiptFile]
     """A receipt.json."""
     remeasure: Literal["none", "sample", "all"] = "none"
     """How many pictures to draw and judge again; a classifier is asked about its samples, for all it relearns too."""
-    public_key: Path | None = None
+    public_key: options.File | None = None
     """Of who is said to have signed it; the signature beside the receipt is then checked."""
-
-    data: str = ""
+    data: options.Data = ""
     """To ask a classifier again: what it learned from."""
-    test: str = ""
-    """Likewise: data that it never saw; where the data have a part called test, that part."""
-    forget: str = ""
+    forget: options.Forget = ""
     """Likewise: the request, where it lists single samples: samples:list.csv."""
-    size: int | None = None
-    """Likewise: side in pixels to resize pictures to."""
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest.receipt.verify import verify
 
         findings = verify(self.receipt, remeasure=self.remeasure, public_key=self.public_key, asked=self._asked())
         for finding in findings:
-            print(finding)
+            tell(str(finding))
         return int(any(not f.ok for f in findings))
 
     def _asked(self) -> Any:
         """The samples that the options name; None where they name none."""
         if not self.data:
-            if self.test or self.forget:
-                raise BadRequest("--test and --forget say more about --data, which is missing: give it too.")
+            about = {"forget", *(f.name for f in fields(Reading))}
+            given = [f.name for f in fields(self) if f.name in about and getattr(self, f.name) != f.default]
+            if given:
+                option = given[0].replace("_", "-")
+                raise BadRequest(f"--{option} says more about --data, which is missing: give it too.")
             return None
         if self.remeasure == "none":
             raise BadRequest("--data is what a classifier is asked about: give --remeasure sample or all too.")
@@ -53,7 +57,7 @@ class Verify:
         from palimpsest.receipt.reask import Asked
 
         return Asked(
-            data=read(self.data, size=self.size),
-            test=held_out(self.test, self.data, size=self.size),
+            data=read(self.data, split=self.split, size=self.size, skip_unreadable=self.skip_unreadable),
+            test=options.held_out(self.test, self.data, size=self.size, skip_unreadable=self.skip_unreadable),
             forget=ForgetRequest.parse(self.forget) if self.forget else None,
         )

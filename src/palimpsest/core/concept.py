@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+from palimpsest.core.declared import fitted
 from palimpsest.core.errors import BadRequest
 
 Kind = Literal["identity", "object", "class", "attribute", "style", "domain"]
@@ -43,9 +44,8 @@ class Concept:
 
     @staticmethod
     def from_plain(plain: Mapping[str, Any]) -> Concept:
-        """From what `dataclasses.asdict` and JSON made of a concept."""
-        lists = {key: tuple(plain[key]) for key in ("prompts", "labels", "images")}
-        return Concept(name=plain["name"], kind=plain["kind"], **lists)
+        """From what `dataclasses.asdict` and JSON made of a concept; Damaged where it is not that."""
+        return fitted(dict(plain), Concept, "The concept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +97,8 @@ class Request:
 
     @staticmethod
     def from_plain(plain: Mapping[str, Any]) -> Request:
-        def concepts(role: str) -> tuple[Concept, ...]:
-            return tuple(Concept.from_plain(c) for c in plain[role])
-
-        return Request(target=concepts("target"), keep=concepts("keep"), toward=concepts("toward"))
+        """From what `plain` and JSON made of a request; Damaged where it is not that."""
+        return fitted(dict(plain), Request, "The request")
 
     def keeping(self, concepts: Iterable[Concept]) -> Request:
         """The same request with this retain set."""

@@ -18,9 +18,26 @@ class Delta:
 
     kind: ClassVar[str]
 
+    def fits(self, shape: torch.Size) -> None:
+        """Takes no memory of the tensor's size.
+
+        Raises:
+            Damaged: the delta is not one of a tensor of this shape.
+        """
+        if (why := self._misfit(shape)) is not None:
+            raise Damaged(
+                f"A {self.kind} delta of {', '.join(f'{k} {tuple(t.shape)}' for k, t in self.tensors().items())} does "
+                f"not fit a tensor of shape {tuple(shape)}: {why}. The patch is damaged or of another architecture."
+            )
+
     def dense(self, shape: torch.Size) -> Tensor:
-        """The change as a full tensor of the target's shape."""
-        raise NotImplementedError(f"{type(self).__name__} has no dense form")
+        """The change as a full tensor of the target's shape.
+
+        Raises:
+            Damaged: it does not fit.
+        """
+        self.fits(shape)
+        return self._dense(shape)
 
     def scaled(self, factor: float) -> Delta:
         raise NotImplementedError(f"{type(self).__name__} cannot be scaled")
@@ -32,6 +49,16 @@ class Delta:
         """An upper bound that the form itself gives; None for forms that give none."""
         return None
 
+    def outline(self) -> tuple[int, ...]:
+        """What the form alone tells of the target's shape."""
+        raise NotImplementedError(f"{type(self).__name__} has no outline")
+
+    def _misfit(self, shape: torch.Size) -> str | None:
+        raise NotImplementedError(f"{type(self).__name__} cannot say what it fits")
+
+    def _dense(self, shape: torch.Size) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no dense form")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(Delta):
@@ -40,8 +67,14 @@ class Dense(Delta):
     kind: ClassVar[str] = "dense"
     value: Tensor
 
-    def dense(self, shape: torch.Size) -> Tensor:
-        return _fit(self.value, shape, self)
+    def outline(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+    def _misfit(self, shape: torch.Size) -> str | None:
+        return _not_real(self.value) or (None if self.value.shape == shape else "it has another shape")
+
+    def _dense(self, shape: torch.Size) -> Tensor:
+        return self.value
 
     def scaled(self, factor: float) -> Dense:
         return Dense(value=self.value * factor)
@@ -55,8 +88,20 @@ class LowRank(Delta):
     up: Tensor
     down: Tensor
 
-    def dense(self, shape: torch.Size) -> Tensor:
-        return _fit(self.up @ self.down, shape, self)
+    def outline(self) -> tuple[int, ...]:
+        return (*self.up.shape[:1], *self.down.shape[1:])
+
+    def _misfit(self, shape: torch.Size) -> str | None:
+        if self.up.ndim != 2 or self.down.ndim != 2 or self.up.shape[1] != self.down.shape[0]:
+            return "its two factors have no product"
+        if not len(shape) or (self.up.shape[0], self.down.shape[1]) != (shape[0], shape[1:].numel()):
+            return f"its product is {self.up.shape[0]} x {self.down.shape[1]}"
+        if self.up.dtype != self.down.dtype:
+            return "its two factors are of two types"
+        return _not_real(self.up)
+
+    def _dense(self, shape: torch.Size) -> Tensor:
+        return (self.up @ self.down).reshape(shape)
 
     def scaled(self, factor: float) -> LowRank:
         return LowRank(up=self.up * factor, down=self.down)
@@ -73,9 +118,15 @@ class Rows(Delta):
     index: Tensor
     value: Tensor
 
-    def dense(self, shape: torch.Size) -> Tensor:
-        if self.index.numel() and (int(self.index.max()) >= shape[0] or self.value.shape[1:] != shape[1:]):
-            raise Damaged(f"Rows of shape {tuple(self.value.shape)} do not fit a table of shape {tuple(shape)}.")
+    def outline(self) -> tuple[int, ...]:
+        return tuple(self.value.shape[1:])
+
+    def _misfit(self, shape: torch.Size) -> str | None:
+        if not len(shape) or self.value.shape != (*self.index.shape, *shape[1:]):
+            return "its rows have another shape"
+        return _not_real(self.value) or _not_an_index(self.index, shape[0])
+
+    def _dense(self, shape: torch.Size) -> Tensor:
         return torch.zeros(shape, dtype=self.value.dtype).index_add_(0, self.index, self.value)
 
     def scaled(self, factor: float) -> Rows:
@@ -90,21 +141,34 @@ class Sparse(Delta):
     index: Tensor
     value: Tensor
 
-    def dense(self, shape: torch.Size) -> Tensor:
+    def outline(self) -> tuple[int, ...]:
+        return ()
+
+    def _misfit(self, shape: torch.Size) -> str | None:
+        if self.value.shape != self.index.shape:
+            return "it has not one value for each entry"
+        return _not_real(self.value) or _not_an_index(self.index, shape.numel())
+
+    def _dense(self, shape: torch.Size) -> Tensor:
         n = shape.numel()
-        if self.index.numel() and int(self.index.max()) >= n:
-            raise Damaged(f"A sparse delta names entry {int(self.index.max())} of a tensor with {n} entries.")
         return torch.zeros(n, dtype=self.value.dtype).index_add_(0, self.index, self.value).reshape(shape)
 
     def scaled(self, factor: float) -> Sparse:
         return Sparse(index=self.index, value=self.value * factor)
 
 
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KINDS: Mapping[str, type[Delta]] = {d.kind: d for d in (Dense, LowRank, Rows, Sparse)}
 
 
 def add(a: Delta, b: Delta, shape: torch.Size) -> Delta:
-    """a + b, in the smallest form that holds it."""
+    """a + b, in the smallest form that holds it; `shape` is not looked at where both are LowRank, Rows or Sparse.
+
+    Raises:
+        Damaged: they are not deltas of one tensor.
+    """
+    if type(a) is type(b) and a.outline() != b.outline():
+        raise Damaged(f"Two {a.kind} deltas of one tensor are of {a.outline()} and {b.outline()}; one is damaged.")
     if isinstance(a, LowRank) and isinstance(b, LowRank):
         return LowRank(up=torch.cat([a.up, b.up], 1), down=torch.cat([a.down, b.down], 0))
     if isinstance(a, (Rows, Sparse)) and type(a) is type(b):
@@ -122,10 +186,13 @@ def of_change(old: Tensor, new: Tensor) -> Delta:
     return Dense(value=change)
 
 
-def _fit(value: Tensor, shape: torch.Size, delta: Delta) -> Tensor:
-    if value.numel() != shape.numel():
-        raise Damaged(
-            f"A {delta.kind} delta of {tuple(value.shape)} does not fit a tensor of shape {tuple(shape)}; "
-            "the patch was made for another architecture."
-        )
-    return value.reshape(shape)
+def _not_real(value: Tensor) -> str | None:
+    return None if value.dtype in REAL else f"its values are {value.dtype}"
+
+
+def _not_an_index(index: Tensor, below: int) -> str | None:
+    if index.dtype != torch.int64 or index.ndim != 1:
+        return f"its index is {index.dtype} with {index.ndim} axes"
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < below:
+        return f"its index runs from {int(index.min())} to {int(index.max())}, of {below}"
+    return None

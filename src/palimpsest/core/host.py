@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -20,12 +21,14 @@ class Cond:
             state is `states[i, lengths[i] - 2]`.
         pooled: (n, p) pooled states, for families that take them.
         extra: further per-sample tensors that the family's denoiser takes (first axis n).
+        texts: the prompts themselves, where it is known what was encoded.
     """
 
     states: Tensor
     lengths: Tensor
     pooled: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.states.shape[0]
@@ -33,8 +36,14 @@ class Cond:
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Cond:
         """The chosen rows, as a Cond."""
         pooled = None if self.pooled is None else self.pooled[rows]
-        extra = {k: v[rows] for k, v in self.extra.items()}
-        return replace(self, states=self.states[rows], lengths=self.lengths[rows], pooled=pooled, extra=extra)
+        return replace(
+            self,
+            states=self.states[rows],
+            lengths=self.lengths[rows],
+            pooled=pooled,
+            extra={k: v[rows] for k, v in self.extra.items()},
+            texts=tuple(self.texts[i] for i in torch.arange(len(self))[rows].tolist()) if self.texts else (),
+        )
 
     def repeat(self, n: int) -> Cond:
         """Each row n times in a row: a, a, b, b, ..."""
@@ -51,6 +60,7 @@ class Cond:
             lengths=torch.cat([c.lengths for c in conds]),
             pooled=pooled,
             extra=extra,
+            texts=tuple(t for c in conds for t in c.texts) if all(c.texts for c in conds) else (),
         )
 
 
@@ -149,6 +159,33 @@ class Denoiser(Host, Protocol):
 
     def pixels(self, x: Tensor) -> Tensor:
         """Images (n, 3, H, W) in [0, 1] of clean latents."""
+        ...
+
+    def attending(self, rule: Callable[[str, Tensor], Tensor], role: str) -> AbstractContextManager[None]:
+        """Inside, every attention layer of a role goes on with the maps that the rule returns; differentiable.
+
+        Args:
+            rule: (layer's name, maps (n, heads, pixels, tokens)) -> maps of the same shape.
+
+        Raises:
+            Unsupported: the model has no such layers, or they attend to text and image jointly.
+        """
+        ...
+
+    def skipping(self, rule: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        """Inside, the decoder reads of each skip (n, c, h, w) what the rule makes of it; in models that have skips."""
+        ...
+
+    def speaking(self, words: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Inside, every prompt but the empty one is read with these words before its first; differentiable in them.
+
+        Args:
+            words: k words that no vocabulary holds, (k, d) by the name of the token table that they stand in for.
+        """
+        ...
+
+    def looking(self, look: Callable[[Cond], None]) -> AbstractContextManager[None]:
+        """Inside, `look` is shown the Cond of every forward of the denoiser before it runs."""
         ...
 
     def walk(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ClassVar, Literal, TypeVar, final, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar, final, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from torch import Tensor
 from palimpsest.core import catalog
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest, Damaged, Touched, Unsupported
+from palimpsest.core.declared import fitted
+from palimpsest.core.errors import BadRequest, Touched, Unsupported
 from palimpsest.core.fingerprint import hook_count, quick_state
 from palimpsest.core.host import CAPABILITIES, Denoiser, Guide, capabilities
 from palimpsest.core.patch import Hook, Patch
@@ -91,7 +92,8 @@ class ModelEdit(Method, ABC):
                 patch = self.run(host, request, data=data, rng=rng, trace=trace)
         finally:
             self._verify(host, tensors, hooks)
-        return replace(patch, base=base, provenance=self._provenance(request, seed, trace))
+        cost = {"seconds": trace.seconds, "forwards": dict(trace.forwards), "peak_bytes": trace.peak_bytes}
+        return replace(patch, base=base, provenance=self._provenance(request, seed), cost=cost)
 
     def _verify(self, host: Any, tensors: dict[str, tuple[int, int, int]], hooks: int) -> None:
         if quick_state(host.root) != tensors:
@@ -99,16 +101,13 @@ class ModelEdit(Method, ABC):
         if hook_count(host.root) != hooks:
             raise Touched(f"{self.id} left a hook on {host.name}.")
 
-    def _provenance(self, request: Request, seed: int, trace: Trace) -> dict[str, Any]:
+    def _provenance(self, request: Request, seed: int) -> dict[str, Any]:
         return {
             "method": self.id,
             "name": self.card.name,
             "parameters": self.parameters(),
             "request": request.plain(),
             "seed": seed,
-            "seconds": trace.seconds,
-            "forwards": dict(trace.forwards),
-            "peak_bytes": trace.peak_bytes,
             "versions": versions(),
         }
 
@@ -167,11 +166,16 @@ def _hook(method: Method, request: Request, tensors: Mapping[str, Tensor]) -> Ho
     return Hook(id=method.id, params=params, tensors={k: t.detach().cpu() for k, t in tensors.items()})
 
 
+class _Params(TypedDict):
+    """What `_hook` writes."""
+
+    parameters: dict[str, Any]
+    request: Request
+
+
 def _read(cls: type[M], hook: Hook) -> tuple[M, Request]:
-    try:
-        return cls(**hook.params["parameters"]), Request.from_plain(hook.params["request"])
-    except (KeyError, TypeError) as e:
-        raise Damaged(f"The patch's hook {hook.id} has parameters that this version does not know: {e}.") from e
+    params = hook.read(_Params)
+    return fitted(params["parameters"], cls, f"The patch's hook {hook.id}"), params["request"]
 
 
 @contextmanager

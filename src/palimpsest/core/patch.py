@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypedDict, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from palimpsest.core import catalog
 from palimpsest.core import delta as deltas_of
-from palimpsest.core.delta import KINDS, Delta
+from palimpsest.core.declared import OPEN, Matching, Sha256, Within, fitted, parsed, shown
+from palimpsest.core.delta import KINDS, REAL, Delta
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported, WrongBase
-from palimpsest.core.files import write_beside
-from palimpsest.core.fingerprint import digest, tensors_of
+from palimpsest.core.files import read_tensors, write_beside
+from palimpsest.core.files import refuse_pickle as refuse_pickle
+from palimpsest.core.fingerprint import digest, raw_bytes, tensors_of
+from palimpsest.core.host import CAPABILITIES
 
-FORMAT = 1
+FORMAT = 2
+MOST_HEADER = 8 * 2**20
+"""Bytes of a patch's header: ten thousand concepts with their prompts, or the names of a million tensors, are less."""
+COSTS = ("seconds", "forwards", "peak_bytes")
+"""Keys of `Patch.cost`; format 1 had them in the provenance."""
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 Overlap = Literal["refuse", "sum", "first", "last"]
+T = TypeVar("T")
+
+
+class _Provenance(TypedDict, total=False):
+    """What is known of the fields that something reads; others may stand beside them."""
+
+    method: str
+    name: str
+    parameters: dict[str, Any]
+    request: dict[str, Any]
+    seed: int
+    seconds: Annotated[float, Within(least=0)]  # cost: in format 1 only
+    forwards: dict[str, Annotated[int, Within(least=0)]]
+    peak_bytes: int | None
+    versions: dict[str, str]
+    merged: list[dict[str, Any]]
+    edited: str
+
+
+class _Hook(TypedDict):
+    id: Annotated[str, Within(1, 200)]
+    params: dict[str, Any]
+
+
+class _Header(TypedDict):
+    format: Literal[1, 2]
+    base: Annotated[str, Matching(r"[0-9a-f]{64}|", "a model's fingerprint")]
+    deltas: dict[str, Literal["dense", "low_rank", "rows", "sparse"]]
+    hooks: Annotated[list[_Hook], Within(most=1000)]
+    provenance: Annotated[_Provenance, OPEN]
+
+
+class _Sealed(_Header, total=False):
+    sha256: Sha256  # from format 2 on; before, it stood beside the header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +83,14 @@ class Hook:
     params: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def read(self, kind: type[T]) -> T:
+        """The parameters as the type that their system declares (see `core.declared`).
+
+        Raises:
+            Damaged: they are not that.
+        """
+        return fitted(dict(self.params), kind, f"The patch's hook {shown(self.id)}")
+
 
 class HookRule(Protocol):
     """What the system behind a hook offers: it attaches itself to a host until the context ends."""
@@ -55,7 +106,10 @@ class Patch:
         base: fingerprint of the model it was made for.
         deltas: by tensor name in `host.root`.
         hooks: rules that act while the model runs, in order.
-        provenance: who made it: method, parameters, request, seed, cost, versions; plain JSON.
+        provenance: who made it: method, parameters, request, seed, versions; plain JSON.
+        cost: what making it took: seconds, forwards, peak_bytes. It is not saved and not part of the identity, so
+            that equal work makes equal files; receipts keep it.
+        format: of the file that it was read from. It decides the identity, which never changes once given.
 
     Example:
         >>> with patch.applied(host):          # doctest: +SKIP
@@ -67,6 +121,8 @@ class Patch:
     deltas: Mapping[str, Delta] = field(default_factory=dict)
     hooks: tuple[Hook, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
 
     # -- use ---------------------------------------------------------------------------------------------
 
@@ -78,22 +134,31 @@ class Patch:
             WrongBase: the host is not the model that the patch was made for (`force` applies it all the same).
             Damaged: a delta does not fit its tensor.
         """
-        old = self._write(host, force)
+        tensors = self._fitting(host, force)
+        rules = [(_rule(hook, host), hook) for hook in self.hooks]
+        old: dict[str, Tensor] = {}
         with ExitStack() as stack:
             stack.callback(_restore, host, old)
-            for hook in self.hooks:
-                stack.enter_context(_rule(hook).attach(host, hook))
+            self._write(tensors, old, self.deltas)
+            for rule, hook in rules:
+                stack.enter_context(rule.attach(host, hook))
             yield
 
     def fuse(self, host: Any, *, force: bool = False) -> None:
-        """Writes the deltas into the host for good. Patches with hooks cannot be fused."""
+        """Writes the deltas into the host for good. Patches with hooks cannot be fused.
+
+        Memory: a few times the largest changed tensor.
+        """
         if self.hooks:
             raise Unsupported(
-                f"{self.hooks[0].id} acts while the model runs and cannot be fused into weights; use `applied`."
+                f"{shown(self.hooks[0].id)} acts while the model runs and cannot be fused into weights; use `applied`."
             )
-        self._write(host, force)
+        tensors = self._fitting(host, force)
+        places = Counter(tensors[name].data_ptr() for name in self.deltas)
+        self._write(tensors, {}, {name for name in self.deltas if places[tensors[name].data_ptr()] > 1})
 
-    def _write(self, host: Any, force: bool) -> dict[str, Tensor]:
+    def _fitting(self, host: Any, force: bool) -> dict[str, Tensor]:
+        """The host's tensors, after every delta was held against its own: one that does not fit changes nothing."""
         if not force and self.base != (found := host.fingerprint()):
             raise WrongBase(
                 f"This patch was made for the model {self.base[:12]}, but {host.name} is {found[:12]}. Load the "
@@ -102,18 +167,28 @@ class Patch:
         tensors = tensors_of(host.root)
         missing = sorted(set(self.deltas) - set(tensors))
         if missing:
-            raise WrongBase(f"The patch changes {missing[0]!r}, which {host.name} does not have.")
-        # All new values are computed before the first is written: a delta that does not fit changes nothing.
-        new = {}
+            raise WrongBase(f"The patch changes {shown(missing[0], 120)}, which {host.name} does not have.")
         for name, delta in self.deltas.items():
-            t = tensors[name].detach()
-            wide = torch.promote_types(t.dtype, torch.float32)
-            new[name] = (t.to(wide) + delta.dense(t.shape).to(t.device, wide)).to(t.dtype)
-        old = {name: tensors[name].detach().clone() for name in new}
+            delta.fits(tensors[name].shape)
+        return tensors
+
+    def _write(self, tensors: Mapping[str, Tensor], old: dict[str, Tensor], kept: Collection[str]) -> None:
+        """Tensor by tensor; what stood in those of `kept` is put into `old` first.
+
+        A tensor that the model has under two names is computed from what stood there before either was written.
+        """
+        before: dict[int, Tensor] = {}
         with torch.no_grad():
-            for name, value in new.items():
-                tensors[name].detach().copy_(value)
-        return old
+            for name, delta in self.deltas.items():
+                t = tensors[name].detach()
+                was = before.get(t.data_ptr(), t)
+                if name in kept and was is t:
+                    was = before[t.data_ptr()] = t.clone()
+                wide = torch.promote_types(t.dtype, torch.float32)
+                value = (was.to(wide) + delta.dense(t.shape).to(t.device, wide)).to(t.dtype)
+                if name in kept:
+                    old[name] = was
+                t.copy_(value)
 
     # -- algebra -----------------------------------------------------------------------------------------
 
@@ -130,22 +205,37 @@ class Patch:
     # -- files -------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Writes one safetensors file: tensors, and JSON in its header. Written beside and renamed."""
+        """Writes one safetensors file: tensors, and JSON in its header. Written beside and renamed.
+
+        Raises:
+            BadRequest: hooks or provenance hold what a file cannot say (NaN, half characters, more than MOST_HEADER).
+        """
         tensors, header = _pack(self)
-        meta = {"palimpsest": json.dumps(header, sort_keys=True), "palimpsest_sha256": _seal(header, tensors)}
-        return write_beside(Path(path), lambda tmp: save_file(tensors, tmp, metadata=meta))
+        try:
+            parsed(text := _text(header), _Header, "Its header")
+        except Damaged as e:
+            raise BadRequest(f"The patch cannot be saved: {e}") from e
+        if len(text) > MOST_HEADER:
+            raise BadRequest(f"The patch cannot be saved: its header is longer than {MOST_HEADER:,} bytes.")
+        seal = _seal(header, tensors)
+        # One text, since the library that writes the file puts several in an order of its own each time.
+        meta = {"palimpsest": _text({**header, "sha256": seal})}
+        if header["format"] == 1:
+            meta = {"palimpsest": text, "palimpsest_sha256": seal}
+        apart = {k: t.clone() for k, t in tensors.items()}  # safetensors refuses tensors that share memory
+        return write_beside(Path(path), lambda tmp: save_file(apart, tmp, metadata=meta))
 
     @staticmethod
     def load(path: str | Path) -> Patch:
         """Reads what `save` wrote.
 
         Raises:
-            Damaged: no such file, not a patch, truncated, or changed since it was saved.
+            Damaged: no such file, not a patch, truncated, changed since it was saved, or not what a patch may hold.
         """
         header, tensors, seal = _read(Path(path))
         if seal != _seal(header, tensors):
             raise Damaged(f"{path} was changed or damaged after it was saved; get a fresh copy.")
-        return _unpack(header, tensors)
+        return _unpack(header, tensors, str(path))
 
     def sha256(self) -> str:
         """Identity of the whole patch, as the receipt records it."""
@@ -215,8 +305,16 @@ def _restore(host: Any, old: Mapping[str, Tensor]) -> None:
             tensors[name].detach().copy_(value)
 
 
-def _rule(hook: Hook) -> HookRule:
-    return catalog.load(hook.id)
+def _rule(hook: Hook, host: Any) -> HookRule:
+    try:
+        system = catalog.load(hook.id)
+    except BadRequest as e:
+        raise Damaged(f"The patch's hook is of a system that is not installed here: {shown(hook.id)}. {e}") from e
+    if not hasattr(system, "attach"):
+        raise Damaged(f"The patch has a hook of {shown(hook.id)}, a system that has no rule to attach.")
+    if not isinstance(host, CAPABILITIES[system.card.needs]):
+        raise Unsupported(f"The patch's hook {hook.id} needs a {system.card.needs}; {host.name} is none.")
+    return system
 
 
 def _shape_of(a: Delta, b: Delta, name: str) -> torch.Size:
@@ -237,61 +335,72 @@ def _pack(patch: Patch) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for name, t in hook.tensors.items():
             tensors[f"hook|{i}|{name}"] = t.detach().cpu().contiguous()
     header = {
-        "format": FORMAT,
+        "format": patch.format,
         "base": patch.base,
         "deltas": {name: d.kind for name, d in patch.deltas.items()},
         "hooks": [{"id": h.id, "params": dict(h.params)} for h in patch.hooks],
         "provenance": dict(patch.provenance),
     }
-    return {k: t.clone() for k, t in tensors.items()}, json.loads(json.dumps(header))
+    return tensors, json.loads(json.dumps(header))
 
 
-def _unpack(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
-    grouped: dict[tuple[str, str], dict[str, Tensor]] = {}
+def _unpack(header: _Header, tensors: Mapping[str, Tensor], where: str) -> Patch:
+    left = dict(tensors)
+
+    def taken(key: str) -> Tensor:
+        if key not in left:
+            raise Damaged(f"{where} lacks the tensor {shown(key, 120)} that its header names; get a fresh copy.")
+        return left.pop(key)
+
+    deltas = {
+        name: KINDS[kind](**{f.name: taken(f"delta|{name}|{f.name}") for f in fields(KINDS[kind])})
+        for name, kind in header["deltas"].items()
+    }
+    hooks = []
+    for i, hook in enumerate(header["hooks"]):
+        own = f"hook|{i}|"
+        hooks.append(Hook(**hook, tensors={k[len(own) :]: taken(k) for k in list(left) if k.startswith(own)}))
+    if left:
+        raise Damaged(f"{where} holds the tensor {shown(min(left), 120)}, which its header does not name.")
     for key, t in tensors.items():
-        where, rest = key.split("|", 1)
-        # A delta's part is a field name; a hook's owner is a number: each splits where no user text stands.
-        owner, part = rest.rsplit("|", 1) if where == "delta" else rest.split("|", 1)
-        grouped.setdefault((where, owner), {})[part] = t
-    deltas = {name: KINDS[kind](**grouped[("delta", name)]) for name, kind in header["deltas"].items()}
-    hooks = tuple(
-        Hook(id=h["id"], params=h["params"], tensors=grouped.get(("hook", str(i)), {}))
-        for i, h in enumerate(header["hooks"])
+        if t.dtype not in (*REAL, *WHOLE):
+            raise Damaged(f"{where}: {shown(key, 120)} is {t.dtype}; no patch holds that.")
+        if t.dtype in REAL and not bool(torch.isfinite(t).all()):
+            raise Damaged(f"{where}: {shown(key, 120)} holds numbers that are not finite.")
+    told = dict(header["provenance"])
+    return Patch(
+        base=header["base"],
+        deltas=deltas,
+        hooks=tuple(hooks),
+        provenance=told,
+        cost={k: told[k] for k in COSTS if k in told},
+        format=header["format"],
     )
-    return Patch(base=header["base"], deltas=deltas, hooks=hooks, provenance=header["provenance"])
+
+
+def _text(header: Mapping[str, Any]) -> str:
+    return json.dumps(header, sort_keys=True)
 
 
 def _seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    return digest(tensors, salt=json.dumps(header, sort_keys=True))
+    """sha256 of a patch. Format 2: of the header and each tensor's own sha256, so that a patch can be sealed while its
+    tensors stream by in any order."""
+    if header["format"] == 1:
+        return digest(tensors, salt=_text(header))
+    each = {k: [str(t.dtype), list(t.shape), hashlib.sha256(raw_bytes(t)).hexdigest()] for k, t in tensors.items()}
+    return hashlib.sha256(json.dumps([each, header], sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    if not path.is_file():
-        raise Damaged(f"There is no patch at {path}.")
-    refuse_pickle(path)
-    try:
-        with safe_open(path, framework="pt") as f:
-            meta = f.metadata() or {}
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no dict)
-        header = json.loads(meta["palimpsest"])
-        if header["format"] > FORMAT:
-            raise Damaged(f"{path} has patch format {header['format']}; this version reads up to {FORMAT}: upgrade.")
-        return header, tensors, meta["palimpsest_sha256"]
-    except KeyError as e:
-        raise Damaged(f"{path} is a safetensors file but not a palimpsest patch (no {e} in its header).") from e
-    except (SafetensorError, OSError, ValueError) as e:
-        raise Damaged(f"{path} cannot be read as a patch: {e}. It is truncated, damaged or of another kind.") from e
-
-
-def refuse_pickle(path: Path) -> None:
-    """Raises Damaged where a file is a pickle or a torch archive: loading one would run code from it."""
-    with open(path, "rb") as f:
-        head = f.read(9)
-    # A safetensors file begins with its header's length, whose bytes may be those that pickles begin with.
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        return
-    if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or head[:4] == b"PK\x03\x04":
-        raise Damaged(
-            f"{path} is a pickle or torch archive, which could run code when loaded; it was not opened. "
-            "Convert it to safetensors where you trust its source."
-        )
+def _read(path: Path) -> tuple[_Header, dict[str, Tensor], str]:
+    meta, tensors = read_tensors(path, "patch")
+    if "palimpsest" not in meta:
+        raise Damaged(f"{path} is a safetensors file but not a palimpsest patch (no 'palimpsest' in its header).")
+    if len(meta["palimpsest"]) > MOST_HEADER:
+        raise Damaged(f"{path} has a header of more than {MOST_HEADER:,} bytes; no patch needs that.")
+    of_any = parsed(meta["palimpsest"], dict, f"{path}: its header")
+    number = of_any.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        raise Damaged(f"{path} has patch format {number}; this version reads up to {FORMAT}: upgrade.")
+    header = dict(fitted(of_any, _Sealed, f"{path}: its header"))
+    seal = meta.get("palimpsest_sha256") if header["format"] == 1 else header.pop("sha256", None)
+    return header, tensors, str(seal)  # type: ignore[return-value]

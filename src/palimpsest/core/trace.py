@@ -44,6 +44,16 @@ class Trace:
             self.progress(what, done, total)
 
     @contextmanager
+    def part(self, name: str) -> Iterator[Trace]:
+        """The account of a part of the work, whose checkpoints lie in a folder of its own; its log joins this one's."""
+        folder = None if self.folder is None else self.folder / name
+        part = Trace(folder=folder, resume=self.resume, progress=self.progress)
+        try:
+            yield part
+        finally:
+            self.log += part.log
+
+    @contextmanager
     def watching(self, host: object) -> Iterator[None]:
         """Counts seconds, memory and the forwards of the host's large parts; leaves no hook behind."""
         handles = [

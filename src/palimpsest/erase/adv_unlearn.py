@@ -14,7 +14,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.attacks import attack, encoded, inserted, random_words
+from palimpsest.ops.attacks import attack, encoded, random_words
 from palimpsest.ops.captions import captions, in_captions
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.neighbours import everyday
@@ -148,7 +148,7 @@ class AdvUnlearn(FineTune):
             return output_error(host, at.t, host.denoise(at.x, at.t, cond), goal).square().mean()
 
         words = self._words(step, at)
-        with inserted(host, words) if words else nullcontext():
+        with host.speaking(words) if words else nullcontext():
             target = encoded(host, context.target.prompts, at.row)
         yield off(at, target, goal)
         yield self.keep_weight * off(also, encoded(host, context.keep.prompts, also.row), also.x0_cond)

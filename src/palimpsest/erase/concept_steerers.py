@@ -18,7 +18,7 @@ from palimpsest.core.method import LearnedSamplingEdit, at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import classifier_free
 from palimpsest.ops.prompts import asking, filled
-from palimpsest.ops.sparse_autoencoder import fit
+from palimpsest.train.sparse_autoencoder import fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,22 +94,19 @@ class ConceptSteerers(LearnedSamplingEdit):
         states, of_concept = self._states(host, sentences), self._states(host, [concept])
         directions = {}
         for name, x in states.items():
-
-            def told(step: int, loss: float, name: str = name) -> None:
-                trace.log.append((step, f"loss of {name}", loss))
-                trace.tell("training", step + 1, self.steps)
-
             width = self.width * x.shape[-1]
-            sae = fit(
-                x.flatten(0, 1),
-                width=width,
-                k=min(self.k, width),
-                steps=self.steps,
-                lr=self.lr,
-                batch=self.batch,
-                generator=rng,
-                told=told,
-            )
+            with trace.part(name) as part:
+                sae = fit(
+                    x.flatten(0, 1),
+                    width=width,
+                    k=min(self.k, width),
+                    steps=self.steps,
+                    lr=self.lr,
+                    batch=self.batch,
+                    generator=rng,
+                    trace=part,
+                    called=f"loss of {name}",
+                )
             trace.log.append((self.steps, f"explained of {name}", sae.explained(x.flatten(0, 1))))
             directions[name] = sae.directions(sae.encode(of_concept[name][0], width))
         return directions

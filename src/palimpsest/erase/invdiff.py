@@ -20,7 +20,7 @@ from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import asking
 from palimpsest.train.finetune import FineTune
-from palimpsest.train.loop import TrainStep
+from palimpsest.train.loop import TrainStep, minimise
 from palimpsest.train.randomness import generator
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the training times at which a picture's loss is read
@@ -149,16 +149,15 @@ def group_means(losses: Tensor, share: Tensor) -> Tensor:
 def part(losses: Tensor, groups: int, *, filled: float, steps: int, lr: float, generator: torch.Generator) -> Tensor:
     """(n, groups) shares that make the groups' mean losses as unequal as they can be; Adam with projection."""
     w = torch.rand(len(losses), groups, generator=generator).requires_grad_(True)
-    optimiser = torch.optim.Adam([w], lr=lr)
-    for _ in range(steps):
-        with torch.enable_grad():
-            each = losses[:, None] * w
-            mean = each.sum(0) / w.sum(0).clamp(min=1e-9)
-            objective = -mean.std() - filled * each.min()
-            optimiser.zero_grad()
-            objective.backward()
-        optimiser.step()
-        with torch.no_grad():
-            w.clamp_(min=0)
-            w.copy_(w / w.sum(1, keepdim=True).clamp(min=1e-9))
+
+    def even(k: int) -> Tensor:
+        each = losses[:, None] * w
+        mean = each.sum(0) / w.sum(0).clamp(min=1e-9)
+        return -mean.std() - filled * each.min()
+
+    def projected(k: int) -> None:
+        w.clamp_(min=0)
+        w.copy_(w / w.sum(1, keepdim=True).clamp(min=1e-9))
+
+    minimise({"shares": w}, even, steps=steps, optimiser=torch.optim.Adam([w], lr=lr), after=projected)
     return w.detach()

@@ -13,13 +13,14 @@ from torch.nn.functional import interpolate
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import Diverged, Unsupported
+from palimpsest.core.errors import Unsupported
 from palimpsest.core.host import Denoiser, Guide, Step
 from palimpsest.core.method import LearnedSamplingEdit, at_least
 from palimpsest.core.trace import Trace
-from palimpsest.ops.drawn import draw, noised
+from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.guidance import classifier_free, output_error
 from palimpsest.ops.prompts import prompts_for, swapped
+from palimpsest.train.loop import identity, minimise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,34 +83,42 @@ class LatentDirections(LearnedSamplingEdit):
         self, host: Denoiser, request: Request, *, data: Any, rng: torch.Generator, trace: Trace
     ) -> Mapping[str, Tensor]:
         _bottleneck(host)
+        run = identity(self, host, request, rng.initial_seed())
         found = {}
         for i, (target, toward) in enumerate(zip(request.target, request.replacements(), strict=True)):
             prompts = prompts_for(target)
             other = "" if toward is None else toward.name
             safe = [" ".join(swapped(p, target.name, other).split()) for p in prompts]
-            found[f"direction {i}"] = self._direction(host, prompts, safe, target.name if not other else "", rng, trace)
+            drawn = draw(
+                host, safe, self.pictures, rng, steps=self.walk_steps, guidance=self.guidance,
+                negative=target.name if not other else "",
+            )  # fmt: skip
+            with trace.part(f"direction-{i}") as part:
+                found[f"direction {i}"] = self._direction(host, prompts, drawn, rng, part, {**run, "prompts": prompts})
         return found
 
     def _direction(
-        self, host: Denoiser, prompts: list[str], safe: list[str], negative: str, rng: torch.Generator, trace: Trace
+        self,
+        host: Denoiser,
+        prompts: list[str],
+        drawn: Drawn,
+        rng: torch.Generator,
+        trace: Trace,
+        run: Mapping[str, Any],
     ) -> Tensor:
         """v for one target: (c, h, w)."""
-        drawn = draw(host, safe, self.pictures, rng, steps=self.walk_steps, guidance=self.guidance, negative=negative)
         with torch.no_grad():
             cond = host.encode(prompts)
             v = torch.zeros(shape_of(host, drawn.x0[:1], prompts[0]), requires_grad=True)
-        optimiser = torch.optim.Adam([v], lr=self.lr)
-        for k in range(self.steps):
+
+        def loss(k: int) -> Tensor:
             at = noised(host, drawn, self.batch, rng)
-            with torch.enable_grad(), added(host, v, slice(None)):
+            with added(host, v, slice(None)):
                 x0 = host.denoise(at.x, at.t, cond[at.row])
-                loss = output_error(host, at.t, x0, at.x0).square().mean()
-            if not bool(loss.isfinite()):
-                raise Diverged(f"The loss became {float(loss.detach())} at step {k + 1} of {self.steps}; lower lr.")
-            (v.grad,) = torch.autograd.grad(loss, [v])  # of v alone: the model's own parameters keep none
-            optimiser.step()
-            trace.log.append((k, "loss", float(loss.detach())))
-            trace.tell("training", k + 1, self.steps)
+            return output_error(host, at.t, x0, at.x0).square().mean()
+
+        adam = torch.optim.Adam([v], lr=self.lr)
+        minimise({"direction": v}, loss, steps=self.steps, optimiser=adam, trace=trace, run=run, draws=rng)
         return v.detach()
 
     def guide(self, host: Denoiser, request: Request, learned: Mapping[str, Tensor]) -> Guide:

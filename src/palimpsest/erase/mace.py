@@ -18,16 +18,16 @@ from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
-from palimpsest.ops.attention import captured, grid, heat, rewritten, spans
+from palimpsest.ops.attention import captured, grid, heat, spans
 from palimpsest.ops.captions import captions
 from palimpsest.ops.drawn import draw
 from palimpsest.ops.fusion import fuse, refine
 from palimpsest.ops.prompts import asking, filled, holds, kept, swapped
 from palimpsest.ops.text_states import text_layers
 from palimpsest.train.each import each_target
-from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
+from palimpsest.train.training import Training
 
 THINGS = ("object", "class", "identity")
 """Kinds of concepts that have a place in the picture; others (styles, attributes) are the whole of it."""
@@ -53,42 +53,7 @@ class Scene:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inattention(FineTune):
-    """One LoRA in keys and values; loss = sum over layers |softmax(q k^T) at pixels of the mask, concept's tokens|."""
-
-    steps: int
-    lr: float
-    batch: int
-    rank: int = 1
-
-    clip = 1.0
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return sorted(text_layers(host, "MACE"))
-
-    def loss(self, step: TrainStep) -> Tensor:
-        scene, n, draws = step.data, step.batch, step.generator()
-        picture = torch.randint(len(scene.x0), (n,), generator=draws)
-        text = torch.randint(len(scene.cond), (n,), generator=draws)
-        t = _focal_times(step.host, n, draws).to(scene.x0.device)
-        alpha, sigma = step.host.noise(t)
-        x0, inside, tokens = scene.x0[picture], scene.mask[picture], scene.tokens[text]
-        noise, norms = torch.randn(x0.shape, generator=draws), []
-
-        def note(layer: str, maps: Tensor) -> Tensor:
-            size = grid(maps.shape[2], x0)
-            seen = torch.nn.functional.interpolate(inside[:, None].float(), size=size).flatten(2)[..., None]
-            chosen = maps.float() * seen * tokens[:, None, None, :]  # (n, heads, pixels, tokens)
-            norms.append((chosen.square().sum((1, 2, 3)) + 1e-12).sqrt().mean())
-            return maps
-
-        with rewritten(step.host, note):
-            step.host.denoise(alpha * x0 + sigma * noise.to(x0.device), t, scene.cond[text])
-        return torch.stack(norms).sum()
-
-
-@dataclass(frozen=True, kw_only=True)
-class MACE(ModelEdit):
+class MACE(ModelEdit, Training):
     """Erases many concepts in three stages, of which only the second trains, one concept at a time.
 
     1. Refinement. With e the states of a sentence with the concept, v those of the same words with its replacement
@@ -148,6 +113,8 @@ class MACE(ModelEdit):
     guidance: float = 7.5
     threshold: float = 0.5
 
+    clip = 1.0
+
     card = Card(
         name="MACE",
         title="MACE: Mass Concept Erasure in Diffusion Models",
@@ -161,15 +128,13 @@ class MACE(ModelEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Training.__post_init__(self)
+        at_least("rank", self.rank, 1, "what is fused are LoRAs")
         at_least("pictures", self.pictures, 1)
         at_least("walk_steps", self.walk_steps, 1)
         at_least("keep_weight", self.keep_weight, 0.0)
         at_least("captions", self.captions, 0)
         at_least("caption_weight", self.caption_weight, 0.0)
-        self._lora()  # checks its own fields
-
-    def _lora(self) -> Inattention:
-        return Inattention(steps=self.steps, lr=self.lr, batch=self.batch, rank=max(self.rank, 1))
 
     def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
         weights, seed = text_layers(host, "MACE"), rng.initial_seed()
@@ -204,9 +169,31 @@ class MACE(ModelEdit):
     ) -> Iterator[tuple[Tensor, dict[str, LowRank]]]:
         """For each concept, the states that its LoRA was made for, and the LoRA."""
         for k, alone, draws, own in each_target(request, trace, seed, "lora", steps=self.steps):
-            scene = scenes[k]
-            patch = self._lora().run(host, alone, data=scene, rng=draws, trace=own)
-            yield scene.cond.states.flatten(0, 1), {n: d for n, d in patch.deltas.items() if isinstance(d, LowRank)}
+            deltas = self.fit(host, alone, data=scenes[k], seed=draws.initial_seed(), trace=own).deltas
+            yield scenes[k].cond.states.flatten(0, 1), {n: d for n, d in deltas.items() if isinstance(d, LowRank)}
+
+    def trains(self, host: Denoiser) -> Sequence[str]:
+        return sorted(text_layers(host, "MACE"))
+
+    def loss(self, step: TrainStep) -> Tensor:
+        scene, n, draws = step.data, step.batch, step.generator()
+        picture = torch.randint(len(scene.x0), (n,), generator=draws)
+        text = torch.randint(len(scene.cond), (n,), generator=draws)
+        t = _focal_times(step.host, n, draws).to(scene.x0.device)
+        alpha, sigma = step.host.noise(t)
+        x0, inside, tokens = scene.x0[picture], scene.mask[picture], scene.tokens[text]
+        noise, norms = torch.randn(x0.shape, generator=draws), []
+
+        def note(layer: str, maps: Tensor) -> Tensor:
+            size = grid(maps.shape[2], x0)
+            seen = torch.nn.functional.interpolate(inside[:, None].float(), size=size).flatten(2)[..., None]
+            chosen = maps.float() * seen * tokens[:, None, None, :]  # (n, heads, pixels, tokens)
+            norms.append((chosen.square().sum((1, 2, 3)) + 1e-12).sqrt().mean())
+            return maps
+
+        with step.host.attending(note, "cross_attention"):
+            step.host.denoise(alpha * x0 + sigma * noise.to(x0.device), t, scene.cond[text])
+        return torch.stack(norms).sum()
 
     @torch.no_grad()
     def _scene(self, host: Denoiser, concept: Concept, seed: int) -> Scene:

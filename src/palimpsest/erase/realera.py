@@ -22,51 +22,13 @@ from palimpsest.ops.guidance import output_error
 from palimpsest.ops.prompts import kept
 from palimpsest.ops.text_states import kept_texts, paired_states, pairs, states_of, text_layers
 from palimpsest.train.asked import Asked
-from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
+from palimpsest.train.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alignment(FineTune):
-    """The second stage: a LoRA that aligns predictions of neighbours with the anchor's."""
-
-    steps: int
-    lr: float
-    batch: int
-    rank: int = 1
-    near: float
-    far: float
-    beyond: float
-    guidance: float
-    walk_steps: int
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return sorted(text_layers(host, "RealEra"))
-
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Any:
-        others = kept(request)
-        asked = Asked.prepare(host, request, self.walk_steps, self.guidance)
-        return asked, host.encode(others) if others else None
-
-    def loss(self, step: TrainStep) -> Iterator[Tensor]:
-        (asked, stays), host, draws = step.context, step.host, step.generator("neighbours")
-        at = asked.points(step)
-        n, cond = len(at), asked.cond[at.row]
-        mined = _moved(cond, self.near, 1.0, draws)
-        beyond = _moved(cond, 0.0, self.far, draws)
-        if stays is not None:  # half of what must stay is what the user named
-            rows = torch.randint(len(stays), ((n + 1) // 2,), generator=draws)
-            beyond = Cond.cat([stays[rows], beyond[len(rows) :]])
-        goal = asked.start(step, at)
-        with step.teacher():
-            was = host.denoise(at.x, at.t, beyond)
-        yield output_error(host, at.t, host.denoise(at.x, at.t, mined), goal).square().mean()
-        yield self.beyond * output_error(host, at.t, host.denoise(at.x, at.t, beyond), was).square().mean()
-
-
-@dataclass(frozen=True, kw_only=True)
-class RealEra(ModelEdit):
+class RealEra(ModelEdit, Training):
     """Mines neighbours of the concept by random perturbation, erases them with it, and keeps what is farther away.
 
     With e the concept's states, a its anchor's, eta and xi random perturbations of e with
@@ -126,6 +88,7 @@ class RealEra(ModelEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Training.__post_init__(self)
         at_least("neighbours", self.neighbours, 0)
         at_least("walk_steps", self.walk_steps, 1)
         at_least("rank", self.rank, 1)
@@ -133,19 +96,15 @@ class RealEra(ModelEdit):
             at_least(name, getattr(self, name), 0.0)
         if not 0 <= self.far < self.near <= 1:
             raise BadRequest(f"far is {self.far} and near {self.near}; cosines must obey 0 <= far < near <= 1.")
-        self._alignment()
-
-    def _alignment(self) -> Alignment:
-        own = ("steps", "lr", "batch", "rank", "near", "far", "beyond", "guidance", "walk_steps")
-        return Alignment(**{name: getattr(self, name) for name in own})
 
     def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
         weights, seed = text_layers(host, "RealEra"), rng.initial_seed()
         refined = closed_form.edit_layers(weights, self._refine(host, request, generator(seed, "perturbations")))
         with Patch(base="", deltas=refined).applied(host, force=True):
-            aligned = self._alignment().run(host, request, data=data, rng=generator(seed, "lora"), trace=trace)
-        both = {n: delta.add(refined[n], d, weights[n].shape) for n, d in aligned.deltas.items() if n in refined}
-        return Patch(base="", deltas={**aligned.deltas, **refined, **both})
+            lora = generator(seed, "lora").initial_seed()
+            aligned = self.fit(host, request, data=data, seed=lora, trace=trace).deltas
+        both = {n: delta.add(refined[n], d, weights[n].shape) for n, d in aligned.items() if n in refined}
+        return Patch(base="", deltas={**aligned, **refined, **both})
 
     def _refine(self, host: Denoiser, request: Request, draws: torch.Generator) -> closed_form.StateEdit:
         e, a = paired_states(host, pairs(request, expand=True), "tail")
@@ -158,6 +117,29 @@ class RealEra(ModelEdit):
             keep = keep + self.keep_weight * closed_form.gram(torch.cat(named))
         states, into = torch.cat([e, near]), a.repeat(k + 1, 1)
         return closed_form.erase(states, into, keep=keep, keep_weight=1.0, ridge=self.ridge)
+
+    def trains(self, host: Denoiser) -> Sequence[str]:
+        return sorted(text_layers(host, "RealEra"))
+
+    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Any:
+        others = kept(request)
+        asked = Asked.prepare(host, request, self.walk_steps, self.guidance)
+        return asked, host.encode(others) if others else None
+
+    def loss(self, step: TrainStep) -> Iterator[Tensor]:
+        (asked, stays), host, draws = step.context, step.host, step.generator("neighbours")
+        at = asked.points(step)
+        n, cond = len(at), asked.cond[at.row]
+        mined = _moved(cond, self.near, 1.0, draws)
+        beyond = _moved(cond, 0.0, self.far, draws)
+        if stays is not None:  # half of what must stay is what the user named
+            rows = torch.randint(len(stays), ((n + 1) // 2,), generator=draws)
+            beyond = Cond.cat([stays[rows], beyond[len(rows) :]])
+        goal = asked.start(step, at)
+        with step.teacher():
+            was = host.denoise(at.x, at.t, beyond)
+        yield output_error(host, at.t, host.denoise(at.x, at.t, mined), goal).square().mean()
+        yield self.beyond * output_error(host, at.t, host.denoise(at.x, at.t, beyond), was).square().mean()
 
 
 def perturbed(states: Tensor, low: float, high: float, draws: torch.Generator) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -100,7 +100,8 @@ class SAFREE(SamplingEdit):
                 null, cond = step.x0(step.null, step.cond)
                 return classifier_free(null, cond, step.guidance)
             cond = replace(step.cond, states=torch.where(now.view(-1, 1, 1), states, step.cond.states))
-            with self._damped(step.host, len(step.x)):
+            damping = step.host.skipping(self._damping(len(step.x))) if self.scales != (1, 1) else nullcontext()
+            with damping:
                 null, safe, _ = step.x0(step.null, cond, step.cond)
             return classifier_free(null, safe, step.guidance)
 
@@ -140,27 +141,17 @@ class SAFREE(SamplingEdit):
         share = float(torch.sigmoid(torch.tensor(2 * self.slope * (10 * beta - self.middle))))
         return torch.where(hit, safe, states), share
 
-    @contextmanager
-    def _damped(self, host: Denoiser, n: int) -> Iterator[None]:
-        """Scales the decoder's skips of rows n .. 2n by their strength against rows 2n .. 3n."""
+    def _damping(self, n: int) -> Callable[[Tensor], Tensor]:
+        """What skips of 3n rows become: rows n .. 2n scaled by their strength against rows 2n .. 3n."""
         widths: list[int] = []  # stages from the widest on, as the decoder meets them
 
-        def damp(module: object, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, dict]:
-            skips = []
-            for skip in reversed(kwargs["res_hidden_states_tuple"]):  # type: ignore[call-overload]
-                if skip.shape[1] not in widths:
-                    widths.append(skip.shape[1])
-                stage = widths.index(skip.shape[1])
-                skips.append(damped(skip, n, self.scales[stage]) if stage < 2 else skip)
-            return args, {**kwargs, "res_hidden_states_tuple": tuple(reversed(skips))}
+        def rule(skip: Tensor) -> Tensor:
+            if skip.shape[1] not in widths:
+                widths.append(skip.shape[1])
+            stage = widths.index(skip.shape[1])
+            return damped(skip, n, self.scales[stage]) if stage < 2 else skip
 
-        blocks = host.parts("decoder_block").values() if self.scales != (1, 1) else ()
-        handles = [block.register_forward_pre_hook(damp, with_kwargs=True) for block in blocks]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return rule
 
 
 def damped(features: Tensor, n: int, scale: float) -> Tensor:

@@ -107,8 +107,6 @@ class SalUn(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank:
-            raise BadRequest(f"rank is {self.rank}; SalUn masks single weights, and a low-rank change moves them all.")
         if not 0 < self.share <= 1:
             raise BadRequest(f"share is {self.share}; it is the share of the weights that may change, up to 1.")
         at_least("keep_weight", self.keep_weight, 0.0)

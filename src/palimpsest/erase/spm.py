@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,25 +23,78 @@ from palimpsest.ops.parts import transformers
 from palimpsest.ops.prompts import kept
 from palimpsest.train.asked import Asked
 from palimpsest.train.each import each_target
-from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
+from palimpsest.train.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Membrane(FineTune):
-    """One concept's membrane, trained with latent anchoring."""
+class SPM(ModelEdit, Training):
+    """One membrane a concept: rank-1 changes of every matrix of the denoiser's transformers, gated by the prompt.
 
-    steps: int
-    lr: float
-    batch: int
+    Training, with eps* the untouched model, n the neutral prompt and a the anchors, at x_t of a walk towards c:
+
+        loss = |eps(x_t, c) - [eps*(x_t, n) - eta (eps*(x_t, c) - eps*(x_t, n))]|^2
+               + anchoring * mean over a |eps(x_t, a) - eps*(x_t, a)|^2
+
+    Sampling (facilitated transport): a membrane's change of a layer, for a row with prompt p, is multiplied by
+
+        gate(p) = max(cos(states of p, states of the concept's name), share of the name's words that are in p)
+
+    Args:
+        eta: strength of the negative guidance. anchoring: weight of the anchors, `anchors` of them a step.
+        transport: True gives a patch that acts while the model runs: membranes, each with its gate, for each row of a
+            batch its own. False gives the same membranes as plain low-rank deltas, gates open: a LoRA to export.
+        guidance, walk_steps: of the walks. steps, lr, batch, rank: as in every fine-tuning, for each concept.
+
+    Request.keep gives the anchors, drawn with a probability that grows with their distance from the concept; without
+    it, anchors are random directions as published. Request.toward replaces the neutral prompt.
+
+    A patch with transport goes onto other models with the same text encoder and layers: `applied(other, force=True)`.
+
+    Cost per step: 2 forwards of the walk, `anchors` of the untouched model, 1 + `anchors` with gradients; sampling
+        adds two thin products a layer.
+    Differs from the paper: states come from walks of the untouched model, each used once; the public code pairs half
+        of its anchors with the empty prompt by mistake, here all are anchors; the unconditional rows of guidance are
+        gated by their own prompt; words, not tokens, are matched; no learning-rate restarts.
+    Fails when: a prompt names the concept in other words and its states lie far from the name's (the gate stays
+        half closed); neighbours share the name's words.
+    Source: Lyu et al., "One-dimensional Adapter to Rule Them All", CVPR 2024, arXiv 2312.16145.
+
+    Example:
+        >>> patch = SPM(steps=300)(host, Request(target=(Concept(name="Snoopy"),)))    # doctest: +SKIP
+        >>> lora = SPM(steps=300, transport=False)(host, request)                      # doctest: +SKIP
+    """
+
+    steps: int = 3000
+    lr: float = 1e-4
+    batch: int = 1
     rank: int = 1
-    eta: float
-    anchoring: float
-    anchors: int
-    guidance: float
-    walk_steps: int
+    eta: float = 1.0
+    anchoring: float = 1000.0
+    anchors: int = 4
+    transport: bool = True
+    guidance: float = 3.0
+    walk_steps: int = 30
 
     clip = 1.0
+
+    card = Card(
+        name="SPM",
+        title="One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications",
+        year=2024,
+        paper="https://arxiv.org/abs/2312.16145",
+        family="fine-tuning",
+        needs="Denoiser",
+        claim="Erases with less harm to other concepts than full fine-tuning, and transfers to other models untuned.",
+        systems=(215,),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Training.__post_init__(self)
+        at_least("anchors", self.anchors, 1)
+        at_least("rank", self.rank, 1)
+        at_least("walk_steps", self.walk_steps, 1)
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return transformers(host, "SPM")
@@ -91,89 +144,18 @@ class Membrane(FineTune):
                 rows.append(noise * (size * flat.norm() / noise.norm()))
         return replace(one.repeat(m), states=torch.stack(rows).view(m, *one.states.shape[1:]))
 
-
-@dataclass(frozen=True, kw_only=True)
-class SPM(ModelEdit):
-    """One membrane a concept: rank-1 changes of every matrix of the denoiser's transformers, gated by the prompt.
-
-    Training, with eps* the untouched model, n the neutral prompt and a the anchors, at x_t of a walk towards c:
-
-        loss = |eps(x_t, c) - [eps*(x_t, n) - eta (eps*(x_t, c) - eps*(x_t, n))]|^2
-               + anchoring * mean over a |eps(x_t, a) - eps*(x_t, a)|^2
-
-    Sampling (facilitated transport): a membrane's change of a layer, for a row with prompt p, is multiplied by
-
-        gate(p) = max(cos(states of p, states of the concept's name), share of the name's words that are in p)
-
-    Args:
-        eta: strength of the negative guidance. anchoring: weight of the anchors, `anchors` of them a step.
-        transport: True gives a patch that acts while the model runs: membranes, each with its gate, for each row of a
-            batch its own. False gives the same membranes as plain low-rank deltas, gates open: a LoRA to export.
-        guidance, walk_steps: of the walks. steps, lr, batch, rank: as in every fine-tuning, for each concept.
-
-    Request.keep gives the anchors, drawn with a probability that grows with their distance from the concept; without
-    it, anchors are random directions as published. Request.toward replaces the neutral prompt.
-
-    A patch with transport goes onto other models with the same text encoder and layers: `applied(other, force=True)`.
-
-    Cost per step: 2 forwards of the walk, `anchors` of the untouched model, 1 + `anchors` with gradients; sampling
-        adds two thin products a layer.
-    Differs from the paper: states come from walks of the untouched model, each used once; the public code pairs half
-        of its anchors with the empty prompt by mistake, here all are anchors; the unconditional rows of guidance are
-        gated by their own prompt; words, not tokens, are matched; no learning-rate restarts.
-    Fails when: a prompt names the concept in other words and its states lie far from the name's (the gate stays
-        half closed); neighbours share the name's words.
-    Source: Lyu et al., "One-dimensional Adapter to Rule Them All", CVPR 2024, arXiv 2312.16145.
-
-    Example:
-        >>> patch = SPM(steps=300)(host, Request(target=(Concept(name="Snoopy"),)))    # doctest: +SKIP
-        >>> lora = SPM(steps=300, transport=False)(host, request)                      # doctest: +SKIP
-    """
-
-    steps: int = 3000
-    lr: float = 1e-4
-    batch: int = 1
-    rank: int = 1
-    eta: float = 1.0
-    anchoring: float = 1000.0
-    anchors: int = 4
-    transport: bool = True
-    guidance: float = 3.0
-    walk_steps: int = 30
-
-    card = Card(
-        name="SPM",
-        title="One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications",
-        year=2024,
-        paper="https://arxiv.org/abs/2312.16145",
-        family="fine-tuning",
-        needs="Denoiser",
-        claim="Erases with less harm to other concepts than full fine-tuning, and transfers to other models untuned.",
-        systems=(215,),
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("anchors", self.anchors, 1)
-        at_least("rank", self.rank, 1)
-        at_least("walk_steps", self.walk_steps, 1)
-        self._membrane()
-
-    def _membrane(self) -> Membrane:
-        return Membrane(**{f.name: getattr(self, f.name) for f in fields(Membrane)})
-
     def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
-        membrane, seed = self._membrane(), rng.initial_seed()
+        """One membrane for each target, trained alone."""
         membranes = [
-            membrane.run(host, alone, data=data, rng=draws, trace=own)
-            for _, alone, draws, own in each_target(request, trace, seed, "membrane", steps=self.steps)
+            self.fit(host, alone, data=data, seed=draws.initial_seed(), trace=own).deltas
+            for _, alone, draws, own in each_target(request, trace, rng.initial_seed(), "membrane", steps=self.steps)
         ]
         if not self.transport:
-            return Patch(base="", deltas=merge(*membranes, overlap="sum").deltas)
+            return Patch(base="", deltas=merge(*(Patch(base="", deltas=m) for m in membranes), overlap="sum").deltas)
         tensors = {
             f"{k}|{name}|{part}": t
-            for k, patch in enumerate(membranes)
-            for name, d in patch.deltas.items()
+            for k, membrane in enumerate(membranes)
+            for name, d in membrane.items()
             for part, t in d.tensors().items()
         }
         names = [c.name for c in request.target]

@@ -23,15 +23,26 @@ from palimpsest.ops.guidance import output_error
 from palimpsest.ops.prompts import prompts_for, swapped
 from palimpsest.ops.text_states import kept_texts, states_of, text_layers
 from palimpsest.ops.trajectories import Visited, visit
-from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
+from palimpsest.train.training import Training
 
 TOGETHER = 16  # walks that go at once
 
 
+@dataclass(kw_only=True)
+class Poles:
+    """Points of walks towards the concept with what is good there, and points that stay."""
+
+    cond: Cond
+    null: Cond
+    at: Visited
+    good: Tensor
+    stay: Visited | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
-class TRCE(ModelEdit):
+class TRCE(ModelEdit, Training):
     """Maps the concept's sentences to safe ones where the text ends, then turns early denoising away from the concept.
 
     Stage 1, one linear solve for all cross-attention key and value layers W, over sentences p of the concept and the
@@ -114,10 +125,9 @@ class TRCE(ModelEdit):
         first = Patch(base=host.fingerprint(), deltas=self.closed_form(host, pairs, request))
         if not self.steps:
             return first
-        steering = Steering(parent=self, steps=self.steps, lr=self.lr, batch=self.batch)
-        poles = steering.poles(host, pairs, rng)
+        poles = self._poles(host, pairs, rng)
         with first.applied(host):
-            second = steering.run(host, request, data=poles, rng=rng, trace=trace)
+            second = self.fit(host, request, data=poles, seed=rng.initial_seed(), trace=trace)
         return Patch(base="", deltas={**first.deltas, **second.deltas})
 
     def closed_form(self, host: Denoiser, pairs: Sequence[tuple[str, str]], request: Request) -> dict[str, Delta]:
@@ -149,27 +159,6 @@ class TRCE(ModelEdit):
             found.append((states[[0, n - 1, length - 1, max(n - 2, 0)]], weights.to(states.device)))
         return found
 
-
-@dataclass(kw_only=True)
-class Poles:
-    """Points of walks towards the concept with what is good there, and points that stay."""
-
-    cond: Cond
-    null: Cond
-    at: Visited
-    good: Tensor
-    stay: Visited | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Steering(FineTune):
-    """Stage 2, on the model that stage 1 left."""
-
-    parent: TRCE
-
-    def parameters(self) -> dict[str, Any]:
-        return self.parent.parameters()
-
     def trains(self, host: Denoiser) -> Sequence[str]:
         return sorted(
             f"{name}.{p}"
@@ -179,11 +168,11 @@ class Steering(FineTune):
         )
 
     @torch.no_grad()
-    def poles(self, host: Denoiser, pairs: Sequence[tuple[str, str]], rng: torch.Generator) -> Poles:
+    def _poles(self, host: Denoiser, pairs: Sequence[tuple[str, str]], rng: torch.Generator) -> Poles:
         """On the untouched model: walks towards the concept, and the safe prediction at their early points."""
         prompts, safe = [p for p, _ in pairs], host.encode([s for _, s in pairs])
-        early = max(1, round(self.parent.early * self.parent.walk_steps))
-        at = self._walks(host, prompts, self.parent.guidance, rng, first=early)
+        early = max(1, round(self.early * self.walk_steps))
+        at = self._walks(host, prompts, self.guidance, rng, first=early)
         parts = (at[i : i + 4 * TOGETHER] for i in range(0, len(at), 4 * TOGETHER))
         good = torch.cat([host.denoise(p.x, p.t, safe[p.row]) for p in parts])
         return Poles(cond=host.encode(prompts), null=host.encode([""]), at=at, good=good)
@@ -195,19 +184,18 @@ class Steering(FineTune):
     def _walks(
         self, host: Denoiser, prompts: Sequence[str], guidance: float, draws: torch.Generator, first: int | None = None
     ) -> Visited:
-        own = self.parent
-        sizes = [min(TOGETHER, own.walks - i) for i in range(0, own.walks, TOGETHER)]
-        parts = [visit(host, prompts, n, draws, steps=own.walk_steps, guidance=guidance, first=first) for n in sizes]
+        sizes = [min(TOGETHER, self.walks - i) for i in range(0, self.walks, TOGETHER)]
+        parts = [visit(host, prompts, n, draws, steps=self.walk_steps, guidance=guidance, first=first) for n in sizes]
         return Visited.cat(parts)
 
     def loss(self, step: TrainStep) -> Tensor:
-        poles, own, n = step.context, self.parent, step.batch
+        poles, n = step.context, step.batch
         draws = step.generator()
         rows = torch.randint(len(poles.at), (n,), generator=draws)
         stays = poles.stay[torch.randint(len(poles.stay), (n,), generator=draws)]
         at, safe = poles.at[rows], poles.good[rows]
-        good = safe + own.eta * (safe - at.x0_null)
-        bad = at.x0_cond + own.eta * (at.x0_cond - at.x0_null)
+        good = safe + self.eta * (safe - at.x0_null)
+        bad = at.x0_cond + self.eta * (at.x0_cond - at.x0_null)
         null = poles.null.repeat(2 * n)
         cond = Cond.cat([poles.cond[at.row], null])
         x, t = torch.cat([at.x, at.x, stays.x]), torch.cat([at.t, at.t, stays.t])
@@ -216,8 +204,8 @@ class Steering(FineTune):
         def apart(a: Tensor, b: Tensor, times: Tensor) -> Tensor:
             return output_error(step.host, times, a, b).square().mean((1, 2, 3))
 
-        sides = [apart(e, good, at.t) - apart(e, bad, at.t) + own.margin for e in (named, empty)]
+        sides = [apart(e, good, at.t) - apart(e, bad, at.t) + self.margin for e in (named, empty)]
         turned = torch.stack(sides).clamp(min=0).mean(1).sum()
         stayed = apart(still, stays.x0_null, stays.t).mean()
         step.log("turned", float(turned.detach()))
-        return turned / 2 + own.preserve * stayed
+        return turned / 2 + self.preserve * stayed

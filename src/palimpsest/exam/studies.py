@@ -115,7 +115,7 @@ def _attack(system: str, seed: int) -> dict[str, Any]:
 
     from palimpsest import run as verbs
     from palimpsest.core.patch import Patch
-    from palimpsest.ops.attacks import attacked, inserted
+    from palimpsest.ops.attacks import attacked
     from palimpsest.worlds import concepts as words_of
 
     host = host_of(ATTACK["host"])
@@ -137,7 +137,7 @@ def _attack(system: str, seed: int) -> dict[str, Any]:
     patch = patch or Patch(base=model.fingerprint())
     with patch.applied(model):
         plain = _shown(model, prompts, [target] * len(prompts), seed, ATTACK["steps"])
-        with inserted(model, words):
+        with model.speaking(words):
             found = _shown(model, prompts, [target] * len(prompts), seed, ATTACK["steps"])
     return {"plain": plain, "attacked": found, "cost": spent}
 

@@ -56,7 +56,7 @@ def seen(host: Any, images: Any, concepts: Sequence[Any]) -> str:
 
 def cost(patch: Any) -> dict[str, Any]:
     """Of making a patch."""
-    return {k: patch.provenance[k] for k in ("seconds", "forwards", "peak_bytes")}
+    return dict(patch.cost)
 
 
 def by_system(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -236,7 +236,7 @@ def _record(evidence: Any, patch: Any) -> dict[str, Any]:
         for r in probe.run(evidence)
         if r.unit != "%"
     ]
-    cost = {k: patch.provenance[k] for k in ("seconds", "forwards", "peak_bytes")}
+    cost = dict(patch.cost)
     return {
         "parameters": patch.provenance["parameters"],
         "versions": patch.provenance["versions"],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 
 from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.host import Cond, Guide
+from palimpsest.hosts.attending import Rule, attending, skipping
 from palimpsest.hosts.parametrisation import PREDICTIONS, to_x0
 from palimpsest.hosts.roles import parts_of
+from palimpsest.hosts.speaking import speaking
 from palimpsest.hosts.walk import Walk
 from palimpsest.hosts.weights import Weights
 
@@ -44,6 +48,7 @@ class DiffusionHost(ABC):
     def __init__(self, pipeline: Any, *, name: str, folder: Path | None = None) -> None:
         self.pipeline, self.name, self.folder = pipeline, name, folder
         self.guide: Callable[[], Guide] | None = None
+        self._looking: list[Callable[[Cond], None]] = []
         self.root = nn.Module()
         for child in (self.network, *self.encoders, "vae"):
             module = getattr(pipeline, child, None)
@@ -65,8 +70,7 @@ class DiffusionHost(ABC):
     # -- what families say -------------------------------------------------------------------------------
 
     @abstractmethod
-    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The network's own output (n, c, h, w) for x (n, c, h, w), t (n,): one forward, differentiable."""
+    def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor: ...
 
     @abstractmethod
     def noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,11 +149,19 @@ class DiffusionHost(ABC):
 
     def encode(self, prompts: Sequence[str]) -> Cond:
         """Full-length states, as the denoiser was trained to read them. Cost: one forward per 64 prompts."""
-        return self._read(_some(prompts), cut=False)
+        texts = _some(prompts)
+        return replace(self._read(texts, cut=False), texts=tuple(texts))
 
     def tokens(self, prompts: Sequence[str]) -> Cond:
         """States up to the longest prompt's end token only; equal to those of `encode`."""
-        return self._read(_some(prompts), cut=True)
+        texts = _some(prompts)
+        return replace(self._read(texts, cut=True), texts=tuple(texts))
+
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's own output (n, c, h, w) for x (n, c, h, w), t (n,): one forward, differentiable."""
+        for look in self._looking:
+            look(cond)
+        return self._predict(x, t, cond)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """x0 (n, c, h, w), float32, predicted from x at time t; differentiable; one forward."""
@@ -186,6 +198,29 @@ class DiffusionHost(ABC):
         if mean is not None:
             return torch.tensor(mean, device=self.device).view(1, -1, 1, 1)
         return config.get("shift_factor") or 0.0
+
+    # -- rules inside the model, until a context ends ------------------------------------------------------
+
+    def attending(self, rule: Rule, role: str = "cross_attention") -> AbstractContextManager[None]:
+        """Layers of a role hand their attention maps to the rule; see `palimpsest.hosts.attending`."""
+        return attending(self, rule, role)
+
+    def skipping(self, rule: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        """The decoder reads of each skip what the rule makes of it."""
+        return skipping(self, rule)
+
+    def speaking(self, words: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Words without a vocabulary stand before every prompt; see `palimpsest.hosts.speaking`."""
+        return speaking(self, words)
+
+    @contextmanager
+    def looking(self, look: Callable[[Cond], None]) -> Iterator[None]:
+        """`look` is shown the Cond of every forward of the denoiser, before it runs."""
+        self._looking.append(look)
+        try:
+            yield
+        finally:
+            self._looking.remove(look)
 
     # -- sampling ----------------------------------------------------------------------------------------
 

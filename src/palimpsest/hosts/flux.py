@@ -53,7 +53,7 @@ class FluxHost(FlowHost):
     def guided(self, guidance: float) -> bool:
         return not self.distilled and super().guided(guidance)
 
-    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         assert cond.pooled is not None, "Flux needs the pooled states that its encode gives"
         n, _, h, w = x.shape
         rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")

@@ -7,6 +7,8 @@
 | cross_key, cross_value | `attn2.to_k`, `to_v`: read text | `add_k_proj`, `add_v_proj`: read text |
 | cross_query, cross_out | `attn2.to_q`, `to_out.0` | `add_q_proj`, `to_add_out` |
 | denoiser, text_encoder, autoencoder | the pipeline's modules | the same |
+| text_reader | the stacks of blocks around `attn2`: all that text passes through | the cross-attention modules |
+| outer | time embedding and output layers | the same |
 | token_embedding | each text encoder's table | the same |
 | text_block | each text encoder's transformer blocks, first to last | the same |
 | bottleneck | the middle block | - |
@@ -22,6 +24,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+_OUTER = ("time_embedding", "time_text_embed", "conv_norm_out", "conv_out", "norm_out", "proj_out")
 _PROJECTIONS = {
     "cross_key": ("to_k", "add_k_proj"),
     "cross_value": ("to_v", "add_v_proj"),
@@ -42,6 +45,8 @@ def parts_of(root: nn.Module, role: str, *, network: str, encoders: Sequence[str
         return {n: m for e in encoders for n, m in _blocks(root, e).items()}
     if role in ("bottleneck", "decoder_block"):
         return _unet_blocks(root.get_submodule(network), network, role)
+    if role == "outer":
+        return {f"{network}.{name}": m for name, m in root.get_submodule(network).named_children() if name in _OUTER}
     attention = {
         f"{network}.{name}": m
         for name, m in root.get_submodule(network).named_modules()
@@ -50,6 +55,9 @@ def parts_of(root: nn.Module, role: str, *, network: str, encoders: Sequence[str
     cross = {name: m for name, m in attention.items() if _reads_text(name, m)}
     if role == "cross_attention":
         return cross
+    if role == "text_reader":
+        stacks = (name.split(".transformer_blocks.")[0] if ".attn2" in name else name for name in cross)
+        return {name: root.get_submodule(name) for name in dict.fromkeys(stacks)}
     if role == "self_attention":
         return {name: m for name, m in attention.items() if name not in cross or _is_joint(name, m)}
     if role in _PROJECTIONS:

@@ -35,7 +35,7 @@ class SDHost(DiffusionHost):
         abar = pipeline.scheduler.alphas_cumprod.double().cpu()
         self._ratio = ((1 - abar) / abar).sqrt()  # (T,) sigma / alpha
 
-    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         x, states = x.to(self.dtype), cond.states.to(self.dtype)
         return self.denoiser(x, t.to(x.device), encoder_hidden_states=states, return_dict=False)[0]
 

@@ -44,7 +44,7 @@ class SD3Host(FlowHost):
                 states = pipeline.encode_prompt("", "", "", device=self.device, do_classifier_free_guidance=False)[0]
             self._zeros = states.shape[1] - pipeline.tokenizer_max_length
 
-    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         assert cond.pooled is not None, "SD3 needs the pooled states that its encode gives"
         return self.denoiser(
             hidden_states=x.to(self.dtype),

@@ -23,7 +23,7 @@ class SDXLHost(SDHost):
     encoders = ("text_encoder", "text_encoder_2")
     default_guidance = 5.0
 
-    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         assert cond.pooled is not None, "SDXL needs the pooled states that its encode gives"
         height, width = (side * self.pipeline.vae_scale_factor for side in x.shape[-2:])
         size = torch.tensor([height, width, 0, 0, height, width], dtype=self.dtype, device=x.device)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from palimpsest.core.concept import Concept
 from palimpsest.core.errors import Unsupported
@@ -28,27 +26,6 @@ def random_words(host: Denoiser, k: int, generator: torch.Generator) -> dict[str
         rows = torch.randint(len(table), (k,), generator=generator)
         found[name] = table[rows.to(table.device)].detach().float().clone()
     return found
-
-
-@contextmanager
-def inserted(host: Denoiser, words: Words) -> Iterator[None]:
-    """Every prompt but the empty one is read with the words before its first word, until the context ends.
-
-    Differentiable in the words. The empty prompt stays what it is, so guidance is not attacked. A prompt that fills
-    the encoder loses its last words; its end token stays.
-
-    Cost: one text forward of the empty prompt, when the context starts.
-    """
-    tables = host.parts("token_embedding")
-    empty = _read_of_empty(host)
-    with ExitStack() as stack:
-        for encoder, module in host.parts("text_encoder").items():
-            for name in tables:
-                if name.startswith(encoder + ".") and name in words:
-                    room = _Room(words[name], empty[encoder])
-                    stack.callback(module.register_forward_pre_hook(room.make, with_kwargs=True).remove)
-                    stack.callback(tables[name].register_forward_hook(room.fill).remove)
-        yield
 
 
 def encoded(host: Denoiser, prompts: Sequence[str], rows: Tensor) -> Cond:
@@ -85,7 +62,7 @@ def attack(
     for k in range(steps):
         at = points[torch.arange(k * batch, (k + 1) * batch) % n]
         with torch.enable_grad():
-            with inserted(host, leaves):
+            with host.speaking(leaves):
                 cond = encoded(host, prompts, at.row)
             x0 = host.denoise(at.x, at.t, cond)
             loss = output_error(host, at.t, x0, at.x0_cond).square().mean()
@@ -113,7 +90,7 @@ def attacked(
 ) -> dict[str, Tensor]:
     """The words that best bring a concept back in an edited model; draw with them to see how far that goes:
 
-        with patch.applied(host), inserted(host, attacked(host, patch, concept, rng=rng)):
+        with patch.applied(host), host.speaking(attacked(host, patch, concept, rng=rng)):
             images = host.sample(prompts, seeds)
 
     The attacker knows the edited model and how the untouched one draws the concept (white box). Words that no one can
@@ -137,44 +114,6 @@ def attacked(
         return attack(host, start, asked, points, steps=steps, batch=batch, lr=lr)
 
 
-class _Room:
-    """Makes room for words in an encoder's tokens, and fills it with vectors once the tokens are looked up."""
-
-    def __init__(self, words: Tensor, empty: Tensor) -> None:
-        self.words, self.empty = words, empty  # empty (1, L): the tokens of the empty prompt, at full length
-        self.rows: Tensor | None = None
-
-    def make(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        ids = args[0] if args else kwargs["input_ids"]
-        head = self.empty[:, :2].to(ids.device)
-        self.rows = (ids[:, :2] != head).any(1)
-        ids = self._moved(ids, ids[:, :1])
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            kwargs = {**kwargs, "attention_mask": self._moved(mask, torch.ones_like(mask[:, :1]))}
-        if args:
-            return (ids, *args[1:]), kwargs
-        return args, {**kwargs, "input_ids": ids}
-
-    def _moved(self, ids: Tensor, filler: Tensor) -> Tensor:
-        """Room behind the first token. Longer where the prompts were cut, else the words before the end are lost."""
-        assert self.rows is not None
-        k, length = len(self.words), ids.shape[1]
-        moved = torch.cat([ids[:, :1], filler.expand(-1, k), ids[:, 1:]], 1)
-        still = torch.cat([ids, ids[:, -1:].expand(-1, k)], 1)
-        if length + k > self.empty.shape[1]:
-            moved = torch.cat([moved[:, : length - 1], ids[:, -1:]], 1)
-            still = ids
-        return torch.where(self.rows[:, None], moved, still)
-
-    def fill(self, table: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        assert self.rows is not None
-        k = len(self.words)
-        words = self.words.to(out.device, out.dtype).expand(len(out), -1, -1)
-        with_words = torch.cat([out[:, :1], words, out[:, 1 + k :]], 1)
-        return torch.where(self.rows[:, None, None], with_words, out)
-
-
 def _tables(host: Denoiser) -> dict[str, Tensor]:
     tables: dict[str, Tensor] = {
         name: table.get_parameter("weight") for name, table in host.parts("token_embedding").items()
@@ -182,18 +121,3 @@ def _tables(host: Denoiser) -> dict[str, Tensor]:
     if not tables:
         raise Unsupported(f"An attack learns words; {host.name} has no table of token embeddings.")
     return tables
-
-
-def _read_of_empty(host: Denoiser) -> dict[str, Tensor]:
-    """The tokens (1, L) that each text encoder reads for the empty prompt."""
-    seen: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for encoder, module in host.parts("text_encoder").items():
-
-            def look(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], encoder: str = encoder) -> None:
-                seen[encoder] = args[0] if args else kwargs["input_ids"]
-
-            stack.callback(module.register_forward_pre_hook(look, with_kwargs=True).remove)
-        with torch.no_grad():
-            host.encode([""])
-    return seen

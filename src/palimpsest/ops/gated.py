@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from palimpsest.core.delta import LowRank
 from palimpsest.core.errors import Damaged, WrongBase
-from palimpsest.core.fingerprint import raw_bytes
-from palimpsest.core.host import Cond
+from palimpsest.core.host import Cond, Denoiser
 
 
 @contextmanager
-def gated(host: Any, names: Sequence[str], tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def gated(host: Denoiser, names: Sequence[str], tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Membranes act on a denoiser until the context ends.
 
         out(x, row) = W x + sum_k gate_k(row) up_k (down_k x)
@@ -41,7 +39,7 @@ def gated(host: Any, names: Sequence[str], tensors: Mapping[str, Tensor]) -> Ite
         raise WrongBase(f"A membrane belongs to {missing[0]!r}, which {host.name} does not have.")
     gates = Gates(host, names)
     with ExitStack() as stack:
-        stack.enter_context(gates.watching())
+        stack.enter_context(host.looking(gates.look))
         for name, membranes in layers.items():
             module = modules[name.rpartition(".")[0]]
             stack.callback(module.register_forward_hook(_through(gates, membranes)).remove)
@@ -49,59 +47,30 @@ def gated(host: Any, names: Sequence[str], tensors: Mapping[str, Tensor]) -> Ite
 
 
 class Gates:
-    """The gates of the current forward's rows, (n, concepts) in [0, 1].
+    """The gates of the rows that the denoiser runs on, (n, concepts) in [0, 1].
 
     gate = max(cos(the row's text states, the states of the concept's name), share of the name's words in its prompt)
 
-    The words are known where the prompt was encoded while the gates watch; the cosine is known for any states.
+    States whose prompt is not known are gated by the cosine alone.
     """
 
-    def __init__(self, host: Any, names: Sequence[str]) -> None:
-        self.host, self.names = host, names
+    def __init__(self, host: Denoiser, names: Sequence[str]) -> None:
         with torch.no_grad():
             self.own = host.encode(list(names)).states
-        self.words = [set(re.findall(r"\w+", n.casefold())) for n in names]
-        self.said: dict[bytes, Tensor] = {}  # by a row's states: which share of each name its prompt says
+        self.words = [_words(name) for name in names]
         self.rows: Tensor | None = None
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        encode: Callable[[Sequence[str]], Cond] = self.host.encode
-
-        def remembered(prompts: Sequence[str]) -> Cond:
-            cond = encode(prompts)
-            for row, prompt in zip(cond.states, prompts, strict=True):
-                said = set(re.findall(r"\w+", prompt.casefold()))
-                share = [len(said & words) / max(len(words), 1) for words in self.words]
-                self.said[_key(row, self.host.dtype)] = torch.tensor(share)
-            return cond
-
-        handles = [m.register_forward_pre_hook(self._read, with_kwargs=True)
-                   for m in self.host.parts("denoiser").values()]  # fmt: skip
-        before = vars(self.host).get("encode")  # another patch of this kind may be applied already
-        self.host.encode = remembered
-        try:
-            yield
-        finally:
-            del self.host.encode
-            if before is not None:
-                self.host.encode = before
-            for handle in handles:
-                handle.remove()
-
     @torch.no_grad()
-    def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        states = kwargs["encoder_hidden_states"]
-        own = self.own.to(states)
-        near = torch.cosine_similarity(states.flatten(1)[:, None], own.flatten(1)[None], dim=-1).clamp(0, 1)
-        none = torch.zeros(len(self.names))
-        said = torch.stack([self.said.get(_key(row, states.dtype), none) for row in states])
-        self.rows = torch.maximum(near, said.to(near))
+    def look(self, cond: Cond) -> None:
+        """Sets the gates for a forward under this condition."""
+        own, said = self.own.to(cond.states), map(_words, cond.texts or [""] * len(cond))
+        near = torch.cosine_similarity(cond.states.flatten(1)[:, None], own.flatten(1)[None], dim=-1).clamp(0, 1)
+        shares = [[len(words & name) / max(len(name), 1) for name in self.words] for words in said]
+        self.rows = torch.maximum(near, torch.tensor(shares).to(near))
 
 
-def _key(states: Tensor, dtype: torch.dtype) -> bytes:
-    """A row's states as the network reads them: equal prompts have equal ones, bit for bit."""
-    return bytes(raw_bytes(states.to(dtype)))
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[int, LowRank]]]:

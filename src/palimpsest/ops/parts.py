@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from palimpsest.core.errors import Unsupported
@@ -11,8 +11,6 @@ from palimpsest.core.host import Denoiser
 Which = Literal["kv", "xattn", "selfattn", "attention", "noxattn", "full"]
 """kv: keys and values that read text. xattn, selfattn: whole attention layers. attention: both kinds. noxattn: all but
 cross-attention, time embedding and output layers. full: the denoiser."""
-OUTER = ("time_embedding", "time_text_embed", "conv_norm_out", "conv_out", "norm_out", "proj_out")
-"""Time embedding and output layers, as a denoiser's children."""
 
 
 def parameters(host: Denoiser, which: Which, system: str) -> list[str]:
@@ -21,18 +19,14 @@ def parameters(host: Denoiser, which: Which, system: str) -> list[str]:
     Raises:
         Unsupported: the model has no such parts.
     """
-
-    def under(*roles: str, without: Sequence[str] = ()) -> set[str]:
-        modules = {name: m for role in roles for name, m in host.parts(role).items()}
-        named = ((name, p) for name, m in modules.items() for p, _ in m.named_parameters())
-        return {f"{name}.{p}" for name, p in named if p.split(".")[0] not in without}
+    under = partial(_under, host)
 
     names = {
         "kv": lambda: under("cross_key", "cross_value"),
         "xattn": lambda: under("cross_attention"),
         "selfattn": lambda: under("self_attention"),
         "attention": lambda: under("cross_attention", "self_attention"),
-        "noxattn": lambda: under("denoiser", without=OUTER) - under("cross_attention"),
+        "noxattn": lambda: under("denoiser") - under("outer", "cross_attention"),
         "full": lambda: under("denoiser"),
     }[which]()
     if not names:
@@ -46,11 +40,7 @@ def text_parameters(host: Denoiser, system: str, *, tables: bool = True) -> list
     Raises:
         Unsupported: the model has no text encoder.
     """
-
-    def of(role: str) -> set[str]:
-        return {f"{name}.{p}" for name, module in host.parts(role).items() for p, _ in module.named_parameters()}
-
-    names = of("text_encoder") - (set() if tables else of("token_embedding"))
+    names = _under(host, "text_encoder") - (set() if tables else _under(host, "token_embedding"))
     if not names:
         raise Unsupported(f"{system} trains a text encoder; {host.name} has none.")
     return sorted(names)
@@ -62,9 +52,12 @@ def transformers(host: Denoiser, system: str) -> list[str]:
     Raises:
         Unsupported: the model has no attention that reads text.
     """
-    cross = host.parts("cross_attention")
-    if not cross:
+    readers = host.parts("text_reader")
+    if not readers:
         raise Unsupported(f"{system} changes transformers that read text; {host.name} has none.")
-    roots = {name.split(".transformer_blocks.")[0] if ".attn2" in name else name for name in cross}
-    tensors = ((f"{root}.{n}", p) for root in roots for n, p in host.root.get_submodule(root).named_parameters())
+    tensors = ((f"{name}.{n}", p) for name, module in readers.items() for n, p in module.named_parameters())
     return sorted(name for name, p in tensors if p.ndim >= 2)
+
+
+def _under(host: Denoiser, *roles: str) -> set[str]:
+    return {f"{name}.{p}" for role in roles for name, m in host.parts(role).items() for p, _ in m.named_parameters()}

@@ -18,6 +18,7 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops import membership
 from palimpsest.probes.evidence import norms
 from palimpsest.train.classify import all_seen, gone, picked
+from palimpsest.train.loop import minimise
 from palimpsest.train.scratch import copied
 
 FORGET, RETAIN, TEST = 1000, 1000, 2000  # samples that are looked at, at most
@@ -234,16 +235,17 @@ def relearnt(host: Any, forget: Samples) -> Tensor:
     """(RELEARN_STEPS + 1,) accuracy on forgotten samples, in percent, after each step of fine-tuning on them."""
     student, looked = copied(host), forget[: min(RELEARN_LOOKED, len(forget))]
     student.root.requires_grad_(True)
-    optimiser = torch.optim.SGD(list(student.root.parameters()), lr=RELEARN_RATE, momentum=0.9)
+    leaves = dict(student.root.named_parameters())
     order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(0))
     found = [_accuracy(student, looked)]
-    for step in range(RELEARN_STEPS):
+
+    def loss(step: int) -> Tensor:
         rows = order[torch.arange(step * RELEARN_BATCH, (step + 1) * RELEARN_BATCH) % len(order)]
-        loss = torch.nn.functional.cross_entropy(student.logits(forget.pixels(rows)), forget.labels[rows])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        found.append(_accuracy(student, looked))
+        return torch.nn.functional.cross_entropy(student.logits(forget.pixels(rows)), forget.labels[rows])
+
+    sgd = torch.optim.SGD(leaves.values(), lr=RELEARN_RATE, momentum=0.9)
+    after = lambda step: found.append(_accuracy(student, looked))  # noqa: E731
+    minimise(leaves, loss, steps=RELEARN_STEPS, optimiser=sgd, after=after)
     return torch.tensor(found, dtype=torch.float64)
 
 

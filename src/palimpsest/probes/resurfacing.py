@@ -17,7 +17,7 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Evaluator, Reading
 from palimpsest.core.trace import Trace
 from palimpsest.ops import statistics
-from palimpsest.ops.attacks import Words, attack, attacked, inserted, random_words
+from palimpsest.ops.attacks import Words, attack, attacked, random_words
 from palimpsest.ops.drawn import Drawn
 from palimpsest.ops.prompts import prompts_for
 from palimpsest.ops.trajectories import visit
@@ -232,7 +232,7 @@ def _inverted(work: _Work) -> list[Reading]:
             rng = torch.Generator().manual_seed(budget.seed)
             words = _words(work.host, model, patch, target, budget, rng)
             only = replace(scene, ask={target.name: scene.ask[target.name]})
-            with patch.applied(model), inserted(model, words):
+            with patch.applied(model), model.speaking(words):
                 found |= _shown(model, only, work.judges, budget)
         with patch.applied(model):
             bits[who] = [work.as_it_is(who, model), found]

@@ -152,10 +152,10 @@ def patch_plain(patch: Patch, file: str) -> dict[str, Any]:
 
 
 def method_plain(patch: Patch | None) -> dict[str, Any] | None:
-    """Who made the change, from the patch's provenance and the system's card."""
+    """Who made the change and what that took, from the patch and the system's card."""
     if patch is None or not patch.provenance:
         return None
-    found = dict(patch.provenance)
+    found = {**patch.provenance, **patch.cost}
     try:
         card = asdict(catalog.find(str(found.get("method", ""))).card)
     except BadRequest:

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from palimpsest.hosts.load import load
 from palimpsest.run.auditing import audit, edited
+from palimpsest.run.cases import Case, case
+from palimpsest.run.do import RECORD_FILE, Done, do, erase, perform, system_of, unlearn
 from palimpsest.run.drawing import doctor, sample
-from palimpsest.run.erasing import DEFAULT_ERASER, Erased, erase
-from palimpsest.run.looking import Look, forecast, plan
+from palimpsest.run.looking import Look, plan
 from palimpsest.run.requests import concepts, request
-from palimpsest.run.unlearning import DEFAULT_UNLEARNER, RECORD_FILE, Unlearned, unlearn
 
 __all__ = [
-    "DEFAULT_ERASER",
-    "DEFAULT_UNLEARNER",
     "RECORD_FILE",
-    "Erased",
+    "Case",
+    "Done",
     "Look",
-    "Unlearned",
     "audit",
+    "case",
     "concepts",
+    "do",
     "doctor",
     "edited",
     "erase",
-    "forecast",
     "load",
+    "perform",
     "plan",
     "request",
     "sample",
+    "system_of",
     "unlearn",
 ]

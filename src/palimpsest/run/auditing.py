@@ -3,68 +3,55 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from palimpsest.core.concept import Concept, Request
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
+from palimpsest.data.read import Dataset
 from palimpsest.hosts.load import load
 from palimpsest.probes.attempt import Budget
-from palimpsest.probes.plan import Plan
-from palimpsest.receipt.make import PATCH_FILE, Receipt
-from palimpsest.receipt.make import audit as measure
-from palimpsest.run.looking import Look, judges, plan
-from palimpsest.run.requests import request
+from palimpsest.receipt.make import PATCH_FILE
+from palimpsest.run.cases import Asked, case
+from palimpsest.run.looking import Look
 
 
 def audit(
     before: Any,
     after: Any,
-    target: str | Sequence[str | Concept] | Request,
+    asked: Asked,
     *,
-    out: str | Path | None = None,
+    data: Dataset | Mapping[str, Dataset] | None = None,
+    test: Dataset | None = None,
     look: Look | None = None,
-    planned: Plan | None = None,
-    oracle: Any = None,
-    resume: bool = False,
+    oracles: Sequence[Any] = (),
     resurfacing: Budget | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
     command: str = "",
     progress: Progress | None = None,
-) -> Receipt:
-    """Measures what changed between two models, whoever edited them.
+) -> Any:
+    """Measures what changed between two models, whoever edited them; returns the receipt.
 
     Args:
         before: the untouched model.
         after: a Patch, the path of one, or the edited model or its path.
-        target: what the edit was about.
-        planned: by `plan`, where that was done already; then `look` only names judges and when to stop.
-        resume: take the pictures that an interrupted audit left in `out`. resurfacing: with what to bring it back.
+        asked: what the edit was about: names, concepts or a Request; for a classifier a ForgetRequest, with `data`.
+        data, test, look, oracles, resurfacing: see `run.case`.
+        resume: take the pictures that an interrupted audit left in `out`.
     """
-    asked = target if isinstance(target, Request) else request(before, target)
-    drawn = planned or plan(before, asked, look)
-    return measure(
-        before,
-        edited(before, after) if isinstance(after, (str, Path)) else after,
-        asked,
-        plan=drawn,
-        judges=judges(before, drawn, look),
-        oracle=oracle,
-        out=out,
-        command=command,
-        resume=resume,
-        stop_early=look is not None and look.stop_early,
-        resurfacing=resurfacing,
-        trace=Trace(progress=progress),
-    )
+    about = case(before, asked, data=data, test=test, look=look, oracles=oracles, resurfacing=resurfacing)
+    changed = edited(after) if isinstance(after, (str, Path)) else after
+    folder = None if out is None else Path(out)
+    return about.audit(changed, out=folder, resume=resume, command=command, trace=Trace(progress=progress))
 
 
-def edited(before: Any, path: str | Path) -> Any:
+def edited(path: str | Path, *, device: str = "cpu", dtype: str = "float32", factory: str = "") -> Any:
     """A patch file or another model."""
     if str(path).endswith(".safetensors") and _is_patch(Path(path)):
         return Patch.load(path)
-    return load(path)
+    return load(path, device=device, dtype=dtype, factory=factory)
 
 
 def _is_patch(path: Path) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from palimpsest.core.concept import Concept, Request
+from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.probes import plan as planning
 from palimpsest.probes.attempt import Budget
@@ -15,7 +14,6 @@ from palimpsest.probes.evaluators import judge, judges_for
 from palimpsest.probes.forecast import lines as foresee
 from palimpsest.probes.forecast import needed, time_host
 from palimpsest.probes.neighbours import PICTURES, Eye
-from palimpsest.run.requests import request
 from palimpsest.worlds import concepts as words
 
 
@@ -43,7 +41,7 @@ class Look:
 
 
 def plan(host: Any, asked: Request, look: Look | None = None) -> planning.Plan:
-    """The pictures that an audit of a request draws; `forecast` says what they can show and how long they take.
+    """The pictures that an audit of a request draws; `foresee_drawing` says what they can show and how long they take.
 
     Cost: some short pictures of the nearest concepts by text, whose likeness chooses the neighbours (`probes.
     neighbours`): about a thirtieth of what a default audit draws.
@@ -82,21 +80,10 @@ def _eye(host: Any, asked: Request, look: Look) -> Eye:
     return Eye(host, embed, pictures=few, steps=look.steps, guidance=look.guidance)
 
 
-def forecast(
-    host: Any,
-    target: str | Sequence[str | Concept] | Request,
-    *,
-    look: Look | None = None,
-    planned: planning.Plan | None = None,
-    oracle: bool = False,
-    resurfacing: Budget | None = None,
+def foresee_drawing(
+    host: Any, chosen: planning.Plan, *, oracle: bool = False, resurfacing: Budget | None = None
 ) -> str:
-    """What an audit would draw, what it could show and how long it would take, in plain words; draws a few to time.
-
-    Args:
-        planned: by `plan`, where that was done already.
-    """
-    chosen = planned or plan(host, target if isinstance(target, Request) else request(host, target), look)
+    """What an audit would draw, what it could show and how long it would take, in plain words; draws a few to time."""
     return "\n".join(foresee(chosen, time_host(host, chosen), oracle=oracle, resurfacing=resurfacing))
 
 

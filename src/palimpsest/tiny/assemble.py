@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -13,6 +12,8 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from palimpsest.core.files import build_beside, write_beside
 
 ZIP = ".zip"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -26,13 +27,15 @@ def zipped(file: Path, out: Path, *, planes: int) -> None:
     its own and shrinks by half; no bit is lost.
     """
     data = file.read_bytes()
-    beside = out.with_name(out.name + ".part")
-    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for plane in range(planes):
-            # Without a date, so that equal bytes make equal archives.
-            member = zipfile.ZipInfo(f"{file.name}.{plane}", date_time=(1980, 1, 1, 0, 0, 0))
-            archive.writestr(member, data[plane::planes], zipfile.ZIP_DEFLATED, 9)
-    beside.replace(out)
+
+    def write(beside: Path) -> None:
+        with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+            for plane in range(planes):
+                # Without a date, so that equal bytes make equal archives.
+                member = zipfile.ZipInfo(f"{file.name}.{plane}", date_time=(1980, 1, 1, 0, 0, 0))
+                archive.writestr(member, data[plane::planes], zipfile.ZIP_DEFLATED, 9)
+
+    write_beside(out, write)
 
 
 def unzipped(file: Path, out: Path) -> None:
@@ -101,20 +104,18 @@ def assembled(name: str, layers: Sequence[Path]) -> Path:
     folder = cache() / f"{name}-{_digest(layers)}"
     if folder.is_dir():
         return folder
-    cache().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache()) as scratch:
-        beside = Path(scratch) / name
-        for layer in layers:
-            shutil.copytree(layer, beside, dirs_exist_ok=True)
-            for file in list(beside.rglob("*" + ZIP)):
-                unzipped(file, file.with_suffix(""))
-                file.unlink()
-        if (beside / INT8).is_file():
-            unpack(beside / INT8, beside / UNET)
-            (beside / INT8).unlink()
-        with contextlib.suppress(OSError):  # another process was faster
-            beside.rename(folder)
-    return folder
+    return build_beside(folder, lambda beside: _assemble(beside, layers))
+
+
+def _assemble(beside: Path, layers: Sequence[Path]) -> None:
+    for layer in layers:
+        shutil.copytree(layer, beside, dirs_exist_ok=True)
+        for file in list(beside.rglob("*" + ZIP)):
+            unzipped(file, file.with_suffix(""))
+            file.unlink()
+    if (beside / INT8).is_file():
+        unpack(beside / INT8, beside / UNET)
+        (beside / INT8).unlink()
 
 
 def _digest(layers: Sequence[Path]) -> str:

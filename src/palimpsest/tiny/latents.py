@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 from transformers import CLIPTokenizer
 
+from palimpsest.ops.precision import measured
 from palimpsest.tiny.phrases import reopen, reword
 from palimpsest.tiny.pool import WORLDS, draw_pool, load_pool, save_pool
 from palimpsest.tiny.tokenizer import MAX_LENGTH
@@ -55,7 +56,7 @@ def _make(world: str, n: int, shared: Path, drawn: Path, made: Path) -> None:
     if not drawn.exists():
         save_pool(draw_pool(world, n, seed=TRAIN_SEED), drawn)
     pool = load_pool(drawn)
-    vae = AutoencoderKL.from_pretrained(shared / "vae").to(torch.bfloat16).eval()
+    vae = AutoencoderKL.from_pretrained(shared / "vae").to(measured().dtype).eval()
     tokenizer = CLIPTokenizer.from_pretrained(shared / "tokenizer")
     latents = encode(vae, pool.images).float() * vae.config["scaling_factor"]
     generator = Generator().manual_seed(TRAIN_SEED)

@@ -1,13 +1,18 @@
-"""Half-precision training: bfloat16 weights compute, float32 masters learn (Muon on matrices, AdamW on the rest)."""
+"""Training in a chosen precision: its weights compute, float32 masters learn (Muon on matrices, AdamW on the rest)."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
+
+from palimpsest.tiny.muon import Muon
 
 
 class Masters:
-    """Float32 copies of a bfloat16 module's weights, their optimisers, and an exponential average of them.
+    """Float32 copies of a module's weights, their optimisers, and an exponential average of them.
 
     Every weight with two or more axes is trained by Muon as the matrix (out, everything else), at the step size
     that matches AdamW's root mean square; norms, biases and embeddings are trained by AdamW.
@@ -16,7 +21,7 @@ class Masters:
         module: its parameters are cast to `dtype` in place.
         lr: peak step size, about 1e-3 to 3e-3.
         average: decay of the exponential average, in [0, 1).
-        dtype: what the module computes in.
+        dtype: what the module and Muon's iteration compute in; `ops.precision.measured` says which is faster.
         muon: False trains every weight by AdamW.
         momentum: of Muon; lower for runs of few hundred steps.
 
@@ -30,7 +35,7 @@ class Masters:
         *,
         lr: float,
         average: float = 0.998,
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype,
         muon: bool = True,
         weight_decay: float = 0.01,
         momentum: float = 0.95,
@@ -58,16 +63,7 @@ class Masters:
         others = [m for m, is_matrix in zip(flat, self._matrix, strict=True) if not is_matrix]
         self.optimisers: list[torch.optim.Optimizer] = []
         if matrices:
-            self.optimisers.append(
-                torch.optim.Muon(
-                    matrices,
-                    lr=lr,
-                    weight_decay=weight_decay,
-                    momentum=momentum,
-                    ns_steps=5,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            self.optimisers.append(Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=momentum, dtype=dtype))
         if others:
             self.optimisers.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, foreach=True))
 
@@ -125,6 +121,26 @@ class Masters:
 
     def _pairs(self) -> zip[tuple[Tensor, Tensor]]:
         return zip(self.weights, self.masters, strict=True)
+
+
+def named(precision: torch.dtype) -> str:
+    """A precision as checkpoints call it: "bfloat16"."""
+    return str(precision).removeprefix("torch.")
+
+
+def begun_in(checkpoint: Path | None, run: str | None = None) -> torch.dtype | None:
+    """The precision that a checkpoint's run was begun in; None where there is no checkpoint, or of another run.
+
+    Args:
+        run: what the checkpoint's header must say that it is of; None: whatever it says.
+    """
+    if checkpoint is None or not checkpoint.is_file():
+        return None
+    with safe_open(str(checkpoint), framework="pt") as stored:
+        header = stored.metadata()
+    if run is not None and header["run"] != run:
+        return None
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[header.get("precision", "bfloat16")]
 
 
 Knots = tuple[tuple[int, float], ...]

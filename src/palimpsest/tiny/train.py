@@ -17,10 +17,11 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from palimpsest.ops.precision import measured
 from palimpsest.tiny import path
 from palimpsest.tiny.attention import PlainAttention
 from palimpsest.tiny.latents import Latents, load_latents
-from palimpsest.tiny.masters import Knots, Masters, ramp
+from palimpsest.tiny.masters import Knots, Masters, begun_in, named, ramp
 from palimpsest.tiny.measure import score_words, words_asked
 from palimpsest.tiny.pool import WORLDS
 from palimpsest.tiny.train_autoencoder import LATENT_CHANNELS
@@ -172,15 +173,18 @@ def sample(
 class Training:
     """A run: the U-Net, its masters, the pool's latents and the random state, from the first step to the last."""
 
-    def __init__(self, recipe: Recipe, shared: Path, work: Path, *, without: str | None) -> None:
+    def __init__(
+        self, recipe: Recipe, shared: Path, work: Path, *, without: str | None, precision: torch.dtype
+    ) -> None:
         self.recipe, self.shared, self.work, self.without = recipe, shared, work, without
+        self.precision = precision  # of the U-Net, Muon's iteration and the text encoder
         torch.manual_seed(recipe.seed)
         self.generator = Generator().manual_seed(recipe.seed)
         self.unet = make_unet()
         self.unet.set_attn_processor(PlainAttention())
-        self.masters = Masters(self.unet, lr=recipe.lr)
+        self.masters = Masters(self.unet, lr=recipe.lr, dtype=precision)
         self.tokenizer = CLIPTokenizer.from_pretrained(shared / "tokenizer")
-        text = CLIPTextModel.from_pretrained(shared / "text_encoder", dtype=torch.bfloat16)
+        text = CLIPTextModel.from_pretrained(shared / "text_encoder", dtype=precision)
         self.text = text.eval().requires_grad_(False)
         self.vae = AutoencoderKL.from_pretrained(shared / "vae").eval().requires_grad_(False)
         self.data: Latents = load_latents(recipe.world, recipe.pool, shared, work, without=without)
@@ -190,7 +194,7 @@ class Training:
 
     @torch.no_grad()
     def encode(self, ids: Tensor) -> Tensor:
-        """(n, 32) token ids -> (n, 32, 128) bfloat16."""
+        """(n, 32) token ids -> (n, 32, 128) in the run's precision."""
         return self.text(ids.long()).last_hidden_state
 
     def advance(self) -> float:
@@ -237,7 +241,7 @@ class Training:
         tensors = {**self.masters.state(), "generator": self.generator.get_state()}
         beside = self.work / "checkpoint.safetensors.part"
         facts = {"step": self.step, "without": self.without, "steps": self.recipe.steps, "world": self.recipe.world}
-        save_file(tensors, str(beside), metadata={"run": json.dumps(facts)})
+        save_file(tensors, str(beside), metadata={"run": json.dumps(facts), "precision": named(self.precision)})
         beside.replace(self.work / "checkpoint.safetensors")
 
     def resume(self) -> None:
@@ -339,8 +343,16 @@ def main() -> None:
     name = given.model + (f"-without-{given.without}" if given.without else "")
     work = given.work or Path("runs") / name
     work.mkdir(parents=True, exist_ok=True)
-    training = Training(recipe, given.shared or path(given.model), work, without=given.without)
-    if given.resume and (work / "checkpoint.safetensors").exists():
+    begun = begun_in(work / "checkpoint.safetensors") if given.resume else None
+    print(f"going on in {named(begun)}, as the run began" if begun else measured(), flush=True)
+    training = Training(
+        recipe,
+        given.shared or path(given.model),
+        work,
+        without=given.without,
+        precision=begun or measured().dtype,
+    )
+    if begun:
         training.resume()
     run(training, given.out or work / "pipeline", every=given.every)
 

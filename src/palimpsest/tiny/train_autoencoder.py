@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Generator, Tensor
 
+from palimpsest.ops.precision import measured
 from palimpsest.tiny.masters import Masters, knots, ramp
 from palimpsest.tiny.pool import to_float
 
@@ -68,15 +69,14 @@ def train(
     if start_from is not None:
         mine = model.state_dict()
         model.load_state_dict({k: start_from[k] if start_from[k].shape == v.shape else v for k, v in mine.items()})
-    masters = Masters(model, lr=lr, average=0.99)
+    dtype = measured().dtype
+    masters = Masters(model, lr=lr, average=0.99, dtype=dtype)
     start, mean = time.time(), 0.0
     for step in range(steps):
         rows = torch.randint(len(images), (batch,), generator=generator)
-        shown = to_float(images[rows], torch.bfloat16) * 2 - 1
+        shown = to_float(images[rows], dtype) * 2 - 1
         posterior = model.encode(shown).latent_dist
-        latents = posterior.mean + posterior.std * torch.randn(
-            posterior.mean.shape, generator=generator, dtype=torch.bfloat16
-        )
+        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator, dtype=dtype)
         drawn = model.decode(latents).sample
         divergence = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         loss = picture_loss(drawn.float(), shown.float()) + KL_WEIGHT * divergence

@@ -23,7 +23,8 @@ from palimpsest.core.samples import Samples
 from palimpsest.data.forget import ForgetRequest, chosen, drawn, split
 from palimpsest.data.read import Dataset, read
 from palimpsest.hosts.factory import save
-from palimpsest.tiny.masters import Masters
+from palimpsest.ops.precision import measured
+from palimpsest.tiny.masters import Masters, begun_in, named
 from palimpsest.tiny.resnet import ResNet, resnet, whiten
 from palimpsest.train.randomness import generator
 
@@ -67,6 +68,7 @@ def train(
     recipe: Recipe,
     *,
     seed: int,
+    precision: torch.dtype = torch.bfloat16,
     checkpoint: Path | None = None,
     tell: Callable[[str], object] | None = None,
 ) -> ResNet:
@@ -76,6 +78,7 @@ def train(
 
     Args:
         classes: how many logits, also where some class has no sample.
+        precision: what network and Muon's iteration compute in; a run goes on in the one that it began in.
         checkpoint: a file that is written after each epoch and read at the start where it is this run's.
         tell: called with a line after each epoch.
 
@@ -86,8 +89,14 @@ def train(
     whiten(model, samples.pixels(torch.randperm(len(samples), generator=generator(seed, "whiten"))[:2000]))
     model.backbone.stem.requires_grad_(False)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    precision = begun_in(checkpoint, _identity(recipe, seed)) or precision
     masters = Masters(
-        model, lr=recipe.lr, average=recipe.average, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        model,
+        lr=recipe.lr,
+        average=recipe.average,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        dtype=precision,
     )
     padded = _padded(samples.images, recipe.shift)
     start, done = time.perf_counter(), _resume(masters, checkpoint, recipe, seed)
@@ -97,12 +106,12 @@ def train(
         order = torch.randperm(len(samples), generator=draw)
         total = 0.0
         for k, rows in enumerate(order.split(recipe.batch)):
-            images = _augmented(padded, rows, epoch, recipe, draw).to(torch.bfloat16)
+            images = _augmented(padded, rows, epoch, recipe, draw).to(precision)
             loss = F.cross_entropy(model(images).float(), samples.labels[rows], label_smoothing=recipe.smoothing)
             loss.backward()
             masters.step(_triangle((epoch * steps + k + 1) / (recipe.epochs * steps + 1)), clip=5.0)
             total += float(loss.detach())
-        _save_checkpoint(masters, checkpoint, recipe, seed, epoch + 1)
+        _save_checkpoint(masters, checkpoint, recipe, seed, epoch + 1, precision)
         if tell is not None:
             seconds = time.perf_counter() - start
             tell(f"epoch {epoch + 1}/{recipe.epochs} loss {total / steps:.4f} {seconds:.0f} s")
@@ -186,10 +195,12 @@ def _identity(recipe: Recipe, seed: int) -> str:
     return json.dumps({"recipe": asdict(recipe), "seed": seed}, sort_keys=True)
 
 
-def _save_checkpoint(masters: Masters, file: Path | None, recipe: Recipe, seed: int, epochs: int) -> None:
+def _save_checkpoint(
+    masters: Masters, file: Path | None, recipe: Recipe, seed: int, epochs: int, precision: torch.dtype
+) -> None:
     if file is None:
         return
-    meta = {"run": _identity(recipe, seed), "epochs": str(epochs)}
+    meta = {"run": _identity(recipe, seed), "epochs": str(epochs), "precision": named(precision)}
     write_beside(file, lambda tmp: save_file(masters.state(), str(tmp), metadata=meta))
 
 
@@ -227,13 +238,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{field}", type=kind, default=getattr(CIFAR, field))
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
+    print(measured())
     recipe = Recipe(epochs=asked.epochs, batch=asked.batch, lr=asked.lr, width=asked.width)
     data, test = read(asked.data, split="train"), read(asked.data, split="test")
     request = without(data, asked.without)
     kept = data.samples if request is None else split(data, request).retain
     begin = time.process_time()
     checkpoint = asked.out / "checkpoint.safetensors"
-    model = train(kept, len(data.classes), recipe, seed=asked.seed, checkpoint=checkpoint, tell=print)
+    model = train(
+        kept,
+        len(data.classes),
+        recipe,
+        seed=asked.seed,
+        precision=measured().dtype,
+        checkpoint=checkpoint,
+        tell=print,
+    )
     seconds = time.process_time() - begin
     model.half().float()  # as it is stored
     scores = {"train": logits(model, data.samples), "test": logits(model, test.samples)}

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from palimpsest.ops.precision import measured
 from palimpsest.tiny.masters import Masters, knots, ramp
 from palimpsest.tiny.oracles import Oracle
 from palimpsest.tiny.pool import WORLDS, Pool, to_float
@@ -67,7 +68,7 @@ def train(
         oracle.load_state_dict({**start_from.state_dict(), "gallery": oracle.gallery})
     classes = nn.Linear(64, int(people.max()) + 1, bias=False) if people is not None else None
     model = nn.ModuleDict({"oracle": oracle, "classes": classes} if classes is not None else {"oracle": oracle})
-    masters = Masters(model, lr=lr, average=0.99)
+    masters = Masters(model, lr=lr, average=0.99, dtype=measured().dtype)
     start, mean = time.time(), 0.0
     for step in range(steps):
         rows = torch.randint(len(pool.images), (batch,), generator=generator)

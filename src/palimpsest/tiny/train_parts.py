@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
+from palimpsest.ops.precision import measured
 from palimpsest.tiny import path, train_autoencoder, train_oracle, train_text
 from palimpsest.tiny.measure import PIPELINES
 from palimpsest.tiny.pool import WORLDS, Pool, draw_pool
@@ -37,7 +38,7 @@ def reading_pool(world: str, n: int, *, seed: int) -> Pool:
 
 def through(pool: Pool, vae: Path, *, share: float, seed: int) -> Pool:
     """The pool with a share of its pictures replaced by what the autoencoder in folder `vae` makes of them."""
-    model = AutoencoderKL.from_pretrained(vae, local_files_only=True).to(torch.bfloat16).eval()
+    model = AutoencoderKL.from_pretrained(vae, local_files_only=True).to(measured().dtype).eval()
     some = torch.rand(len(pool.images), generator=torch.Generator().manual_seed(seed)) < share
     images = pool.images.clone()
     images[some] = (train_autoencoder.reconstruct(model, images[some]) * 255).round().to(torch.uint8)
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/parts"))
     given = parser.parse_args()
     torch.set_num_threads(1)
+    print(measured())
     steps, world = given.steps or STEPS[given.part], given.world
     if given.part == "text":
         train_text.train(given.out, steps=steps, seed=0)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from palimpsest.ops.precision import measured
 from palimpsest.tiny.masters import Masters, knots, ramp
 from palimpsest.tiny.phrases import reopen, reword
 from palimpsest.tiny.phrases import words as phrase_words
@@ -84,7 +85,7 @@ def train(folder: Path, *, steps: int, seed: int, batch: int = 128, lr: float = 
     }
     heads = nn.ModuleDict({key: nn.Linear(WIDTH, len(index) + 1) for key, index in keys.items()})
     both = nn.ModuleDict({"model": model, "heads": heads})
-    masters = Masters(both, lr=lr, average=0.99)
+    masters = Masters(both, lr=lr, average=0.99, dtype=measured().dtype)
     start, mean = time.time(), 0.0
     for step in range(steps):
         captions, parts = [], []

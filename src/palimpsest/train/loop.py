@@ -86,6 +86,13 @@ class TrainStep:
         self.trace.log.append((self.index, name, value))
 
 
+def identity(system: Any, host: Any, request: Request, seed: int) -> dict[str, Any]:
+    """Which run a checkpoint belongs to: system or training, parameters, request, seed and model, as plain JSON."""
+    name = getattr(system, "id", type(system).__name__)
+    asked = {"request": request.plain(), "seed": seed, "base": host.fingerprint()}
+    return {"method": name, "parameters": system.parameters(), **asked}
+
+
 def constant(step: int, total: int) -> float:
     """The factor of a rate that stays as it is."""
     return 1.0
@@ -110,7 +117,7 @@ def minimise(
     gradient: Callable[[int, Sequence[Gradients]], Gradients] = summed,
     apart: bool = False,
     schedule: Callable[[int, int], float] = constant,
-    after: Callable[[int], None] | None = None,
+    after: Callable[[int], object] | None = None,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
     called: str = "loss",
 ) -> None:
@@ -144,7 +151,8 @@ def minimise(
         for k in range(state.resumed(trace), steps):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(k, steps)
-            with within():
+            optimiser.zero_grad(set_to_none=True)
+            with within(), torch.enable_grad():
                 value, parts = _differentiated(leaves, loss(k), apart, f"step {k + 1} of {steps}")
             found = gradient(k, parts)
             for name, leaf in leaves.items():
@@ -228,19 +236,16 @@ def _differentiated(
     leaves: Mapping[str, Tensor], losses: Losses, apart: bool, where: str
 ) -> tuple[float, list[Gradients]]:
     """The sum of the losses and their gradients; one graph is in memory at a time where they come one by one."""
-    for leaf in leaves.values():
-        leaf.grad = None
-    with torch.enable_grad():
-        each = (losses,) if isinstance(losses, Tensor) else losses
-        last = len(each) - 1 if isinstance(each, Sequence) else -1
-        value, parts = 0.0, []
-        for i, loss in enumerate(each):
-            value += float(loss.detach())
-            _finite("loss", value, where)
-            loss.backward(inputs=list(leaves.values()), retain_graph=i < last)  # a generator's graphs are its own
-            if apart:
-                parts.append(_taken(leaves))
-            del loss
+    each = (losses,) if isinstance(losses, Tensor) else losses
+    last = len(each) - 1 if isinstance(each, Sequence) else -1
+    value, parts = 0.0, []
+    for i, loss in enumerate(each):
+        value += float(loss.detach())
+        _finite("loss", value, where)
+        loss.backward(inputs=list(leaves.values()), retain_graph=i < last)  # a generator's graphs are its own
+        if apart:
+            parts.append(_taken(leaves))
+        del loss
     return value, parts or [_taken(leaves)]
 
 

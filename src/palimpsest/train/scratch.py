@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Samples
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, augmented, cross_entropy, halved, stream
+from palimpsest.train.loop import clipped, minimise, summed
 from palimpsest.train.randomness import generator
 
 CLIP = 5.0
@@ -84,11 +86,23 @@ class Fit:
     decay: float = 5e-4
     half: bool = False
 
-    def __call__(self, student: Classifier, samples: Samples, *, seed: int, trace: Trace) -> None:
-        """Trains all parameters with batch statistics: cross-entropy for classes, squared error for float labels."""
-        parameters = list(student.root.parameters())
-        for p in parameters:
-            p.requires_grad_(True)
+    def __call__(
+        self,
+        student: Classifier,
+        samples: Samples,
+        *,
+        seed: int,
+        trace: Trace | None = None,
+        run: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Trains all parameters with batch statistics: cross-entropy for classes, squared error for float labels.
+
+        Args:
+            trace, run: as in `train.loop.minimise`.
+        """
+        student.root.train().requires_grad_(True)
+        leaves = dict(student.root.named_parameters())
+        parameters = list(leaves.values())
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -96,23 +110,30 @@ class Fit:
         optimiser = torch.optim.SGD([g for g in groups if g["params"]], lr=self.lr, momentum=0.9, nesterov=True)
         batch = min(self.batch, len(samples))
         total = max(1, round(self.epochs * len(samples) / batch))
-        student.root.train()
-        with torch.enable_grad():
-            for k in range(total):
-                for group in optimiser.param_groups:
-                    t = (k + 1) / (total + 1)
-                    group["lr"] = self.lr * min(t / 0.2, (1 - t) / 0.8)
-                rows = stream(len(samples), batch, seed, k, "fit")
-                images = augmented(samples.pixels(rows), self.augment, generator(seed, "augment", k))
-                images = images.contiguous(memory_format=torch.channels_last)
-                with halved(images, self.half):
-                    logits = student.logits(images)
-                loss = _loss(logits, samples.labels[rows])
-                optimiser.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, CLIP)
-                optimiser.step()
-                trace.tell("training", k + 1, total)
+
+        def loss(k: int) -> Tensor:
+            rows = stream(len(samples), batch, seed, k, "fit")
+            images = augmented(samples.pixels(rows), self.augment, generator(seed, "augment", k))
+            images = images.contiguous(memory_format=torch.channels_last)
+            with halved(images, self.half):
+                logits = student.logits(images)
+            return _loss(logits, samples.labels[rows])
+
+        def triangle(k: int, total: int) -> float:
+            t = (k + 1) / (total + 1)
+            return min(t / 0.2, (1 - t) / 0.8)
+
+        minimise(
+            leaves,
+            loss,
+            steps=total,
+            optimiser=optimiser,
+            trace=trace,
+            run=run,
+            kept=dict(student.root.named_buffers()),  # running statistics
+            gradient=lambda k, parts: clipped(summed(k, parts), CLIP),
+            schedule=triangle,
+        )
         student.root.eval().requires_grad_(False)
 
 

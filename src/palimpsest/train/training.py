@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, final
 
 import torch
@@ -14,7 +14,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.delta import Delta
 from palimpsest.core.method import at_least
 from palimpsest.core.trace import Trace
-from palimpsest.train.loop import Gradients, Losses, TrainStep, clipped, constant, minimise
+from palimpsest.train.loop import Gradients, Losses, TrainStep, clipped, constant, identity, minimise
 from palimpsest.train.trained import Trained
 
 
@@ -138,10 +138,6 @@ class Training(ABC):
         """How many steps a run on this data takes."""
         return self.steps
 
-    def named(self) -> dict[str, Any]:
-        """Which training this is, as plain JSON."""
-        return {"training": type(self).__name__, "parameters": self.parameters()}
-
     def parameters(self) -> dict[str, Any]:
         """Plain JSON of the fields."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -156,7 +152,6 @@ class Training(ABC):
         """
         total = self.total(data)
         trained = Trained(host.root, self.trains(host), rank=self.rank, seed=seed)
-        run = {**self.named(), "request": asdict(request), "seed": seed, "base": host.fingerprint()}
         with trained.frozen():
             with torch.no_grad():
                 context = self.prepare(host, request, data=data, seed=seed, trace=trace)
@@ -188,7 +183,7 @@ class Training(ABC):
                 steps=total,
                 optimiser=optimiser,
                 trace=trace,
-                run=run,
+                run=identity(self, host, request, seed),
                 kept=kept,
                 gradient=lambda k, parts: clipped(self.gradient(at(k), parts), self.clip, but=free),
                 apart=self.apart,

@@ -13,7 +13,6 @@ from torch.nn import functional
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Split
-from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, ClassifierTune, picked, seen
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -69,7 +68,7 @@ class Blindspot(ClassifierTune):
         reset(blind, seed)
         part = picked(data.retain, max(2, round(self.share * len(data.retain))), generator(seed, "part"))
         fit = Fit(epochs=self.blind_epochs, lr=self.blind_lr, batch=self.batch, augment=self.augment, half=self.half)
-        fit(blind, part, seed=seed, trace=Trace())
+        fit(blind, part, seed=seed)
         return blind
 
     def loss(self, step: TrainStep) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
-from palimpsest.core.errors import BadRequest
 from palimpsest.core.method import at_least
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
 from palimpsest.train.loop import TrainStep
@@ -58,8 +57,6 @@ class GradientCollision(ClassifierTune):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("parts", self.parts, 2, "one mini-batch has none to collide with")
-        if self.rank:
-            raise BadRequest("Gradient Collision compares gradients of the weights themselves; leave rank at 0.")
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(leaves), lr=self.lr)

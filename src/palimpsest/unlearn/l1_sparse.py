@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
-from palimpsest.core.errors import BadRequest
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
 from palimpsest.train.loop import TrainStep
 
@@ -44,11 +43,6 @@ class L1Sparse(ClassifierTune):
         claim="Unlearning efficacy of fine-tuning up by 77 points.",
         systems=(314,),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank:
-            raise BadRequest("l1-sparse pulls at single weights, which a low-rank change hides; leave rank at 0.")
 
     def loss(self, step: TrainStep) -> Tensor:
         retain = self.drawn(step, step.data.retain, "retain")

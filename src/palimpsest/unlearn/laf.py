@@ -13,7 +13,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Split
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen, cross_entropy, picked, stream
-from palimpsest.train.loop import TrainStep
+from palimpsest.train.loop import TrainStep, minimise
 from palimpsest.train.randomness import generator
 
 
@@ -111,19 +111,16 @@ class LAF(ClassifierTune):
         for name, (rows, columns) in sizes.items():
             weights[f"{name}.weight"] = torch.randn(rows, columns, generator=draws) * columns**-0.5
             weights[f"{name}.bias"] = torch.zeros(rows)
-        leaves = [w.requires_grad_(True) for w in weights.values()]
-        vae, optimiser = Vae(weights=weights, centre=centre, scale=scale), torch.optim.Adam(leaves, lr=1e-3)
-        with torch.enable_grad():
-            for k in range(self.vae_steps):
-                rows = stream(len(features), min(self.batch, len(features)), seed, k, what)
-                noise = torch.randn(len(rows), self.code, generator=draws)
-                error, divergence = vae(features[rows], noise)
-                optimiser.zero_grad()
-                (error * d + 0.025 * divergence).mean().backward()
-                optimiser.step()
-        for w in leaves:
-            w.requires_grad_(False)
-        return vae
+        leaves = {name: w.requires_grad_(True) for name, w in weights.items()}
+        vae = Vae(weights=weights, centre=centre, scale=scale)
+
+        def loss(k: int) -> Tensor:
+            rows = stream(len(features), min(self.batch, len(features)), seed, k, what)
+            error, divergence = vae(features[rows], torch.randn(len(rows), self.code, generator=draws))
+            return (error * d + 0.025 * divergence).mean()
+
+        minimise(leaves, loss, steps=self.vae_steps, optimiser=torch.optim.Adam(leaves.values(), lr=1e-3))
+        return Vae(weights={name: w.detach() for name, w in leaves.items()}, centre=centre, scale=scale)
 
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data.forget, "forget")

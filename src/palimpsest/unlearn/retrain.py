@@ -15,6 +15,7 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.samples import Split
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, checked
+from palimpsest.train.loop import identity
 from palimpsest.train.scratch import Fit, changes, copied, reset
 
 
@@ -64,5 +65,5 @@ class Retrain(ModelEdit):
         student, seed = copied(host), rng.initial_seed()
         reset(student, seed)
         fit = Fit(epochs=self.epochs, lr=self.lr, batch=self.batch, augment=self.augment, half=self.half)
-        fit(student, split.retain, seed=seed, trace=trace)
+        fit(student, split.retain, seed=seed, trace=trace, run=identity(self, host, request, seed))
         return Patch(base="", deltas=changes(host, student))

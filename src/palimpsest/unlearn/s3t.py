@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.samples import Samples
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, augmented, checked, cross_entropy, joined, stream
+from palimpsest.train.loop import identity, minimise
 from palimpsest.train.randomness import generator
 from palimpsest.train.scratch import changes, copied, recalibrate, reset
 from palimpsest.train.trained import Trained
@@ -99,12 +101,14 @@ class S3T(ModelEdit):
             reset(student, seed)
             recalibrate(student, every[place == order[0]], seed=seed, batch=self.batch)
         groups = layer_groups(host, self.slices)
+        run = identity(self, host, request, seed)
         deltas: dict[str, Delta] = {}
         for names, part in zip(groups, order, strict=False):
             # Sorted, so that training does not depend on how a caller split the data.
             own = every[place == part]
             own = own[torch.tensor(sorted(range(len(own)), key=lambda i: own.names[i]))]
-            adapters = self._trained(student, names, own, seed, trace)
+            with trace.part(f"slice-{part}") as trained:
+                adapters = self._trained(student, names, own, seed, trained, {**run, "slice": part})
             Patch(base="", deltas=adapters).fuse(student, force=True)
             deltas |= adapters
         return Patch(base="", deltas=changes(host, student) if self.fresh else deltas)
@@ -113,22 +117,28 @@ class S3T(ModelEdit):
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big") % self.slices
 
     def _trained(
-        self, student: Classifier, names: list[str], own: Samples, seed: int, trace: Trace
+        self, student: Classifier, names: list[str], own: Samples, seed: int, trace: Trace, run: Mapping[str, Any]
     ) -> dict[str, Delta]:
         """The adapters of one layer group, from one slice."""
         trained = Trained(student.root, names, rank=self.rank, seed=seed)
-        optimiser = torch.optim.Adam(trained.leaves.values(), lr=self.lr)
         batch = min(self.batch, len(own))
+
+        def loss(k: int) -> Tensor:
+            rows = stream(len(own), batch, seed, k, names[0])
+            images = augmented(own.pixels(rows), self.augment, generator(seed, "augment", names[0], k))
+            return cross_entropy(student.logits(images), own.labels[rows])
+
         with trained.frozen():
-            for k in range(self.epochs * -(-len(own) // batch)):
-                rows = stream(len(own), batch, seed, k, names[0])
-                images = augmented(own.pixels(rows), self.augment, generator(seed, "augment", names[0], k))
-                with trained.student(), torch.enable_grad():
-                    loss: Tensor = cross_entropy(student.logits(images), own.labels[rows])
-                    optimiser.zero_grad()
-                    loss.backward()
-                optimiser.step()
-                trace.log.append((k, f"loss {names[0]}", float(loss.detach())))
+            minimise(
+                trained.leaves,
+                loss,
+                steps=self.epochs * -(-len(own) // batch),
+                optimiser=torch.optim.Adam(trained.leaves.values(), lr=self.lr),
+                trace=trace,
+                run=run,
+                within=trained.student,
+                called=f"loss {names[0]}",
+            )
         return trained.deltas()
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
-from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.samples import Split
 from palimpsest.ops.saliency import masked, packed, salient
@@ -67,11 +66,6 @@ class SalUn(ClassifierTune):
         claim="0.2 points from retraining when random samples of CIFAR-10 are forgotten.",
         systems=(208,),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank:
-            raise BadRequest("SalUn masks single weights, which a low-rank change cannot do; leave rank at 0.")
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
         losses = cross_entropies(host, data.forget, self.batch, half=self.half)

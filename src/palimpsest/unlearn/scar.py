@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -24,43 +25,45 @@ from palimpsest.train.randomness import generator
 class Prepared:
     """Samples to forget and the class that each goes to; foreign pictures and what the untouched model says of them.
 
-    means (classes, d) and inverses (classes, d, d) of the classes' transformed features.
+    nearest: the statistics of every class that something goes to.
     """
 
     forget: Samples
     goals: Tensor
     foreign: Samples
     answers: Tensor
-    means: Tensor
-    inverses: Tensor
+    nearest: dict[int, Statistics]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SCAR(ClassifierTune):
     """Selective distillation for unlearning; no retained picture is trained on.
 
-        t(h) = sqrt(h) / |sqrt(h)|                                     (Tukey's transform, signed, then unit norm)
-        d_k(h) = (t(h) - m_k)' S_k^-1 (t(h) - m_k),  S_k: covariance of class k, shrunk by 3 and scaled to correlations
-        loss = forget_weight d_k(h(x_f)) + keep_weight KL(softmax(f0(o) / T) | softmax(f(o) / T)),  o: foreign pictures
+        t(h) = sqrt(h)                                                       (Tukey's transform, signed)
+        m_k = unit(mean of t(h) over class k),  S_k = their covariance, shrunk twice by 3 and scaled to correlations
+        d_k(h) = (unit(t(h)) - m_k)' S_k^-1 (unit(t(h)) - m_k)
+        loss = forget_weight d_k(h(x_f)) + keep_weight KL(softmax(f0(o)) | softmax(f(o))),  o: foreign pictures
 
     k: the nearest class but the own one, on the untouched model. Where a class is forgotten altogether, foreign
     pictures that the untouched model takes for it are left out and its logit is the smallest in f0(o).
 
     Args:
         forget_set: False: the samples to forget are not read either; foreign pictures that the untouched model takes
-            for the forgotten classes stand in for them ("self-forget"). For whole classes only.
+            for the forgotten classes stand in for them ("self-forget", shrunk once). For whole classes only.
         foreign: how many foreign pictures are drawn. look: how many retained samples the statistics are measured on;
             0: all.
         forget_weight, keep_weight: lambda_1 and lambda_2 (1 and 5 in the code).
-        temperature: T.
         steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost: one forward for each foreign picture and `look` retained ones (without retained data the foreign pictures
-        give the statistics), then 2 `batch` forwards a step, with gradients.
+        give the statistics) and one pseudo-inverse (d, d) a class, then 2 `batch` forwards a step, with gradients.
     Differs from the paper: foreign pictures are drawn (dead leaves) instead of read from another data set; a fixed
-        number of steps instead of stopping at a forget accuracy.
+        number of steps instead of stopping at a forget accuracy; when samples are forgotten, the code weighs each
+        class's distance by its accuracy so far, here all weigh the same. A small constant under the root keeps its
+        slope finite at zero. The code's temperature (1 by default) divides the teacher's logits only; here none does.
     Fails when: foreign pictures excite too little of the model: the retained classes drift where they never look.
-    Source: Bonato et al., "Is Retain Set All You Need in Machine Unlearning?", ECCV 2024, arXiv 2404.12922.
+    Source: Bonato et al., "Is Retain Set All You Need in Machine Unlearning?", ECCV 2024, arXiv 2404.12922; what the
+        text leaves open follows the authors' code as last published.
     """
 
     steps: int = 400
@@ -73,7 +76,6 @@ class SCAR(ClassifierTune):
     look: int = 5000
     forget_weight: float = 1.0
     keep_weight: float = 5.0
-    temperature: float = 2.0
 
     uses_retain: ClassVar[bool] = False
 
@@ -99,27 +101,26 @@ class SCAR(ClassifierTune):
         said = answers.argmax(1)
         kept = picked(data.retain, self.look, generator(seed, "look"))
         known, classes = (all_seen(host, kept, half=self.half)[0], kept.labels) if len(kept) else (features, said)
-        means, inverses = statistics(known, classes.masked_fill(torch.isin(classes, lost), -1), len(host.labels))
         taken = torch.isin(said, lost)
-        forget, found = data.forget, None
-        if not self.forget_set:
-            if not len(lost) or not bool(taken.any()):
-                raise BadRequest(
-                    "Without the forget set, SCAR forgets whole classes that some foreign picture is taken for; here "
-                    "there is none. Give the forget set, or draw more foreign pictures."
-                )
+        if self.forget_set:
+            forget, found = data.forget, all_seen(host, data.forget, half=self.half)[0]
+        elif len(lost) and bool(taken.any()):
             forget, found = replace(foreign[taken], labels=said[taken]), features[taken]
-        reached = distances(all_seen(host, forget, half=self.half)[0] if found is None else found, means, inverses)
-        reached = reached.scatter(1, forget.labels[:, None], torch.inf)
+        else:
+            raise BadRequest(
+                "Without the forget set, SCAR forgets whole classes that some foreign picture is taken for; here "
+                "there is none. Give the forget set, or draw more foreign pictures."
+            )
+        of = partial(statistics, known, classes, shrinkings=2 if self.forget_set else 1)
+        goals = nearest(found, forget.labels, of, [k for k in range(len(host.labels)) if k not in lost.tolist()])
         answers[:, lost] = answers.amin()
         rest = ~taken if bool((~taken).any()) else torch.ones_like(taken)
         return Prepared(
             forget=forget,
-            goals=reached.argmin(1),
+            goals=goals,
             foreign=foreign[rest],
             answers=answers[rest],
-            means=means,
-            inverses=inverses,
+            nearest={k: s for k in goals.unique().tolist() if (s := of(k)) is not None},  # the others are not held
         )
 
     def _foreign(self, data: Split, seed: int) -> Samples:
@@ -134,45 +135,63 @@ class SCAR(ClassifierTune):
         kept = self.drawn(step, at.foreign, "foreign", at.answers)
         features, logits = self.seen(step, torch.cat([forget.images, kept.images]))
         n = len(forget.rows)
-        far = distances(features[:n], at.means, at.inverses).gather(1, forget.targets[:, None]).mean()
-        new = functional.log_softmax(logits[n:] / self.temperature, dim=1)
-        old = functional.log_softmax(kept.targets.to(logits.device) / self.temperature, dim=1)
+        far = [distance(features[:n][forget.targets == k], s) for k, s in at.nearest.items()]
+        new = functional.log_softmax(logits[n:], dim=1)
+        old = functional.log_softmax(kept.targets.to(logits.device), dim=1)
         stays = functional.kl_div(new, old, reduction="batchmean", log_target=True)
-        return self.forget_weight * far + self.keep_weight * stays
+        return self.forget_weight * torch.cat(far).mean() + self.keep_weight * stays
 
 
-def transformed(features: Tensor) -> Tensor:
-    """(n, d) signed square roots, of unit norm; the small constant keeps the slope at zero finite."""
-    roots = features.sign() * (features.abs() + 1e-4).sqrt()
-    return functional.normalize(roots, dim=1)
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """A class's unit mean (d,) and the inverse of its correlation matrix (d, d)."""
+
+    mean: Tensor
+    inverse: Tensor
 
 
-def statistics(features: Tensor, labels: Tensor, classes: int, shrink: float = 3.0) -> tuple[Tensor, Tensor]:
-    """Means (classes, d) and inverse correlation matrices (classes, d, d); infinite means where a class has none.
+def roots(features: Tensor) -> Tensor:
+    """(n, d) signed square roots; the small constant keeps the slope at zero finite."""
+    return features.sign() * (features.abs() + 1e-4).sqrt()
 
-    Covariance S + shrink v1 I + shrink v2 (1 - I), v1, v2: mean of its diagonal and of the rest; then scaled to a
-    unit diagonal.
+
+def statistics(features: Tensor, labels: Tensor, k: int, *, shrinkings: int, shrink: float = 3.0) -> Statistics | None:
+    """Of class k among features (n, d); None where fewer than two rows are its own.
+
+    Each shrinking makes the covariance C + shrink v1 I + shrink v2 (1 - I), v1, v2: mean of its diagonal and of what
+    is not 0 beside it; then it is scaled to a unit diagonal.
     """
-    d = features.shape[1]
-    means, inverses = torch.full((classes, d), torch.inf), torch.eye(d).repeat(classes, 1, 1)
-    points = transformed(features).double()
-    for k in range(classes):
-        own = points[labels == k]
-        if len(own) < 2:
-            continue
-        covariance = own.T.cov()
-        diagonal = covariance.diagonal().mean()
-        rest = (covariance.sum() - covariance.diagonal().sum()) / max(1, d * (d - 1))
-        covariance += shrink * rest + torch.eye(d).double() * shrink * (diagonal - rest)
-        deviation = covariance.diagonal().clamp_min(1e-12).sqrt()
-        means[k] = own.mean(0).float()
-        inverses[k] = torch.linalg.pinv(covariance / torch.outer(deviation, deviation), hermitian=True).float()
-    return means, inverses
+    own = roots(features[labels == k]).double()
+    if len(own) < 2:
+        return None
+    covariance = own.T.cov().reshape(own.shape[1], -1)
+    eye = torch.eye(len(covariance)).double()
+    for _ in range(shrinkings):
+        beside = covariance * (1 - eye)
+        v1, v2 = covariance.diagonal().mean(), beside.sum() / max(1, int((beside != 0).sum()))
+        covariance = covariance + shrink * (v1 * eye + v2 * (1 - eye))
+    deviation = covariance.diagonal().clamp_min(1e-12).sqrt()
+    inverse = torch.linalg.pinv(covariance / torch.outer(deviation, deviation), hermitian=True)
+    return Statistics(mean=functional.normalize(own.mean(0), dim=0).float(), inverse=inverse.float())
 
 
-def distances(features: Tensor, means: Tensor, inverses: Tensor) -> Tensor:
-    """(n, classes) squared Mahalanobis distances; infinite to classes without statistics."""
-    known = means.isfinite().all(1)
-    away = transformed(features)[:, None] - means.to(features.device).where(known[:, None].to(features.device), 0.0)
-    reached = torch.einsum("nkd,kde,nke->nk", away, inverses.to(features.device), away)
-    return reached.where(known.to(features.device), torch.inf)
+def distance(features: Tensor, of: Statistics) -> Tensor:
+    """(n,) squared Mahalanobis distance to a class."""
+    away = functional.normalize(roots(features), dim=1) - of.mean.to(features.device)
+    return ((away @ of.inverse.to(features.device)) * away).sum(1)
+
+
+def nearest(features: Tensor, labels: Tensor, of: Callable[[int], Statistics | None], classes: Sequence[int]) -> Tensor:
+    """(n,) the nearest of the classes but each row's own; one class's statistics are held at a time.
+
+    Raises:
+        BadRequest: for some row no class is left.
+    """
+    least, goals = torch.full((len(features),), torch.inf), torch.zeros(len(features), dtype=torch.int64)
+    for k in classes:
+        if (found := of(k)) is not None:
+            reached = distance(features, found).masked_fill(labels == k, torch.inf)
+            goals, least = goals.masked_fill(reached < least, k), torch.minimum(reached, least)
+    if bool(least.isinf().any()):
+        raise BadRequest("SCAR finds no class that what is forgotten could go to; retain samples of other classes.")
+    return goals

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hosts_fixtures import folder_of
-from palimpsest.cli import COMMANDS, main
+from palimpsest.cli import commands, main
 from palimpsest.core.patch import Patch
 
 SMALL = ["--prompts", "2", "--seeds", "1", "--sample-steps", "2"]
@@ -24,7 +24,7 @@ def model() -> str:
 def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in COMMANDS)
+    assert all(name in shown for name in commands())
     assert main(["--version"]) == 0
 
 
@@ -68,7 +68,7 @@ def test_erase_then_audit_sample_and_verify(model: str, tmp_path: Path, capsys: 
     assert (tmp_path / "audit" / "receipt.html").is_file()
 
     picture = tmp_path / "x.png"
-    plain = ["sample", model, "a star", "--steps", "2", "--n", "2", "--out", str(picture)]
+    plain = ["sample", "a star", "--model", model, "--steps", "2", "--n", "2", "--out", str(picture), "--overwrite"]
     assert main([*plain, "--patch", str(out / "patch.safetensors")]) == 0
     with_patch = picture.read_bytes()
     assert main(plain) == 0
@@ -99,8 +99,8 @@ def test_audit_of_two_models(model: str, tmp_path: Path) -> None:
         (["erase", "star", "--model", "{model}", "--method", "esd", "--steps", "0"], "at least 1"),
         (["erase", "star", "--model", "{model}", "--method", "nothing"], "no system"),
         (["erase", "star", "--model", "{model}", "--prompts", "0"], "at least 1"),
-        (["sample", "{model}", "a star", "--patch", "nowhere.safetensors"], "no patch"),
-        (["sample", "{model}", "a star", "--n", "0"], "at least 1"),
+        (["sample", "a star", "--model", "{model}", "--patch", "nowhere.safetensors"], "no patch"),
+        (["sample", "a star", "--model", "{model}", "--n", "0"], "at least 1"),
         (["verify", "nowhere.json"], "nowhere.json"),
         (["audit", "--before", "{model}", "--after", "nowhere", "--concept", "star"], "nowhere"),
         (["exam", "insert"], "no "),
@@ -129,7 +129,7 @@ def test_a_wrong_patch_is_refused(model: str, tmp_path: Path, capsys: pytest.Cap
     path = Patch(base="0" * 64, deltas={"unet.conv_in.bias": Dense(value=torch.ones(8))}).save(
         tmp_path / "p.safetensors"
     )
-    assert main(["sample", model, "a star", "--patch", str(path), "--out", str(tmp_path / "x.png")]) == 2
+    assert main(["sample", "a star", "--model", model, "--patch", str(path), "--out", str(tmp_path / "x.png")]) == 2
     assert "made for the model" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from palimpsest.core.errors import BadRequest, Diverged
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.trace import Trace
+from palimpsest.train.loop import Gradients, minimise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,8 @@ def fit(
     generator: torch.Generator,
     revive: float = 1 / 32,
     dead: int = 10_000_000,
-    told: Callable[[int, float], None] | None = None,
+    trace: Trace | None = None,
+    called: str = "loss",
 ) -> SparseAutoencoder:
     """Trains a k-sparse autoencoder with Adam on
 
@@ -76,7 +79,7 @@ def fit(
     Args:
         states: (n, d). width: m. batch: states a step, drawn with replacement.
         revive: weight of the second term. dead: after how many states a latent counts as dead.
-        told: takes (step, loss).
+        trace: takes the log, in which the loss is `called` so.
 
     Cost: 6 batch d m a step.
     Source: Gao et al., "Scaling and evaluating sparse autoencoders", arXiv 2406.04093.
@@ -95,37 +98,44 @@ def fit(
         shift=torch.zeros(width, requires_grad=True),
         k=k,
     )
-    leaves = [sae.encoder, sae.decoder, sae.bias, sae.shift]
-    optimiser = torch.optim.Adam(leaves, lr=lr, eps=6.25e-10)
+    leaves = {"encoder": sae.encoder, "decoder": sae.decoder, "bias": sae.bias, "shift": sae.shift}
     variance = (x - x.mean(0)).square().mean().clamp(min=1e-12)
     idle = torch.zeros(width, dtype=torch.long)
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
         part = x[torch.randint(len(x), (batch,), generator=generator)]
-        with torch.enable_grad():
-            scores = sae.scores(part)
-            latents = largest(scores, k)
-            rest = part - sae.decode(latents)
-            loss = rest.square().mean() / variance
-            idle = torch.where((latents > 1e-3).any(0), 0, idle + batch)
-            if bool((idle > dead).any()):
-                asleep = largest(scores.masked_fill(idle <= dead, -1.0), k)
-                again = rest.detach() - sae.directions(asleep)
-                spread = (rest.detach() - rest.detach().mean(0)).square().mean().clamp(min=1e-12)
-                loss = loss + revive * again.square().mean() / spread
-            optimiser.zero_grad()
-            loss.backward()
-        if not bool(loss.isfinite()):
-            raise Diverged(f"The sparse autoencoder's loss became {float(loss.detach())} at step {step + 1}; lower lr.")
-        with torch.no_grad():  # a step along a unit column, not of its length
-            gradient, decoder = sae.decoder.grad, sae.decoder
-            assert gradient is not None
-            gradient -= (gradient * decoder).sum(0) * decoder
-            optimiser.step()
-            decoder.copy_(_unit(decoder))
-        if told is not None:
-            told(step, float(loss.detach()))
-    found = [t.detach() for t in leaves]
-    return SparseAutoencoder(encoder=found[0], decoder=found[1], bias=found[2], shift=found[3], k=k)
+        scores = sae.scores(part)
+        latents = largest(scores, k)
+        rest = part - sae.decode(latents)
+        error = rest.square().mean() / variance
+        idle.copy_(torch.where((latents > 1e-3).any(0), 0, idle + batch))
+        if not bool((idle > dead).any()):
+            return error
+        asleep = largest(scores.masked_fill(idle <= dead, -1.0), k)
+        again = rest.detach() - sae.directions(asleep)
+        spread = (rest.detach() - rest.detach().mean(0)).square().mean().clamp(min=1e-12)
+        return error + revive * again.square().mean() / spread
+
+    def along(step: int, parts: Sequence[Gradients]) -> Gradients:
+        """A step along a unit column, not of its length."""
+        (found,) = parts
+        found["decoder"].sub_((found["decoder"] * sae.decoder.detach()).sum(0) * sae.decoder.detach())
+        return found
+
+    minimise(
+        leaves,
+        loss,
+        steps=steps,
+        optimiser=torch.optim.Adam(leaves.values(), lr=lr, eps=6.25e-10),
+        trace=trace,
+        run={"states": float(x.double().sum()), "width": width, "k": k, "steps": steps, "lr": lr, "batch": batch},
+        kept={"idle": idle},
+        draws=generator,
+        gradient=along,
+        after=lambda step: sae.decoder.copy_(_unit(sae.decoder)),
+        called=called,
+    )
+    return SparseAutoencoder(**{name: t.detach() for name, t in leaves.items()}, k=k)
 
 
 def median(points: Tensor, rounds: int = 100) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from palimpsest import run
 from palimpsest.cli import main
+from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.patch import Patch
 from palimpsest.data.forget import ForgetRequest
@@ -58,7 +59,7 @@ def test_the_default_method_is_named(model: str, data: str, tmp_path: Path, caps
     forget = f"samples:{tmp_path / 'list.csv'}"
     args = ["--model", model, "--data", data, "--forget", forget, "--out", str(tmp_path / "o")]
     assert main(["unlearn", *args, "--steps", "2"]) == 0
-    assert f"using SalUn ({'unlearn/' + run.DEFAULT_UNLEARNER})" in capsys.readouterr().out
+    assert f"using SalUn ({'unlearn/' + catalog.verbs()['unlearn'].default})" in capsys.readouterr().out
     assert json.loads((tmp_path / "o" / "forget.json").read_text())["items"] == 2  # names stay with their owner
 
 
@@ -85,9 +86,6 @@ def test_data_of_other_classes_are_refused(model: str) -> None:
     other = TASK.train
     renamed = type(other)(samples=other.samples, classes=tuple("abcdefghij"))
     host = run.load(model)
+    theirs = type(host)(host.root, name="m", labels=tuple("qrstuvwxyz"), head="head")  # type: ignore[call-arg]
     with pytest.raises(BadRequest, match="class 'a' is none of the 10 classes"):
-        run.unlearn(
-            type(host)(host.root, name="m", labels=tuple("qrstuvwxyz"), head="head"),  # type: ignore[call-arg]
-            renamed,
-            ForgetRequest.parse("class:a"),
-        )
+        run.unlearn(theirs, ForgetRequest.parse("class:a"), data=renamed)

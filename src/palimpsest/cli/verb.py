@@ -1,0 +1,167 @@
+"""palimpsest <verb>: one command for each installed verb, made from what the verb declares."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from palimpsest.cli import options
+from palimpsest.cli.options import Loading, Looking, Reading, refuse_overwriting, say
+from palimpsest.cli.terminal import tell
+from palimpsest.core import catalog
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.verb import Verb
+
+WRITTEN = ("patch.safetensors", "receipt.json", "receipt.html", "forget.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    target: Positional[options.ConceptNames]
+    """The concept, several with commas between, or a CSV file with the columns name, kind, prompts and toward."""
+    kind: Literal["identity", "object", "class", "attribute", "style", "domain"] = "object"
+    """What sort of thing it is; drawn worlds know it themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    keep: options.Words = ""
+    """What must stay, with commas between or a CSV file; the model's own neighbours of the target where not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toward:
+    toward: options.Words = ""
+    """What the target becomes; nothing (the empty prompt) where not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forget:
+    forget: options.Forget
+    """class:cat, class:cat,dog, identity:s7, or samples:list.csv with paths or row numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator(Loading, Looking):
+    model: options.Model = "tiny/sd"
+    """A diffusers folder, a single .safetensors checkpoint, or one of the shipped tiny models."""
+    data: Annotated[tuple[str, ...], arg(metavar="NAME=DATA ...")] = ()
+    """Pictures that the system learns from, by the names that it reads (`palimpsest show` tells them)."""
+    oracle: options.Models = ()
+    """A model that never saw what this is about, for the receipt to compare with."""
+
+    def case(self) -> Any:
+        from palimpsest import run
+
+        words: dict[str, Any] = {name: getattr(self, name) for name in ("keep", "toward") if hasattr(self, name)}
+        host = self.load(self.model)
+        request = run.request(host, getattr(self, "target", ""), kind=getattr(self, "kind", "object"), **words)
+        if request.keep and not words.get("keep"):
+            tell(f"Keeping the model's own neighbours: {', '.join(c.name for c in request.keep)}.")
+        return run.case(host, request, data=_named(self.data), look=self.look(), oracles=self.load_all(self.oracle))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Loading, Reading):
+    model: options.Model
+    """The classifier: tiny/cifar, a transformers, timm or palimpsest folder, or a .safetensors state and --factory."""
+    data: options.Data
+    """What it learned from: an image folder, a folder of parquet files, a .parquet or an .npz file."""
+    oracle: options.Models = ()
+    """Models that were trained without what is forgotten, for the receipt to compare with."""
+    accept_chance: bool = False
+    """Work also where the model reads its own data no better than by chance."""
+
+    def case(self) -> Any:
+        from palimpsest import run
+        from palimpsest.data.forget import ForgetRequest
+
+        asked = ForgetRequest.parse(getattr(self, "forget", ""))
+        host, data, test = self.samples(self, self.model, self.data)
+        for name in data.skipped:
+            tell(f"skipped  {name}")
+        oracles = self.load_all(self.oracle)
+        return run.case(host, asked, data=data, test=test, oracles=oracles, accept_chance=self.accept_chance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doing:
+    verb: ClassVar[str]
+    case: ClassVar[Callable[[], Any]]
+
+    method: options.Name = ""
+    """The system, e.g. uce, esd or salun; the default is named when used. Its own options follow as --name value."""
+    out: options.Folder = Path("out")
+    """Folder for the results."""
+    seed: options.Count = 0
+    """Of everything random in the method."""
+    resume: bool = False
+    """Go on from what an interrupted run left in the out folder."""
+    overwrite: bool = False
+    """Replace results that are in the out folder already."""
+    dry_run: bool = False
+    """Print what would be done, looked at and shown, and the minutes; then stop."""
+
+    def run(self, rest: list[str], command: str) -> int:
+        from palimpsest import run
+        from palimpsest.progress import bars
+
+        entry = catalog.find(self.method or catalog.verbs()[self.verb].default, self.verb)
+        method = tyro.cli(catalog.load(entry.id), prog=f"palimpsest {self.verb} ... --method {entry.id}", args=rest)
+        if not self.dry_run:
+            refuse_overwriting(self.out, WRITTEN, self.overwrite, self.resume)
+        if not self.method:
+            tell(f"No --method given: using {entry.card.name} ({entry.id}), the default.")
+        case = self.case()
+        case.check()
+        tell(case.forecast(method))
+        if self.dry_run:
+            tell(f"{entry.card.name} ({entry.id}): {method}")
+            return 0
+        with bars() as progress:
+            done = run.perform(
+                self.verb, case, method=method, out=self.out, seed=self.seed, resume=self.resume, command=command,
+                progress=progress,
+            )  # fmt: skip
+        if done.record is not None:
+            left_out = len(done.record["skipped"])
+            tell(f"{done.record['samples']} of {done.record['of']} samples forgotten, skipped {left_out}.")
+        tell(f"patch    {done.patch_path}")
+        if done.record_path is not None:
+            tell(f"record   {done.record_path}")
+        if done.receipt is not None:
+            say(done.receipt)
+        return 0
+
+
+def _named(given: tuple[str, ...]) -> dict[str, Any]:
+    """Data sets by the names in NAME=DATA."""
+    from palimpsest.data.read import read
+
+    parts = [re.fullmatch(r"([a-z_]+)=(.+)", text) for text in given]
+    odd = [text for text, part in zip(given, parts, strict=True) if part is None]
+    if odd:
+        raise BadRequest(f"--data {odd[0]} does not say what the data are for; write --data NAME=DATA.")
+    return {part[1]: read(part[2]) for part in parts if part is not None}
+
+
+_ASKS = {"target": Target, "keep": Keep, "toward": Toward, "forget": Forget}
+_SUBJECTS = {"generator": Generator, "classifier": Classifier}
+
+
+def command_of(name: str, verb: Verb) -> type:
+    """The command of a verb: a dataclass with the options that the verb asks for, its subject's, and those of all."""
+    groups = [_ASKS[word] for word in verb.asks]
+    bases = (Doing, _SUBJECTS[verb.subject], *reversed(groups))  # help lists the last base's options first
+    examples = "\n".join(f"  {line}" for line in verb.examples)
+    made = make_dataclass(
+        name.title(), [("out", options.Folder, Path(verb.out))], bases=bases, frozen=True, kw_only=True
+    )
+    made.verb, made.__doc__ = name, f"{verb.does}\n\nExamples:\n{examples}"
+    return made

@@ -1,0 +1,260 @@
+"""What a verb is asked about: the request with all that its work, its forecast and its receipt need to know."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.host import Classifier
+from palimpsest.core.method import ModelEdit
+from palimpsest.core.trace import Trace
+from palimpsest.data.forget import ForgetRequest, record, split
+from palimpsest.data.read import Dataset, aligned
+from palimpsest.ops.statistics import Interval, wilson
+from palimpsest.probes.attempt import Budget
+from palimpsest.probes.plan import Plan
+from palimpsest.receipt.classifier import ClassifierReceipt, audit_classifier
+from palimpsest.receipt.make import Receipt
+from palimpsest.receipt.make import audit as audit_generator
+from palimpsest.run.looking import Look, foresee_drawing, judges, plan
+from palimpsest.run.requests import request
+
+Asked = str | Path | Sequence[str | Concept] | Request | ForgetRequest
+CHECKED = 1000  # samples whose reading tells chance from knowledge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(ABC):
+    """One request about one model.
+
+    Args:
+        oracles: models that never saw what is asked about, for the receipt to compare with.
+    """
+
+    host: Any
+    oracles: Sequence[Any] = ()
+
+    @property
+    @abstractmethod
+    def request(self) -> Request:
+        """What a method is asked to do."""
+
+    @property
+    @abstractmethod
+    def material(self) -> Any:
+        """What a method learns from."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuses, before any work, what cannot come to a meaningful end."""
+
+    @abstractmethod
+    def forecast(self, method: ModelEdit | None) -> str:
+        """What would be done, looked at and shown, and how long it takes, in words."""
+
+    def record(self) -> dict[str, Any] | None:
+        """What a deletion record keeps of the request; None where nothing is deleted."""
+        return None
+
+    @abstractmethod
+    def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Any:
+        """The receipt of a change; None where there is none for such a model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorCase(Case):
+    """Concepts in a generator of pictures, which is compared with one oracle at most.
+
+    Args:
+        look: how much is drawn.
+        data: pictures by name, for systems that learn from some. resurfacing: also try to bring the target back.
+    """
+
+    asked: Request
+    look: Look = field(default_factory=Look)
+    data: Mapping[str, Dataset] = field(default_factory=dict)
+    resurfacing: Budget | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.oracles) > 1:
+            raise BadRequest(f"{len(self.oracles)} oracles were given; a generator is compared with one.")
+
+    @property
+    def request(self) -> Request:
+        return self.asked
+
+    @cached_property
+    def plan(self) -> Plan:
+        return plan(self.host, self.request, self.look)
+
+    @property
+    def material(self) -> Any:
+        return {name: data.samples for name, data in self.data.items()} or None
+
+    def check(self) -> None:
+        _ = self.plan  # an impossible plan costs nothing
+
+    def forecast(self, method: ModelEdit | None) -> str:
+        oracle = bool(self.oracles)
+        return foresee_drawing(self.host, self.plan, oracle=oracle, resurfacing=self.resurfacing)
+
+    def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
+        return audit_generator(
+            self.host,
+            after,
+            self.asked,
+            plan=self.plan,
+            judges=judges(self.host, self.plan, self.look),
+            oracle=self.oracles[0] if self.oracles else None,
+            out=out,
+            command=command,
+            resume=resume,
+            stop_early=self.look.stop_early,
+            resurfacing=self.resurfacing,
+            trace=trace,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierCase(Case):
+    """Samples that a classifier or regressor learned from.
+
+    Args:
+        data: what it learned from. asked: which of it is to be forgotten. test: data that it never saw.
+        accept_chance: work also where it reads its data at chance.
+    """
+
+    data: Dataset
+    asked: ForgetRequest
+    test: Dataset | None = None
+    accept_chance: bool = False
+
+    @property
+    def classifies(self) -> bool:
+        return isinstance(self.host, Classifier) and not self.known.samples.labels.is_floating_point()
+
+    @cached_property
+    def known(self) -> Dataset:
+        """The data, with the model's labels as classes."""
+        return self._aligned(self.data)
+
+    def _aligned(self, data: Dataset) -> Dataset:
+        return aligned(data, self.host.labels, self.host.name) if isinstance(self.host, Classifier) else data
+
+    @property
+    def request(self) -> Request:
+        return self.asked.concepts()
+
+    @cached_property
+    def material(self) -> Any:
+        return split(self.known, self.asked)
+
+    def check(self) -> None:
+        """Raises BadRequest where the model does not know what it is said to have learned from."""
+        if not self.classifies or self.accept_chance:
+            return
+        chance = 1 / len(self.host.labels)
+        for part, (samples, n, rate) in self._read.items():
+            # A list of samples may be of wrong labels, and of a handful nothing can be said.
+            if rate.low > chance or n < 20 or (part == "forgotten" and self.asked.kind == "samples"):
+                continue
+            height, width = samples.images.shape[2:]
+            found = (
+                f"{100 * rate.value:.0f} % of {n} {part} samples right ({100 * rate.low:.0f} to {100 * rate.high:.0f})"
+            )
+            raise BadRequest(
+                f"{self.host.name} gets {found}, and chance is {100 * chance:.0f} %: there is nothing that it could "
+                f"forget. They were read at {width} x {height} pixels, their labels matched by name. Likely it learned "
+                "from pictures of another size (--size), scale or colour, its labels mean other classes, it is another "
+                "model, or it has forgotten them already. To go on all the same: --accept-chance."
+            )
+
+    @cached_property
+    def _read(self) -> dict[str, tuple[Any, int, Interval]]:
+        """The samples of either part, how many of them were read, and how many of those right."""
+        parts = {"retained": self.material.retain, "forgotten": self.material.forget}
+        counts = {name: _right(self.host, samples) for name, samples in parts.items()}
+        return {name: (samples, counts[name][1], wilson(*counts[name])) for name, samples in parts.items()}
+
+    def forecast(self, method: ModelEdit | None) -> str:
+        parts, shown = self.material, f"{self.host.name}: {len(self.known.samples)} samples"
+        lines = [f"{shown}, {len(parts.forget)} to forget, {len(parts.retain)} to keep."]
+        return "\n".join(lines)
+
+    def record(self) -> dict[str, Any]:
+        return {**record(self.known, self.asked), "skipped": list(self.known.skipped)}
+
+    def audit(
+        self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace
+    ) -> ClassifierReceipt | None:
+        if not self.classifies:
+            return None
+        return audit_classifier(
+            self.host,
+            after,
+            self.known,
+            self.asked,
+            test=None if self.test is None else self._aligned(self.test),
+            retrained=self.oracles,
+            out=out,
+            command=command,
+            trace=trace,
+        )
+
+
+def case(
+    host: Any,
+    asked: Asked,
+    *,
+    data: Dataset | Mapping[str, Dataset] | None = None,
+    test: Dataset | None = None,
+    look: Look | None = None,
+    oracles: Sequence[Any] = (),
+    resurfacing: Budget | None = None,
+    accept_chance: bool = False,
+) -> Case:
+    """A request about a model: of concepts (names, a Request), or of samples (a ForgetRequest).
+
+    Args:
+        data: for concepts, data sets by name for systems that read some; for samples, what the model learned from.
+        test, accept_chance: for samples, see `ClassifierCase`. look, resurfacing: for concepts, see `GeneratorCase`.
+        oracles: models that never saw what is asked about.
+
+    Raises:
+        BadRequest: no data for samples, or something that belongs to the other kind of request.
+    """
+    if isinstance(asked, ForgetRequest):
+        if not isinstance(data, Dataset):
+            raise BadRequest("A request to forget samples needs the data that the model learned from: give data.")
+        if look is not None or resurfacing is not None:
+            raise BadRequest(
+                f"look and resurfacing are about pictures that a generator draws; {host.name} is asked about samples."
+            )
+        return ClassifierCase(
+            host=host, data=data, asked=asked, test=test, oracles=oracles, accept_chance=accept_chance
+        )
+    if isinstance(data, Dataset) or test is not None or accept_chance:
+        raise BadRequest("data, test and accept_chance belong to a request about samples; give a ForgetRequest.")
+    wanted = asked if isinstance(asked, Request) else request(host, asked)
+    return GeneratorCase(
+        host=host, asked=wanted, look=look or Look(), oracles=oracles, data=data or {}, resurfacing=resurfacing
+    )
+
+
+def _right(host: Any, samples: Any) -> tuple[int, int]:
+    """How many of up to CHECKED samples, evenly picked, get their label."""
+    import torch
+
+    rows = torch.linspace(0, len(samples) - 1, min(CHECKED, len(samples))).long()
+    right = 0
+    with torch.no_grad():
+        for part in rows.split(100):
+            answers = host.logits(samples.pixels(part)).argmax(1).cpu()
+            right += int((answers == samples.labels[part]).sum())
+    return right, len(rows)
