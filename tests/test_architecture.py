@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "palimpsest"
 FLOORS = {
     **dict.fromkeys(["core"], 0),
-    **dict.fromkeys(["ops"], 1),
+    **dict.fromkeys(["ops", "machine"], 1),
     **dict.fromkeys(["train", "hosts", "worlds", "data"], 2),
     **dict.fromkeys(["tiny"], 3),
     **dict.fromkeys([*catalog.verbs(), "probes"], 4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,7 +178,7 @@ def test_an_interrupted_audit_goes_on(
         add(self, *args)  # type: ignore[arg-type]
         added.append(args[0])
         if len(added) == 1:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Gallery, "add", once)
     out = tmp_path / "out"
@@ -195,7 +196,7 @@ def test_an_interrupted_audit_goes_on(
         str(out),
         *SMALL,
     ]
-    assert main(args) == 130
+    assert main(args) == 143
     assert "--resume" in capsys.readouterr().err
     kept = list((out / ".pictures").iterdir())
     assert len(kept) == 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import tyro
 
+from palimpsest import machine
 from palimpsest.cli.audit import Audit
 from palimpsest.cli.browse import Doctor, Ls, Show
 from palimpsest.cli.compare import Compare
@@ -47,6 +48,8 @@ def commands() -> dict[str, type]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 is success, 1 a negative answer, 2 a user's error, 130 or 143 an interruption."""
+    if argv is None:  # the process is this command's alone
+        machine.prepare()
     args = list(sys.argv[1:] if argv is None else argv)
     with prepared():
         try:

@@ -24,7 +24,7 @@ class Compare:
 
     receipts: Annotated[Positional[tuple[Path, ...]], arg(metavar="FOLDER ...")] = ()
     """Folders of two or more receipts about one target in one model."""
-    exam: options.Folder | None = None
+    exam: options.OptionalFolder = None
     """Folder of exam results: compare all systems in it instead of receipts."""
     out: options.Folder = Path("compared")
     """Folder for the page, the JSON and the CSV."""

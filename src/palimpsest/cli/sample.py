@@ -22,7 +22,7 @@ class Sample(Loading):
     """What to draw."""
     model: options.Model = "tiny/sd"
     """A diffusers folder, a single .safetensors checkpoint, or one of the shipped tiny models."""
-    patch: options.PatchFile | None = None
+    patch: options.OptionalPatch = None
     """A patch to apply while drawing."""
     scale: options.Strength = 1.0
     """Strength of the patch."""

@@ -26,7 +26,7 @@ class Verify(Reading):
     """A receipt.json."""
     remeasure: Literal["none", "sample", "all"] = "none"
     """How many pictures to draw and judge again; a classifier is asked about its samples, for all it relearns too."""
-    public_key: options.File | None = None
+    public_key: options.OptionalFile = None
     """Of who is said to have signed it; the signature beside the receipt is then checked."""
     data: options.Data = ""
     """To ask a classifier again: what it learned from."""

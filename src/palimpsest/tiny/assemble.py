@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 import zipfile
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palimpsest.core.files import build_beside, write_beside
+from palimpsest.machine import cache_folder
 
 ZIP = ".zip"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -92,8 +92,8 @@ def unpack(file: Path, out: Path) -> None:
 
 
 def cache() -> Path:
-    """Where assembled pipelines are kept: $PALIMPSEST_CACHE, or ~/.cache/palimpsest."""
-    return Path(os.environ.get("PALIMPSEST_CACHE") or Path.home() / ".cache" / "palimpsest") / "tiny"
+    """Where assembled pipelines are kept (`machine.cache_folder`)."""
+    return cache_folder() / "tiny"
 
 
 def assembled(name: str, layers: Sequence[Path]) -> Path:
