@@ -49,6 +49,8 @@ class Audit(Loading, Looking, Reading):
     """Go on with the pictures that an interrupted audit left in the out folder."""
     overwrite: bool = False
     """Replace results that are in the out folder already."""
+    accept_chance: bool = False
+    """Go on also where a classifier reads its own data no better than by chance."""
     resurfacing: bool = False
     """Also try to bring the concept back, by fine-tuning and by learnt words; takes minutes, prints its budget."""
 
@@ -57,11 +59,12 @@ class Audit(Loading, Looking, Reading):
         from palimpsest.core.trace import Trace
         from palimpsest.progress import bars
 
-        if bool(self.concept) == bool(self.data and self.forget):
+        if bool(self.concept) == bool(self.data and self.forget) and not (self.concept and self.data):
             raise BadRequest("Give --concept for a generator, or --data and --forget for a classifier.")
         if not self.plan:
             refuse_overwriting(self.out, WRITTEN, self.overwrite, self.resume)
         case = self._generator() if self.concept else self._classifier()
+        case.check()
         tell(case.forecast(None))
         if self.plan:
             return 0
@@ -76,7 +79,10 @@ class Audit(Loading, Looking, Reading):
         from palimpsest import run
         from palimpsest.probes.attempt import Budget
 
-        self._refuse({"data", "forget", *(f.name for f in fields(Reading))}, "a classifier; --concept a generator")
+        self._refuse(
+            {"data", "forget", "accept_chance", *(f.name for f in fields(Reading))},
+            "a classifier; --concept a generator",
+        )
         host = self.load(self.before)
         request = run.request(host, self.concept, keep=self.keep, kind=self.kind)
         budget = Budget(sample_steps=self.sample_steps, guidance=self.guidance) if self.resurfacing else None
@@ -94,7 +100,8 @@ class Audit(Loading, Looking, Reading):
         host, data, test = self.samples(self, self.before, self.data)
         if not isinstance(host, Classifier):
             raise BadRequest(f"{host.name} is no classifier; --data and --forget audit one. Give --concept instead.")
-        return run.case(host, asked, data=data, test=test, oracles=self.load_all(self.oracle))
+        oracles = self.load_all(self.oracle)
+        return run.case(host, asked, data=data, test=test, oracles=oracles, accept_chance=self.accept_chance)
 
     def _refuse(self, names: set[str], whose: str) -> None:
         """Raises BadRequest where an option was given that this kind of audit would leave unused."""

@@ -119,7 +119,7 @@ class Reading:
 
 
 def own_side(host: Any) -> int | None:
-    """The side of the square pictures that a classifier resizes to; None where it takes them as they are."""
+    """The side of the square pictures that a classifier reads as they are; None where it takes any."""
     preprocessing = getattr(host, "preprocessing", None)
     side = getattr(preprocessing, "size", None) or getattr(preprocessing, "crop", None)
     return side if side is None or isinstance(side, int) else side[0] if side[0] == side[1] else None

@@ -183,8 +183,11 @@ class ClassifierCase(Case):
         return {name: (samples, counts[name][1], wilson(*counts[name])) for name, samples in parts.items()}
 
     def forecast(self, method: ModelEdit | None) -> str:
-        parts, shown = self.material, f"{self.host.name}: {len(self.known.samples)} samples"
-        lines = [f"{shown}, {len(parts.forget)} to forget, {len(parts.retain)} to keep."]
+        parts = self.material
+        lines = [f"{len(self.known.samples)} samples: {len(parts.forget)} to forget, {len(parts.retain)} to keep."]
+        if self.classifies:
+            rates = [f"{100 * rate.value:.0f} % of {n} {part}" for part, (_, n, rate) in self._read.items()]
+            lines.append(f"Now {self.host.name} gets {' and '.join(rates)} samples right.")
         return "\n".join(lines)
 
     def record(self) -> dict[str, Any]:
