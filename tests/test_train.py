@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,12 +12,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.delta import Delta, Dense, LowRank
 from palimpsest.core.errors import BadRequest, Damaged, Diverged, PalimpsestError
+from palimpsest.core.files import read_tensors
 from palimpsest.core.fingerprint import fingerprint, quick_state
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Hook, Patch
@@ -210,6 +213,34 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path, damage: str) -> None:
     whole = path.read_bytes()
     path.write_bytes({"cut": whole[: len(whole) // 2], "pickle": b"\x80\x04" + whole, "empty": b""}[damage])
     with pytest.raises(Damaged):
+        Fit()(Eye(), REQUEST, trace=Trace(folder=tmp_path, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"step": -1}, "'step' is -1"),
+        ({"step": "4"}, "'step' is '4'"),
+        ({"format": 2}, "'format' is 2"),
+        ({"more": 1}, "'more' is not known"),
+        ({"log": [[0, "loss"]]}, "a list of 3"),
+        ({"run": []}, "'run' is a list"),
+        ({"leaf|net.0.weight": None}, "is missing"),
+        ({"leaf|net.0.weight": torch.ones(1)}, "has the shape"),
+        ({"leaf|net.0.weight": torch.full((4, 6), float("nan"))}, "not finite"),
+        ({"optimiser|net.0.weight|exp_avg": torch.ones(1)}, "has the shape"),
+        ({"other": torch.ones(1)}, "no checkpoint does"),
+    ],
+)
+def test_hostile_checkpoints_are_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    """Before, a tensor of one entry was broadcast over the whole leaf without a word."""
+    Fit()(Eye(), REQUEST, trace=Trace(folder=tmp_path))
+    path = tmp_path / checkpoint.NAME
+    meta, tensors = read_tensors(path, "checkpoint")
+    header = json.loads(meta[checkpoint.KEY]) | {k: v for k, v in change.items() if "|" not in k and k != "other"}
+    tensors = {k: t for k, t in (tensors | change).items() if isinstance(t, Tensor)}
+    save_file(tensors, str(path), metadata={checkpoint.KEY: json.dumps(header)})
+    with pytest.raises(Damaged, match=says):
         Fit()(Eye(), REQUEST, trace=Trace(folder=tmp_path, resume=True))
 
 

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from palimpsest.core.declared import Within, parsed, shown
 from palimpsest.core.errors import BadRequest, Damaged
-from palimpsest.core.files import write_beside
-from palimpsest.core.patch import refuse_pickle
+from palimpsest.core.files import read_tensors, write_beside
 
 NAME = "checkpoint.safetensors"
+KEY = "palimpsest_checkpoint"
 FORMAT = 1
+
+
+class _Header(TypedDict):
+    format: Literal[1]
+    step: Annotated[int, Within(least=0)]
+    run: dict[str, Any]
+    log: list[tuple[int, str, float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +56,9 @@ def save(folder: Path, run: Mapping[str, Any], state: Checkpoint) -> Path:
     tensors |= {f"kept|{n}": t.detach().cpu().contiguous() for n, t in state.kept.items()}
     for leaf, parts in state.optimiser.items():
         tensors |= {f"optimiser|{leaf}|{part}": t.detach().cpu().contiguous() for part, t in parts.items()}
-    header = {"format": FORMAT, "step": state.step, "run": run, "log": state.log}
-    metadata = {"palimpsest_checkpoint": json.dumps(header)}
+    header = {"format": FORMAT, "step": state.step, "run": run}
+    header["log"] = [(k, n, v if math.isfinite(v) else None) for k, n, v in state.log]
+    metadata = {KEY: json.dumps(header)}
     return write_beside(folder / NAME, lambda tmp: save_file(tensors, tmp, metadata=metadata))
 
 
@@ -63,15 +72,10 @@ def load(folder: Path, run: Mapping[str, Any]) -> Checkpoint | None:
     path = folder / NAME
     if not path.is_file():
         return None
-    refuse_pickle(path)
-    try:
-        with safe_open(path, framework="pt") as f:
-            header = json.loads((f.metadata() or {})["palimpsest_checkpoint"])
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no dict)
-        _refuse_other(path, header["run"], json.loads(json.dumps(run)))
-        return _unpack(header, tensors)
-    except (SafetensorError, OSError, KeyError, ValueError) as e:
-        raise Damaged(f"{path} cannot be read as a checkpoint: {e}. Delete it and start again.") from e
+    meta, tensors = read_tensors(path, "checkpoint")
+    header = parsed(meta.get(KEY, "{}"), _Header, f"{path}: its header")
+    _refuse_other(path, header["run"], json.loads(json.dumps(run)))
+    return _unpack(path, header, tensors)
 
 
 def _refuse_other(path: Path, found: Mapping[str, Any], run: Mapping[str, Any]) -> None:
@@ -84,7 +88,7 @@ def _refuse_other(path: Path, found: Mapping[str, Any], run: Mapping[str, Any]) 
         )
 
 
-def _unpack(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
+def _unpack(path: Path, header: _Header, tensors: Mapping[str, Tensor]) -> Checkpoint:
     leaves, kept, optimiser = {}, {}, {}
     for key, tensor in tensors.items():
         kind, _, rest = key.partition("|")
@@ -92,11 +96,13 @@ def _unpack(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpo
             leaves[rest] = tensor
         elif kind == "kept":
             kept[rest] = tensor
-        else:
+        elif kind == "optimiser":
             leaf, _, part = rest.rpartition("|")
             optimiser.setdefault(leaf, {})[part] = tensor
-    log = tuple((int(k), str(n), float(v)) for k, n, v in header["log"])
-    return Checkpoint(step=int(header["step"]), leaves=leaves, optimiser=optimiser, kept=kept, log=log)
+        else:
+            raise Damaged(f"{path} holds {shown(key)}, which no checkpoint does. Delete it and start again.")
+    log = tuple((k, n, math.nan if v is None else v) for k, n, v in header["log"])
+    return Checkpoint(step=header["step"], leaves=leaves, optimiser=optimiser, kept=kept, log=log)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, leaves: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -108,8 +114,20 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, leaves: Mapping[str, Ten
     }
 
 
-def restore(optimiser: torch.optim.Optimizer, leaves: Mapping[str, Tensor], saved: Checkpoint) -> None:
-    """Writes a checkpoint into fresh leaves and their optimiser."""
+def restore(
+    optimiser: torch.optim.Optimizer, leaves: Mapping[str, Tensor], kept: Mapping[str, Tensor], saved: Checkpoint
+) -> None:
+    """Writes a checkpoint into fresh leaves, their optimiser and the kept tensors.
+
+    Raises:
+        Damaged: it holds other tensors than these, or numbers that are not finite; then nothing is written.
+    """
+    for name, leaf in leaves.items():
+        _check(f"the trained {shown(name)}", saved.leaves.get(name), leaf.shape)
+        for part, value in saved.optimiser.get(name, {}).items():
+            _check(f"the optimiser's {shown(part)}", value, leaf.shape if value.ndim else value.shape)
+    for name, tensor in kept.items():
+        _check(f"the kept {shown(name)}", saved.kept.get(name), tensor.shape)
     with torch.no_grad():
         for name, leaf in leaves.items():
             leaf.copy_(saved.leaves[name])
@@ -117,3 +135,13 @@ def restore(optimiser: torch.optim.Optimizer, leaves: Mapping[str, Tensor], save
                 state = saved.optimiser[name]
                 # Counters stay on the CPU, as the optimiser itself keeps them.
                 optimiser.state[leaf] = {k: v.to(leaf.device) if v.ndim else v for k, v in state.items()}
+        for name, tensor in kept.items():
+            tensor.copy_(saved.kept[name])
+
+
+def _check(what: str, value: Tensor | None, shape: torch.Size) -> None:
+    if value is None or value.shape != shape:
+        is_ = "is missing" if value is None else f"has the shape {tuple(value.shape)}, not {tuple(shape)}"
+        raise Damaged(f"The checkpoint is damaged: {what} {is_}. Delete it and start again.")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise Damaged(f"The checkpoint is damaged: {what} is not finite. Delete it and start again.")

@@ -212,22 +212,23 @@ class _State:
             step=done,
             leaves=self.leaves,
             optimiser=checkpoint.optimiser_tensors(self.optimiser, self.leaves),
-            kept={**self.kept, **({} if self.draws is None else {DRAWS: self.draws.get_state()})},
+            kept=self._kept(),
             log=tuple(entry for entry in trace.log if entry[0] < done),
         )
         checkpoint.save(trace.folder, self.run, state)
+
+    def _kept(self) -> dict[str, Tensor]:
+        return {**self.kept, **({} if self.draws is None else {DRAWS: self.draws.get_state()})}
 
     def resumed(self, trace: Trace) -> int:
         """How many steps are done already; restores what they left. 0 where nothing is to be resumed."""
         saved = checkpoint.load(trace.folder, self.run) if trace.resume and trace.folder is not None else None
         if saved is None:
             return 0
-        checkpoint.restore(self.optimiser, self.leaves, saved)
-        with torch.no_grad():
-            for name, tensor in self.kept.items():
-                tensor.copy_(saved.kept[name])
+        kept = self._kept()
+        checkpoint.restore(self.optimiser, self.leaves, kept, saved)
         if self.draws is not None:
-            self.draws.set_state(saved.kept[DRAWS])
+            self.draws.set_state(kept[DRAWS])
         trace.log[:] = saved.log
         return saved.step
 
