@@ -18,6 +18,7 @@ from palimpsest.core.fingerprint import fingerprint
 from palimpsest.core.host import Cond
 from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Evaluator
+from palimpsest.core.sampling import Sampling
 from palimpsest.probes.evidence import Evidence, collect
 from palimpsest.probes.plan import Plan, plan
 from palimpsest.receipt import Receipt, audit
@@ -40,6 +41,9 @@ class Scribe:
         self.root.add_module("unet", nn.Linear(8, 8, bias=False))
         nn.init.zeros_(self.root.get_parameter("unet.weight"))
         self.folder = None
+        self.knows = None
+        self.device = torch.device("cpu")
+        self.defaults = Sampling()
         self.drawn = 0
 
     @property
@@ -61,11 +65,8 @@ class Scribe:
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
+        how: Sampling = Sampling(),
         *,
-        negative: str = "",
-        steps: int | None = None,
-        guidance: float | None = None,
-        size: int | None = None,
         batch: int = 16,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:

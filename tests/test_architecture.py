@@ -17,13 +17,14 @@ SRC = ROOT / "src" / "palimpsest"
 FLOORS = {
     **dict.fromkeys(["core"], 0),
     **dict.fromkeys(["ops", "machine"], 1),
-    **dict.fromkeys(["train", "hosts", "worlds", "data"], 2),
-    **dict.fromkeys(["tiny"], 3),
-    **dict.fromkeys([*catalog.verbs(), "probes"], 4),
-    **dict.fromkeys(["receipt", "export", "testing"], 5),
-    **dict.fromkeys(["run", "progress"], 6),
-    **dict.fromkeys(["exam"], 7),
-    **dict.fromkeys(["studio", "cli"], 8),
+    **dict.fromkeys(["train", "worlds", "data"], 2),
+    **dict.fromkeys(["hosts"], 3),
+    **dict.fromkeys(["tiny"], 4),
+    **dict.fromkeys([*catalog.verbs(), "probes"], 5),
+    **dict.fromkeys(["receipt", "export", "testing"], 6),
+    **dict.fromkeys(["run", "progress"], 7),
+    **dict.fromkeys(["exam"], 8),
+    **dict.fromkeys(["studio", "cli"], 9),
 }
 FILES = sorted(p for p in SRC.rglob("*.py"))
 

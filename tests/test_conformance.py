@@ -17,6 +17,7 @@ from palimpsest.core.errors import PalimpsestError, Unsupported
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch, merge
 from palimpsest.hosts.load import load
+from palimpsest.core.sampling import Sampling
 from palimpsest.testing import check_host, check_method
 
 REQUEST = Request(
@@ -73,9 +74,9 @@ def test_systems(system: str, family: str) -> None:
             return
     patch = check_method(quick(system), host, REQUEST)
     with torch.no_grad():
-        before = host.sample(["a star"], [0], steps=2)
+        before = host.sample(["a star"], [0], Sampling(steps=2))
         with patch.applied(host):
-            after = host.sample(["a star"], [0], steps=2)
+            after = host.sample(["a star"], [0], Sampling(steps=2))
     assert not torch.equal(before, after), f"{system} changes no picture of its target"
 
 

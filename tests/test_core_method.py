@@ -29,6 +29,8 @@ class Eye:
     """A host that embeds."""
 
     name = "eye"
+    knows = None
+    device = torch.device("cpu")
 
     def __init__(self) -> None:
         torch.manual_seed(0)

@@ -15,6 +15,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.host import Step
 from palimpsest.core.patch import Patch
+from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.erase.concept_steerers import ConceptSteerers
 from palimpsest.erase.invdiff import InvDiff, group_means, part
@@ -40,7 +41,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> SDHost:
 
 
 def first_step(host: SDHost, prompts: list[str] = PROMPTS, steps: int = 10) -> Step:
-    return next(host.walk(prompts, SEEDS[: len(prompts)], steps=steps, guidance=3.0))
+    return next(host.walk(prompts, SEEDS[: len(prompts)], Sampling(steps=steps, guidance=3.0)))
 
 
 def projector(vectors: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ def test_safree_filters_the_first_steps_only(host: SDHost) -> None:
     method = SAFREE(until=0.2, middle=-100.0, scales=(1.0, 1.0))  # always the full share: steps 0, 1 and 2 of 10
     rule = method.guide(host, Request(target=(STAR,)))
     moved = []
-    for step in host.walk(PROMPTS, SEEDS[:2], steps=10, guidance=3.0):
+    for step in host.walk(PROMPTS, SEEDS[:2], Sampling(steps=10, guidance=3.0)):
         null, cond = step.x0(step.null, step.cond)
         moved.append(not torch.allclose(rule(step), null + 3.0 * (cond - null), atol=1e-4))
     assert moved == [True] * 3 + [False] * 7
@@ -282,7 +283,7 @@ def test_a_direction_lowers_the_loss_it_is_trained_on(host: SDHost) -> None:
 def test_directions_fit_other_picture_sizes(host: SDHost) -> None:
     v = torch.ones(16, 4, 4)
     with added(host, v, slice(None)), torch.no_grad():
-        assert host.sample(["star"], [0], steps=1, size=32).isfinite().all()
+        assert host.sample(["star"], [0], Sampling(steps=1, size=32)).isfinite().all()
 
 
 def test_models_without_a_bottleneck_are_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 from hosts_fixtures import sd_pipeline
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.erase import ant, concept_ablation, domain_correction, salun
 from palimpsest.erase.all_but_one import AllButOne
@@ -328,7 +329,7 @@ def ratio(host: SDHost, t: Tensor) -> Tensor:
 
 def middle(host: SDHost) -> float:
     """sigma / alpha between the second and the third of four steps."""
-    return float(torch.cat([ratio(host, s.t) for s in host.walk(["star"], [0], steps=4)])[1:3].mean())
+    return float(torch.cat([ratio(host, s.t) for s in host.walk(["star"], [0], Sampling(steps=4))])[1:3].mean())
 
 
 def test_ant(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +398,7 @@ def test_drawn_pictures_are_what_sampling_draws(host: SDHost) -> None:
     pictures = draw(host, ["star", "moon"], 3, torch.Generator().manual_seed(1), steps=4, guidance=2.0, batch=2)
     assert pictures.row.tolist() == [0, 1, 0]
     seeds = torch.randint(2**31, (3,), generator=torch.Generator().manual_seed(1)).tolist()
-    images = host.sample(["star", "moon", "star"], seeds, steps=4, guidance=2.0)
+    images = host.sample(["star", "moon", "star"], seeds, Sampling(steps=4, guidance=2.0))
     assert torch.allclose(host.pixels(pictures.x0), images, atol=1e-3)
     at = noised(host, pictures, 5, torch.Generator().manual_seed(2))
     assert sorted(at.row.tolist()) in ([0, 0, 0, 1, 1], [0, 0, 0, 0, 1])

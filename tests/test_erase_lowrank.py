@@ -14,6 +14,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.delta import LowRank
 from palimpsest.core.errors import BadRequest, WrongBase
 from palimpsest.core.patch import Hook, Patch, merge
+from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.erase.ace import ACE
 from palimpsest.erase.crce import CRCE
@@ -288,14 +289,19 @@ def test_membranes_of_several_concepts_have_their_own_gates(host: Any) -> None:
     only_moon = Hook(id="erase/spm", params={"names": ["moon"]}, tensors={
         "0|" + k.split("|", 1)[1]: v for k, v in both.hooks[0].tensors.items() if k.startswith("1|")
     })  # fmt: skip
-    picture = host.sample(["a moon"], [0], steps=STEPS, size=16)
+    how = Sampling(steps=STEPS, size=16)
+    picture = host.sample(["a moon"], [0], how)
     with Patch(base=both.base, hooks=(only_moon,)).applied(host):
-        one = host.sample(["a moon"], [0], steps=STEPS, size=16)
+        one = host.sample(["a moon"], [0], Sampling(steps=STEPS, size=16))
     with alone.applied(host):
-        assert largest(one, host.sample(["a moon"], [0], steps=STEPS, size=16)) < 1e-4  # seeds are the concept's own
+        assert (
+            largest(one, host.sample(["a moon"], [0], Sampling(steps=STEPS, size=16))) < 1e-4
+        )  # seeds are the concept's own
     with both.applied(host):
-        assert largest(one, host.sample(["a moon"], [0], steps=STEPS, size=16)) > 1e-4  # star's membrane leaks through
-    assert torch.equal(picture, host.sample(["a moon"], [0], steps=STEPS, size=16))
+        assert (
+            largest(one, host.sample(["a moon"], [0], Sampling(steps=STEPS, size=16))) > 1e-4
+        )  # star's membrane leaks through
+    assert torch.equal(picture, host.sample(["a moon"], [0], Sampling(steps=STEPS, size=16)))
 
 
 @torch.no_grad()
@@ -306,7 +312,7 @@ def test_membranes_go_onto_another_model_and_leave_nothing(host: Any, membranes:
         p.add_(0.01)
     with pytest.raises(WrongBase), gated.applied(other):
         pass
-    before = other.sample(["a star"], [0], steps=STEPS, size=16)
+    before = other.sample(["a star"], [0], Sampling(steps=STEPS, size=16))
     with gated.applied(other, force=True):
         assert largest(before, other.sample(["a star"], [0], steps=STEPS, size=16)) > 1e-3
     assert torch.equal(before, other.sample(["a star"], [0], steps=STEPS, size=16))

@@ -14,6 +14,7 @@ from hosts_fixtures import SEEDS, flux_pipeline, sd3_pipeline, sd_pipeline
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.host import Step
+from palimpsest.core.sampling import Sampling
 from palimpsest.erase.negative_prompt import NegativePrompt
 from palimpsest.erase.sld import PUBLISHED, SLD
 from palimpsest.hosts.sd import SDHost
@@ -41,7 +42,7 @@ def test_sld_is_the_papers_rule(host: SDHost, strength: Any) -> None:
     method = SLD(strength=strength)
     s_s, warmup, threshold, s_m, beta = PUBLISHED[strength]
     rule, momentum = method.guide(host, REQUEST), torch.zeros(())
-    for step in host.walk(PROMPTS, SEEDS[:2], steps=8, guidance=5.0):
+    for step in host.walk(PROMPTS, SEEDS[:2], Sampling(steps=8, guidance=5.0)):
         found = rule(step)
         with torch.no_grad():
             cond, null = noises(host, step, PROMPTS), noises(host, step, ["", ""])
@@ -67,32 +68,32 @@ def test_published_settings_are_the_papers() -> None:
 
 
 def test_without_scale_and_momentum_sld_changes_nothing(host: SDHost) -> None:
-    plain = host.sample(PROMPTS, SEEDS[:2], steps=4)
+    plain = host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4))
     patch = SLD(scale=0.0, momentum_scale=0.0)(host, REQUEST)
     with patch.applied(host):
-        assert torch.allclose(host.sample(PROMPTS, SEEDS[:2], steps=4), plain, atol=1e-4)
+        assert torch.allclose(host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4)), plain, atol=1e-4)
 
 
 def test_every_run_of_sampling_starts_without_momentum(host: SDHost) -> None:
     patch = SLD(strength="max")(host, REQUEST)
     with patch.applied(host):
-        assert torch.equal(*(host.sample(PROMPTS, SEEDS[:2], steps=4) for _ in range(2)))
+        assert torch.equal(*(host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4)) for _ in range(2)))
 
 
 @pytest.mark.parametrize("method", [SLD(strength="max"), NegativePrompt()])
 def test_they_obey_the_laws_and_change_pictures(host: SDHost, method: Any) -> None:
     patch = check_method(method, host, REQUEST)
-    before = host.sample(PROMPTS, SEEDS[:2], steps=4)
+    before = host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4))
     with patch.applied(host):
-        after = host.sample(PROMPTS, SEEDS[:2], steps=4)
+        after = host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4))
     assert not torch.allclose(before, after, atol=1e-4)
-    assert torch.equal(host.sample(PROMPTS, SEEDS[:2], steps=4), before)
+    assert torch.equal(host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4)), before)
 
 
 def test_the_negative_prompt_is_the_pipelines_own(host: SDHost) -> None:
     with NegativePrompt()(host, REQUEST).applied(host):
-        found = host.sample(PROMPTS, SEEDS[:2], steps=4)
-    assert torch.allclose(found, host.sample(PROMPTS, SEEDS[:2], steps=4, negative="star, moon"), atol=2e-3)
+        found = host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4))
+    assert torch.allclose(found, host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4, negative="star, moon")), atol=2e-3)
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
@@ -106,7 +107,7 @@ def test_flow_models_stay_finite_from_pure_noise(tmp_path: Path, family: str) ->
     else:
         flow = FluxHost(flux_pipeline(tmp_path), name="small flux")
     with SLD(strength="max")(flow, REQUEST).applied(flow):
-        assert flow.sample(PROMPTS, SEEDS[:2], steps=3).isfinite().all()
+        assert flow.sample(PROMPTS, SEEDS[:2], Sampling(steps=3)).isfinite().all()
 
 
 def test_two_sampling_rules_do_not_stack(host: SDHost) -> None:

@@ -12,6 +12,7 @@ from hosts_fixtures import fresh_host, host_of
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.samples import Samples
+from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.erase.adv_unlearn import AdvUnlearn
 from palimpsest.erase.few_shot import FewShot
@@ -256,12 +257,12 @@ def test_geom_erasing_writes_down_what_is_where(noisy: list[Any]) -> None:
 
 def test_geom_erasing_samples_against_its_words() -> None:
     host = host_of("sd")
-    found = host.sample(["a red star"], [3], steps=3, guide=lambda: against(host, "mark 1"))
-    expected = host.sample(["a red star"], [3], steps=3, negative="mark 1")
+    found = host.sample(["a red star"], [3], Sampling(steps=3), guide=lambda: against(host, "mark 1"))
+    expected = host.sample(["a red star"], [3], Sampling(steps=3, negative="mark 1"))
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
-    both = host.sample(["a red star"], [3], steps=3, negative="blurry", guide=lambda: against(host, "mark 1"))
+    both = host.sample(["a red star"], [3], Sampling(steps=3, negative="blurry"), guide=lambda: against(host, "mark 1"))
     torch.testing.assert_close(
-        both, host.sample(["a red star"], [3], steps=3, negative="blurry, mark 1"), atol=2e-3, rtol=0
+        both, host.sample(["a red star"], [3], Sampling(steps=3, negative="blurry, mark 1")), atol=2e-3, rtol=0
     )
 
 
@@ -272,13 +273,13 @@ def test_score_forgetting_draws_in_one_prediction_whatever_is_asked_for() -> Non
     patch = ScoreForgetting(steps=2, batch=4, lr=1e-3)(host, ERASE)
     assert all(n.startswith("unet.") for n in patch.deltas)
     with patch.applied(host):
-        z = next(iter(host.walk(["a red star"], [3], steps=1))).x
+        z = next(iter(host.walk(["a red star"], [3], Sampling(steps=1)))).x
         with torch.no_grad():
             once = host.decode(generated(host, z, host.encode(["a red star"]), 0.625))
         for steps, guidance in ((1, 1.0), (4, 7.5)):
-            found = host.sample(["a red star"], [3], steps=steps, guidance=guidance)
+            found = host.sample(["a red star"], [3], Sampling(steps=steps, guidance=guidance))
             torch.testing.assert_close(found, once, atol=1e-3, rtol=0)
-        again = host.sample(["a red star", "a moon"], [4, 3], steps=2)
+        again = host.sample(["a red star", "a moon"], [4, 3], Sampling(steps=2))
     assert not torch.allclose(again[0], again[1], atol=1e-3)
     assert host.guide is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     """No picture of a test is kept for the exam; assembled models stay where they are."""
     monkeypatch.setattr(pictures, "_path", lambda plan, model, oracle: tmp_path / f"{model}{oracle}.safetensors")
     for name in ("tiny/sd", "tiny/portraits"):
-        monkeypatch.setattr(host_of(name), "default_steps", 1)
+        monkeypatch.setattr(host_of(name), "defaults", replace(host_of(name).defaults, steps=1))
     yield tmp_path
     host_of.cache_clear()
 

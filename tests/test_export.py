@@ -19,6 +19,7 @@ from palimpsest.core.delta import Delta, Dense, LowRank, Rows, Sparse
 from palimpsest.core.errors import BadRequest, Unsupported, WrongBase
 from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.patch import Hook, Patch, merge
+from palimpsest.core.sampling import Sampling
 from palimpsest.export import export_patch, names
 from palimpsest.export.factors import RESIDUAL, balanced, factors, padded
 from palimpsest.export.lora import architecture
@@ -178,7 +179,7 @@ def test_the_shipped_model_forgets_by_lora_alone(tmp_path: Path) -> None:
     before = drawn()
     pipeline.load_lora_weights(tmp_path)
     with patch.applied(host):
-        edited = host.sample(["a red star"], [4], steps=3, guidance=2.0)
+        edited = host.sample(["a red star"], [4], Sampling(steps=3, guidance=2.0))
     assert largest(before, edited) > 20 * SAME
     assert largest(drawn(), edited) <= SAME
 

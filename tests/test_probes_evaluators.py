@@ -74,6 +74,8 @@ class Classified:
     """A classifier host, no more than its surface."""
 
     name = "two colours"
+    knows = None
+    device = torch.device("cpu")
     labels = ("dark", "light")
 
     def __init__(self) -> None:
@@ -87,6 +89,9 @@ class Classified:
 
     def embed(self, images: Tensor) -> Tensor:
         return images.mean((2, 3))
+
+    def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.embed(images), self.logits(images)
 
     def logits(self, images: Tensor) -> Tensor:
         bright = images.mean((1, 2, 3))

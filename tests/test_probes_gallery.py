@@ -21,10 +21,10 @@ class Interrupted(Scribe):
         super().__init__()
         self.left = pictures
 
-    def sample(self, prompts, seeds, **choices):  # type: ignore[no-untyped-def]
+    def sample(self, prompts, seeds, *how, **choices):  # type: ignore[no-untyped-def]
         if self.drawn + len(prompts) > self.left:
             raise KeyboardInterrupt
-        return super().sample(prompts, seeds, **choices)
+        return super().sample(prompts, seeds, *how, **choices)
 
 
 @pytest.mark.parametrize("pictures", [0, 20, 70])

@@ -19,6 +19,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.fingerprint import hook_count
 from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Evaluator
+from palimpsest.core.sampling import Sampling
 from palimpsest.ops import statistics
 from palimpsest.ops.drawn import Drawn
 from palimpsest.probes.resurfacing import (
@@ -64,7 +65,7 @@ class Bright:
 
 def judge() -> Bright:
     host = host_of("sd")
-    images = host.sample(["star"] * 6, list(range(6)), steps=2)
+    images = host.sample(["star"] * 6, list(range(6)), Sampling(steps=2))
     return Bright(float(images.mean((1, 2, 3)).median()))
 
 

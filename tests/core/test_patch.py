@@ -27,6 +27,8 @@ class Small:
     """The least host: two layers and a table."""
 
     name = "small"
+    knows = None
+    device = torch.device("cpu")
 
     def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(seed)

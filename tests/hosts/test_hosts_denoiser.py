@@ -14,6 +14,7 @@ from palimpsest.core.delta import Dense
 from palimpsest.core.errors import Unsupported
 from palimpsest.core.host import Denoiser
 from palimpsest.core.patch import Patch
+from palimpsest.core.sampling import Sampling
 from palimpsest.hosts import weights
 from palimpsest.hosts.flux import pack, unpack
 from palimpsest.hosts.sd import SDHost
@@ -263,13 +264,13 @@ def test_names_of_text_encoder_tensors_do_not_depend_on_the_installed_version() 
 
 def test_a_patch_changes_what_is_drawn_and_is_reverted() -> None:
     host = fresh_host("sd")
-    before = host.sample(["moon"], [1], steps=2)
+    before = host.sample(["moon"], [1], Sampling(steps=2))
     names = [f"{name}.weight" for name in host.parts("cross_value")]
     tensors = host.root.state_dict()
     deltas = {name: Dense(value=-tensors[name]) for name in names}
     with Patch(base=host.fingerprint(), deltas=deltas).applied(host):
-        assert largest(host.sample(["moon"], [1], steps=2), before) > 1e-3
-    assert torch.equal(host.sample(["moon"], [1], steps=2), before)
+        assert largest(host.sample(["moon"], [1], Sampling(steps=2)), before) > 1e-3
+    assert torch.equal(host.sample(["moon"], [1], Sampling(steps=2)), before)
 
 
 @pytest.mark.parametrize("family", CLASSES)

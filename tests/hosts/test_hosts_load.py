@@ -18,6 +18,7 @@ import palimpsest
 from hosts_fixtures import CLASSES, folder_of, host_of
 from palimpsest import tiny
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
+from palimpsest.core.sampling import Sampling
 from palimpsest.hosts.diffusion import DiffusionHost
 from palimpsest.hosts.load import load
 
@@ -78,9 +79,9 @@ def test_precision(dtype: str) -> None:
     host = load(folder_of("sd"), dtype=dtype)
     assert isinstance(host, DiffusionHost)
     assert host.dtype == getattr(torch, dtype)
-    images = host.sample(["moon"], [0], steps=2)
+    images = host.sample(["moon"], [0], Sampling(steps=2))
     assert images.dtype == torch.float32
-    assert (images - host_of("sd").sample(["moon"], [0], steps=2)).abs().mean() < 0.1
+    assert (images - host_of("sd").sample(["moon"], [0], Sampling(steps=2))).abs().mean() < 0.1
     assert host.denoise(torch.zeros(1, 4, 8, 8), torch.tensor([500]), host.encode(["moon"])).dtype == torch.float32
 
 
@@ -256,7 +257,7 @@ def test_the_shipped_tiny_model_loads() -> None:
     host = load("tiny/sd")
     assert isinstance(host, DiffusionHost)
     assert host.name == "tiny/sd"
-    images = host.sample(["a red star"], [0], steps=2)
+    images = host.sample(["a red star"], [0], Sampling(steps=2))
     assert images.shape == (1, 3, host.default_size, host.default_size)
 
 

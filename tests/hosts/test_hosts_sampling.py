@@ -24,6 +24,7 @@ from hosts_fixtures import (
 )
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Guide
+from palimpsest.core.sampling import Sampling
 from palimpsest.hosts.flux import FluxHost
 from palimpsest.hosts.sd import SDHost
 
@@ -34,11 +35,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 @pytest.mark.parametrize("family", CLASSES)
 def test_every_family_draws_what_its_pipeline_draws(family: str) -> None:
     host = host_of(family)
-    images = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE)
+    images = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE))
     assert images.shape == (3, 3, SIZE, SIZE)
     assert images.dtype == torch.float32
     assert largest(images, by_diffusers(pipeline_of(family))) <= TOLERANCE
-    other = host.sample(["something else"] * 3, SEEDS, steps=STEPS, size=SIZE)
+    other = host.sample(["something else"] * 3, SEEDS, Sampling(steps=STEPS, size=SIZE))
     assert largest(images, other) > 100 * TOLERANCE  # the comparison can fail: prompts do matter
 
 
@@ -46,11 +47,11 @@ def test_every_family_draws_what_its_pipeline_draws(family: str) -> None:
 def test_negative_prompt_guidance_and_default_size(family: str) -> None:
     host = host_of(family)
     side = host.default_size
-    images = host.sample(PROMPTS, SEEDS, steps=STEPS, negative="blue", guidance=3.0)
+    images = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, negative="blue", guidance=3.0))
     wanted = by_diffusers(pipeline_of(family), negative_prompt="blue", guidance_scale=3.0, height=side, width=side)
     assert images.shape[-2:] == (side, side)
     assert largest(images, wanted) <= TOLERANCE
-    assert largest(images, host.sample(PROMPTS, SEEDS, steps=STEPS, guidance=3.0)) > 100 * TOLERANCE
+    assert largest(images, host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, guidance=3.0))) > 100 * TOLERANCE
 
 
 def test_default_number_of_steps() -> None:
@@ -62,7 +63,7 @@ def test_default_number_of_steps() -> None:
 
 def test_flux_with_true_guidance_and_a_negative_prompt() -> None:
     host = host_of("flux_undistilled")
-    images = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, negative="blue", guidance=3.0)
+    images = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, negative="blue", guidance=3.0))
     wanted = by_diffusers(pipeline_of("flux_undistilled"), negative_prompt="blue", true_cfg_scale=3.0)
     assert largest(images, wanted) <= TOLERANCE
 
@@ -70,16 +71,16 @@ def test_flux_with_true_guidance_and_a_negative_prompt() -> None:
 def test_distilled_flux_reads_the_guidance_as_an_input() -> None:
     pipeline = pipeline_of("flux")
     host = FluxHost(pipeline, name="flux")
-    images = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, guidance=9.0)
+    images = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=9.0))
     assert largest(images, by_diffusers(pipeline, guidance_scale=9.0)) <= TOLERANCE
-    assert largest(images, host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE)) > 0
+    assert largest(images, host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE))) > 0
 
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_guidance_on_x0_is_guidance_on_the_models_own_output(family: str) -> None:
     host = host_of(family)
-    native = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, guidance=2.0)
-    guided = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, guidance=2.0, guide=as_usual)
+    native = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=2.0))
+    guided = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=2.0), guide=as_usual)
     assert largest(native, guided) <= TOLERANCE
 
 
@@ -90,21 +91,21 @@ def test_a_guide_decides_what_is_drawn_and_is_made_fresh_for_each_batch() -> Non
         made.append(1)
         return lambda step: step.x0(step.null)[0]
 
-    images = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, batch=2, guide=make)
+    images = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE), batch=2, guide=make)
     assert len(made) == 2
-    empty = host.sample([""] * 3, SEEDS, steps=STEPS, size=SIZE, guidance=1.0)
+    empty = host.sample([""] * 3, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=1.0))
     assert largest(images, empty) <= TOLERANCE
     host.guide = make  # as an applied patch sets it
-    assert torch.equal(host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, batch=2), images)
-    assert host.walk(PROMPTS, SEEDS, steps=STEPS).__next__().x0_cond is None
+    assert torch.equal(host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE), batch=2), images)
+    assert host.walk(PROMPTS, SEEDS, Sampling(steps=STEPS)).__next__().x0_cond is None
 
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_a_row_depends_on_its_own_prompt_and_seed_only(family: str) -> None:
     host = host_of(family)
-    together = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE)
-    one_by_one = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, batch=1)
-    backwards = host.sample(PROMPTS[::-1], SEEDS[::-1], steps=STEPS, size=SIZE, batch=2).flip(0)
+    together = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE))
+    one_by_one = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE), batch=1)
+    backwards = host.sample(PROMPTS[::-1], SEEDS[::-1], Sampling(steps=STEPS, size=SIZE), batch=2).flip(0)
     assert largest(together, one_by_one) <= TOLERANCE
     assert largest(together, backwards) <= TOLERANCE
 
@@ -128,25 +129,25 @@ def test_no_forward_more_than_needed() -> None:
     unet = host.parts("denoiser")["unet"]
     text = host.parts("text_encoder")["text_encoder"]
     prompts, seeds = ["a star"] * 3 + ["moon"], [0, 1, 2, 3]
-    assert rows_of(unet, lambda: host.sample(prompts, seeds, steps=3)) == [8] * 3
-    assert rows_of(unet, lambda: host.sample(prompts, seeds, steps=3, guidance=1.0)) == [4] * 3
-    assert rows_of(unet, lambda: host.sample(prompts, seeds, steps=3, batch=3)) == [6] * 3 + [2] * 3
-    encoded = rows_of(text, lambda: host.sample(prompts, seeds, steps=3))
+    assert rows_of(unet, lambda: host.sample(prompts, seeds, Sampling(steps=3))) == [8] * 3
+    assert rows_of(unet, lambda: host.sample(prompts, seeds, Sampling(steps=3, guidance=1.0))) == [4] * 3
+    assert rows_of(unet, lambda: host.sample(prompts, seeds, Sampling(steps=3), batch=3)) == [6] * 3 + [2] * 3
+    encoded = rows_of(text, lambda: host.sample(prompts, seeds, Sampling(steps=3)))
     assert sum(encoded) == 3  # two different prompts and the empty one
     flux = host_of("flux")
-    rows = rows_of(flux.parts("denoiser")["transformer"], lambda: flux.sample(["a"], [0], steps=2, size=SIZE))
+    rows = rows_of(flux.parts("denoiser")["transformer"], lambda: flux.sample(["a"], [0], Sampling(steps=2, size=SIZE)))
     assert rows == [1, 1]
 
 
 def test_guidance_of_one_equals_the_pipelines() -> None:
-    images = host_of("sd").sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, guidance=1.0)
+    images = host_of("sd").sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=1.0))
     assert largest(images, by_diffusers(pipeline_of("sd"), guidance_scale=1.0)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux_undistilled"])
 def test_walk_shows_the_run_as_it_goes(family: str) -> None:
     host = host_of(family)
-    walk = host.walk(PROMPTS, SEEDS, steps=STEPS, size=SIZE, guidance=3.0)
+    walk = host.walk(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=3.0))
     seen = 0
     for step in walk:
         assert torch.is_grad_enabled()  # the walk's own no_grad does not reach its caller
@@ -159,7 +160,7 @@ def test_walk_shows_the_run_as_it_goes(family: str) -> None:
         assert largest(cond, null) > 1e-3
         seen += 1
     assert seen == len(walk)
-    sampled = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, guidance=3.0)
+    sampled = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=3.0))
     assert torch.equal(host.decode(walk.x), sampled)
 
 
@@ -167,7 +168,7 @@ def test_sampling_leaves_tensors_that_can_be_trained_on() -> None:
     host = fresh_host("sd")
     weight = next(iter(host.parts("cross_value").values())).get_parameter("weight")
     weight.requires_grad_(True)
-    step = next(iter(host.walk(PROMPTS, SEEDS, steps=STEPS)))
+    step = next(iter(host.walk(PROMPTS, SEEDS, Sampling(steps=STEPS))))
     assert step.x0_cond is not None
     assert not step.x0_cond.requires_grad  # the walk itself keeps no graph
     host.denoise(step.x, step.t, step.cond).square().mean().backward()
@@ -177,7 +178,9 @@ def test_sampling_leaves_tensors_that_can_be_trained_on() -> None:
 
 def test_progress_counts_all_denoising_steps() -> None:
     told: list[tuple[int, int]] = []
-    host_of("sd").sample(PROMPTS, SEEDS, steps=2, batch=2, progress=lambda done, total: told.append((done, total)))
+    host_of("sd").sample(
+        PROMPTS, SEEDS, Sampling(steps=2), batch=2, progress=lambda done, total: told.append((done, total))
+    )
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -185,9 +188,9 @@ def test_progress_counts_all_denoising_steps() -> None:
     ("change", "words"),
     [
         ({"seeds": [0]}, "3 prompts but 1 seeds"),
-        ({"steps": 0}, "steps is 0"),
-        ({"size": 33}, "multiple of 2"),
-        ({"size": 0}, "size is 0"),
+        ({"how": Sampling(steps=0)}, "steps is 0"),
+        ({"how": Sampling(size=33)}, "multiple of 2"),
+        ({"how": Sampling(size=0)}, "size is 0"),
         ({"batch": 0}, "batch is 0"),
         ({"prompts": [], "seeds": []}, "no prompt"),
         ({"prompts": "a star"}, "list of strings"),
@@ -195,4 +198,4 @@ def test_progress_counts_all_denoising_steps() -> None:
 )
 def test_requests_that_make_no_sense(change: dict[str, Any], words: str) -> None:
     with pytest.raises(BadRequest, match=words):
-        host_of("sd").sample(**{"prompts": PROMPTS, "seeds": SEEDS, "steps": STEPS, **change})
+        host_of("sd").sample(**{"prompts": PROMPTS, "seeds": SEEDS, "how": Sampling(steps=STEPS), **change})

@@ -18,6 +18,7 @@ from diffusers import (
 )
 
 from hosts_fixtures import PROMPTS, SEEDS, SIZE, STEPS, TOLERANCE, as_usual, by_diffusers, largest, pipeline_of
+from palimpsest.core.sampling import Sampling
 from palimpsest.hosts.sd import SDHost
 
 # diffusers' Euler-type schedulers hand tensors to numpy in a way that new numpy versions complain about.
@@ -47,7 +48,7 @@ def test_every_scheduler_is_stepped_as_the_pipeline_does(
         pytest.skip("noise prediction is undefined where no signal is left")
     pipeline = pipeline_of(family, scheduler, **settings)
     host = SDHost(pipeline, name=family)
-    images = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE)
+    images = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE))
     assert largest(images, by_diffusers(pipeline)) <= TOLERANCE
     assert images.std() > 0.05
 
@@ -55,6 +56,6 @@ def test_every_scheduler_is_stepped_as_the_pipeline_does(
 @pytest.mark.parametrize(("scheduler", "settings"), SCHEDULERS)
 def test_a_guide_works_under_every_scheduler(scheduler: type, settings: dict[str, Any]) -> None:
     host = SDHost(pipeline_of("sd_v", scheduler, **settings), name="sd_v")
-    native = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, guidance=2.0)
-    guided = host.sample(PROMPTS, SEEDS, steps=STEPS, size=SIZE, guidance=2.0, guide=as_usual)
+    native = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=2.0))
+    guided = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=2.0), guide=as_usual)
     assert largest(native, guided) <= 10 * TOLERANCE

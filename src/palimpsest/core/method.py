@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ClassVar, Literal, TypedDict, TypeVar, final, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, final
 
 import torch
 from torch import Tensor
@@ -19,12 +19,15 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.declared import fitted
 from palimpsest.core.errors import BadRequest, Touched, Unsupported
+from palimpsest.core.fields import checked, types_of
 from palimpsest.core.fingerprint import hook_count, quick_state
-from palimpsest.core.host import CAPABILITIES, Denoiser, Guide, capabilities
+from palimpsest.core.host import CAPABILITIES, Denoiser, Guide, Host, capabilities
 from palimpsest.core.patch import Hook, Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 
-M = TypeVar("M")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,74 +37,81 @@ class Method:
     card: ClassVar[Card]
 
     def __post_init__(self) -> None:
-        """Raises BadRequest where a field holds none of the values that its type lists."""
-        for name, values in _choices(type(self)).items():
-            if getattr(self, name) not in values:
-                raise BadRequest(f"{name} is {getattr(self, name)!r}; use one of {', '.join(map(str, values))}.")
+        """Raises BadRequest where a field holds a value that its type does not: a Literal, bounds (`core.fields`)."""
+        for name, hint in types_of(type(self)).items():
+            checked(name, getattr(self, name), hint)
 
     @property
     def id(self) -> str:
-        """What the catalog calls it: the path of its file under the package, "erase/esd"."""
+        """The system's id in the catalog: "erase/esd"."""
         return catalog.id_of(type(self).__module__)
 
     def parameters(self) -> dict[str, Any]:
-        """Plain JSON of the fields."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """Plain JSON of the fields; a field that is a system is {"method": its id, "parameters": its own}."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v.named() if isinstance(v, Method) else v for k, v in values.items()}
 
-    def check(self, host: object) -> None:
-        """Raises Unsupported where the host lacks what the card needs."""
-        if not isinstance(host, CAPABILITIES[self.card.needs]):
-            able = " and ".join(capabilities(host)) or type(host).__name__
-            raise Unsupported(
-                f"{self.card.name} needs a {self.card.needs}; {getattr(host, 'name', 'this')} is a {able}."
-            )
+    def named(self) -> dict[str, Any]:
+        """The system with its parameters, as plain JSON."""
+        return {"method": self.id, "parameters": self.parameters()}
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelEdit(Method, ABC):
-    """A system that changes a model. It never writes into the host: it returns a Patch."""
-
-    @abstractmethod
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
-        """The algorithm. `rng` is seeded; every random draw comes from it. `Patch.base` may be left empty."""
-
-    @final
-    def __call__(
-        self, host: Any, request: Request, *, data: Any = None, seed: int = 0, trace: Trace | None = None
-    ) -> Patch:
-        """Runs the system on a host.
-
-        Args:
-            host: the model; it is unchanged afterwards, also after an error.
-            request: what to change.
-            data: what the system learns from, where it needs data.
-            seed: of every random draw.
-            trace: takes the cost and the log; give one to resume, to see progress or to read the log.
+    @classmethod
+    def from_plain(cls, parameters: Mapping[str, Any]) -> Self:
+        """The system with these parameters, from plain JSON; those that are left out keep their defaults.
 
         Raises:
-            Unsupported: the host cannot do what the system needs.
-            BadRequest: the request or a parameter makes no sense for this system.
-            Touched: the system changed the host or left a hook (a bug in the system).
+            Damaged: a parameter that the system does not have, or a value of another type or out of its bounds.
         """
-        self.check(host)
-        trace = trace or Trace()
-        rng = torch.Generator().manual_seed(seed)
-        base, tensors, hooks = host.fingerprint(), quick_state(host.root), hook_count(host.root)
+        return fitted(dict(parameters), cls, cls.__name__)
+
+    @staticmethod
+    def from_named(plain: Mapping[str, Any]) -> Method:
+        """The system that `named` gave."""
+        return catalog.load(plain["method"]).from_plain(plain["parameters"])
+
+    def check(self, host: object, data: Material) -> None:
+        """Refuses what the card says cannot be worked with.
+
+        Raises:
+            Unsupported: the host, or a model beside it, lacks the capability.
+            BadRequest: data or a model beside the host are missing, or have names that the system does not know.
+        """
+        card = self.card
+        _able(card.name, host, card.needs)
+        if not isinstance(data, Material):
+            return
+        for kind, given, names in (("data", data, card.reads), ("a model", data.models, tuple(card.beside))):
+            known = [name.removesuffix("?") for name in names]
+            if missing := [name for name in names if not name.endswith("?") and name not in given]:
+                raise BadRequest(f"{card.name} needs {kind} called {missing[0]!r}; it was given {_listed(given)}.")
+            if odd := [name for name in given if name not in known]:
+                raise BadRequest(f"{card.name} takes no {kind} called {odd[0]!r}; it knows {_listed(known)}.")
+        for role, model in data.models.items():
+            _able(f"{card.name}, as its {role},", model, card.beside.get(role) or card.beside[f"{role}?"])
+
+    @contextmanager
+    def guarded(self, host: Any, data: Material, *, seed: int, trace: Trace) -> Iterator[torch.Generator]:
+        """Inside, the system works: what it costs is counted, and afterwards every model is as it was, also after an
+        error. Gives the generator that every random draw comes from.
+
+        Raises:
+            Touched: the system changed a model or left a hook (a bug in the system).
+        """
+        self.check(host, data)
+        models = [host, *data.models.values()] if isinstance(data, Material) else [host]
+        before = [(quick_state(m.root), hook_count(m.root)) for m in models]
         try:
             with trace.watching(host):
-                patch = self.run(host, request, data=data, rng=rng, trace=trace)
+                yield torch.Generator().manual_seed(seed)
         finally:
-            self._verify(host, tensors, hooks)
-        cost = {"seconds": trace.seconds, "forwards": dict(trace.forwards), "peak_bytes": trace.peak_bytes}
-        return replace(patch, base=base, provenance=self._provenance(request, seed), cost=cost)
+            for model, (tensors, hooks) in zip(models, before, strict=True):
+                if quick_state(model.root) != tensors:
+                    raise Touched(f"{self.id} changed the tensors of {model.name}; a system must return its result.")
+                if hook_count(model.root) != hooks:
+                    raise Touched(f"{self.id} left a hook on {model.name}.")
 
-    def _verify(self, host: Any, tensors: dict[str, tuple[int, int, int]], hooks: int) -> None:
-        if quick_state(host.root) != tensors:
-            raise Touched(f"{self.id} changed the tensors of {host.name}; a system must return a patch instead.")
-        if hook_count(host.root) != hooks:
-            raise Touched(f"{self.id} left a hook on {host.name}.")
-
-    def _provenance(self, request: Request, seed: int) -> dict[str, Any]:
+    def provenance(self, request: Request, seed: int) -> dict[str, Any]:
+        """Who made a result, and from what."""
         return {
             "method": self.id,
             "name": self.card.name,
@@ -113,69 +123,88 @@ class ModelEdit(Method, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingEdit(ModelEdit):
-    """A system that changes no weight: its patch is a hook that replaces classifier-free guidance while sampling."""
+class ModelEdit(Method, ABC):
+    """A system that changes a model. It never writes into the host: it returns a Patch."""
 
     @abstractmethod
-    def guide(self, host: Denoiser, request: Request) -> Guide:
-        """A fresh rule for one run of sampling; whatever it remembers from step to step lives in its closure."""
+    def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
+        """The algorithm. `rng` is seeded; every random draw comes from it. `Patch.base` may be left empty."""
 
     @final
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
-        return Patch(base="", hooks=(_hook(self, request, {}),))
+    def __call__(
+        self,
+        host: Any,
+        request: Request,
+        *,
+        data: Any = None,
+        beside: Mapping[str, Host] | None = None,
+        seed: int = 0,
+        trace: Trace | None = None,
+    ) -> Patch:
+        """Runs the system on a host.
 
-    @classmethod
-    @contextmanager
-    def attach(cls, host: Denoiser, hook: Hook) -> Iterator[None]:
-        """Makes `host.sample` use the hook's rule until the context ends."""
-        method, request = _read(cls, hook)
-        with guiding(host, hook, lambda: method.guide(host, request)):
-            yield
+        Args:
+            host: the model; it is unchanged afterwards, also after an error.
+            request: what to change.
+            data: what the system learns from, by the names that its card reads.
+            beside: further models, by the roles that its card names.
+            seed: of every random draw.
+            trace: takes the cost and the log; give one to resume, to see progress or to read the log.
 
-
-@dataclass(frozen=True, kw_only=True)
-class LearnedSamplingEdit(ModelEdit, ABC):
-    """A system whose rule of sampling needs tensors that it learns once: they travel in the patch's hook."""
-
-    @abstractmethod
-    def learn(
-        self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace
-    ) -> Mapping[str, Tensor]:
-        """The tensors by name, found on the untouched model. `rng` is seeded; every random draw comes from it."""
-
-    @abstractmethod
-    def guide(self, host: Denoiser, request: Request, learned: Mapping[str, Tensor]) -> Guide:
-        """A fresh rule for one run of sampling; `learned` is on the CPU."""
-
-    @final
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
-        learned = self.learn(host, request, data=data, rng=rng, trace=trace)
-        return Patch(base="", hooks=(_hook(self, request, learned),))
-
-    @classmethod
-    @contextmanager
-    def attach(cls, host: Denoiser, hook: Hook) -> Iterator[None]:
-        """Makes `host.sample` use the hook's rule until the context ends."""
-        method, request = _read(cls, hook)
-        with guiding(host, hook, lambda: method.guide(host, request, hook.tensors)):
-            yield
-
-
-def _hook(method: Method, request: Request, tensors: Mapping[str, Tensor]) -> Hook:
-    params = {"parameters": method.parameters(), "request": request.plain()}
-    return Hook(id=method.id, params=params, tensors={k: t.detach().cpu() for k, t in tensors.items()})
+        Raises:
+            Unsupported: the host cannot do what the system needs.
+            BadRequest: the request, the data or a parameter makes no sense for this system.
+            Touched: the system changed a model or left a hook (a bug in the system).
+        """
+        trace = trace or Trace()
+        # Systems that still take data of a form of their own get them as they are.
+        material: Any = Material(data or {}, beside or {}) if data is None or isinstance(data, Mapping) else data
+        with self.guarded(host, material, seed=seed, trace=trace) as rng:
+            base = host.fingerprint()
+            patch = self.run(host, request, data=material, rng=rng, trace=trace)
+        cost = {"seconds": trace.seconds, "forwards": dict(trace.forwards), "peak_bytes": trace.peak_bytes}
+        return replace(patch, base=base, provenance=self.provenance(request, seed), cost=cost)
 
 
 class _Params(TypedDict):
-    """What `_hook` writes."""
+    """What the hook of a sampling-time system says."""
 
     parameters: dict[str, Any]
     request: Request
 
 
-def _read(cls: type[M], hook: Hook) -> tuple[M, Request]:
-    params = hook.read(_Params)
-    return fitted(params["parameters"], cls, f"The patch's hook {hook.id}"), params["request"]
+@dataclass(frozen=True, kw_only=True)
+class SamplingEdit(ModelEdit, ABC):
+    """A system that changes no weight: its patch is a hook that replaces classifier-free guidance while sampling."""
+
+    def learn(
+        self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace
+    ) -> Mapping[str, Tensor]:
+        """Tensors that the rule needs, found once on the untouched model; they travel in the hook. Here, none."""
+        return {}
+
+    @abstractmethod
+    def guide(self, host: Denoiser, request: Request, learned: Mapping[str, Tensor]) -> Guide:
+        """A fresh rule for one run of sampling; whatever it remembers from step to step lives in its closure.
+
+        `learned` is what `learn` gave, on the CPU.
+        """
+
+    @final
+    def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
+        learned = self.learn(host, request, data=data, rng=rng, trace=trace)
+        params = {"parameters": self.parameters(), "request": request.plain()}
+        hook = Hook(id=self.id, params=params, tensors={k: t.detach().cpu() for k, t in learned.items()})
+        return Patch(base="", hooks=(hook,))
+
+    @classmethod
+    @contextmanager
+    def attach(cls, host: Denoiser, hook: Hook) -> Iterator[None]:
+        """Makes `host.sample` use the hook's rule until the context ends."""
+        params = hook.read(_Params)
+        method, request = cls.from_plain(params["parameters"]), params["request"]
+        with guiding(host, hook, lambda: method.guide(host, request, hook.tensors)):
+            yield
 
 
 @contextmanager
@@ -196,11 +225,14 @@ def at_least(name: str, value: float, least: float, why: str = "") -> None:
         raise BadRequest(f"{name} is {value}; it must be at least {least}{': ' + why if why else ''}.")
 
 
-@cache
-def _choices(system: type[Method]) -> dict[str, tuple[Any, ...]]:
-    """The fields whose type is a Literal, with its values."""
-    hints = get_type_hints(system)
-    return {f.name: get_args(hints[f.name]) for f in fields(system) if get_origin(hints[f.name]) is Literal}
+def _able(who: str, host: object, needs: str) -> None:
+    if not isinstance(host, CAPABILITIES[needs]):
+        able = " and ".join(capabilities(host)) or type(host).__name__
+        raise Unsupported(f"{who} needs a {needs}; {getattr(host, 'name', 'this')} is a {able}.")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import away_from, output_error
 from palimpsest.ops.neighbours import everyday
@@ -88,7 +88,6 @@ class ACE(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Filters a concept out of generation and of editing, with little erosion of unrelated concepts.",
-        systems=(301,),
     )
 
     def __post_init__(self) -> None:
@@ -102,14 +101,14 @@ class ACE(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return transformers(host, "ACE")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         prompts = [p for p, _ in answered(request)]
         others = request.keep or tuple(w for c in request.target for w in everyday(c))
         names = {c.name.casefold() for c in request.target}
         prior = [texts(c, expand=False)[0] for c in others if c.name.casefold() not in names]
         asked, other = Asked.of(host, prompts, steps=self.walk_steps, guidance=self.guidance), host.encode(prior)
         close = torch.nn.functional.cosine_similarity(last(asked.cond)[:, None], last(other)[None], dim=-1)
-        null = next(host.walk([""], [0], steps=1)).null  # as sampling has it: some models take zeros, not a prompt
+        null = host.null(1)  # as sampling has it: some models take zeros, not a prompt
         return Prepared(asked=asked, prior=other, close=close.clamp(min=0), null=null)
 
     def loss(self, step: TrainStep) -> Iterator[Tensor]:

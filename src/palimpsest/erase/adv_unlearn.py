@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.attacks import attack, encoded, random_words
 from palimpsest.ops.captions import captions, in_captions
@@ -99,7 +99,6 @@ class AdvUnlearn(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="More robust to adversarial prompts than ESD, with a balanced utility; the encoder is plug-and-play.",
-        systems=(354,),
     )
 
     def __post_init__(self) -> None:
@@ -112,7 +111,7 @@ class AdvUnlearn(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return text_parameters(host, "AdvUnlearn", tables=False)
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         pairs = answered(request)
         for c, toward in zip(request.target, request.replacements(), strict=True):
             other = "" if toward is None else toward.name

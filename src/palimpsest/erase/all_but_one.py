@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
@@ -73,7 +74,6 @@ class AllButOne(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Erases the target effectively and preserves the model's generation; an alternative may take its place.",
-        systems=(203,),
     )
 
     def __post_init__(self) -> None:
@@ -85,7 +85,9 @@ class AllButOne(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "All but One")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> tuple[Asked, Cond]:
+    def prepare(
+        self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace
+    ) -> tuple[Asked, Cond]:
         return Asked.prepare(host, request, self.walk_steps, self.guidance), host.encode([""])
 
     def loss(self, step: TrainStep) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser, Step
 from palimpsest.core.method import at_least
+from palimpsest.core.pictures import Material
+from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
@@ -114,7 +116,6 @@ class ANT(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="State of the art in erasing single and multiple concepts without harm to the quality of pictures.",
-        systems=(332,),
     )
 
     def __post_init__(self) -> None:
@@ -132,7 +133,7 @@ class ANT(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "ANT")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         prompts = [p for p, _ in answered(request)]
         context = Prepared(prompts=prompts, cond=host.encode(prompts), null=host.encode([""]))
         masks: list[dict[str, Tensor]] = []
@@ -163,7 +164,8 @@ class ANT(FineTune):
 
         seeds = torch.randint(2**31, (len(rows),), generator=draws).tolist()
         prompts = [context.prompts[int(i)] for i in rows]
-        for _ in host.walk(prompts, seeds, steps=self.walk_steps, guidance=self.guidance, guide=lambda: rule):
+        how = Sampling(steps=self.walk_steps, guidance=self.guidance)
+        for _ in host.walk(prompts, seeds, how, guide=lambda: rule):
             pass
         points = Visited.cat(found)
         points = points[torch.randperm(len(points), generator=draws)]

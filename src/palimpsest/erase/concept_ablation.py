@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.anchors import staying
 from palimpsest.ops.contexts import in_context
@@ -102,7 +103,6 @@ class ConceptAblation(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Prevents the generation of a style, instance or memorised picture while related concepts are preserved.",
-        systems=(157,),
     )
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class ConceptAblation(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "Concept Ablation")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         n = min(self.pictures, self.steps * self.batch)
 
         def drawn(what: str, prompts: list[str]) -> Drawn:

@@ -14,7 +14,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
-from palimpsest.core.method import LearnedSamplingEdit, at_least
+from palimpsest.core.method import SamplingEdit, at_least
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import classifier_free
 from palimpsest.ops.prompts import asking, filled
@@ -22,7 +22,7 @@ from palimpsest.train.sparse_autoencoder import fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptSteerers(LearnedSamplingEdit):
+class ConceptSteerers(SamplingEdit):
     """Moves the prompt's states inside the text encoder against the concept's sparse directions, position by position.
 
     A k-sparse autoencoder (encoder W, decoder D, bias b) is trained on the states that one block of the text encoder
@@ -72,7 +72,6 @@ class ConceptSteerers(LearnedSamplingEdit):
         family="sampling",
         needs="Denoiser",
         claim="Removes 20.01 % more unsafe content than the best before it, five times faster, training no model.",
-        systems=(282,),
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import away_from, output_error
 from palimpsest.ops.neighbours import everyday, nearest
@@ -92,7 +92,6 @@ class CRCE(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Erases a concept with what else means it, and keeps what only looks like it.",
-        systems=(236,),
     )
 
     def __post_init__(self) -> None:
@@ -105,7 +104,7 @@ class CRCE(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, "xattn", "CRCE")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         corefs, retains = [], []
         for target in request.target:
             meant, alike = self._apart(host, target, request)

@@ -16,6 +16,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.anchors import staying
 from palimpsest.ops.contexts import in_context
@@ -110,7 +111,6 @@ class DomainCorrection(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Unlearns a concept also for prompts outside the training set, with little harm to related concepts.",
-        systems=(166,),
     )
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class DomainCorrection(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "DoCo")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         n = min(self.pictures, self.steps * self.batch)
 
         def drawn(what: str, prompts: list[str]) -> Drawn:

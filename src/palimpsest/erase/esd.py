@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
@@ -78,7 +79,6 @@ class ESD(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Removes a concept from the weights for good, on par with Safe Latent Diffusion, given only its name.",
-        systems=(228,),
     )
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class ESD(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "ESD")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Asked:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Asked:
         return Asked.prepare(host, request, self.walk_steps, self.guidance)
 
     def loss(self, step: TrainStep) -> Tensor:

@@ -87,7 +87,6 @@ class FewShot(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Erases a concept within 10 seconds from a few pictures, with what remains more natural.",
-        systems=(247,),
     )
 
     def __post_init__(self) -> None:

@@ -110,7 +110,6 @@ class GeomErasing(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Removes implicit concepts (watermarks, QR codes, text) that prompts do not mention.",
-        systems=(159,),
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.captions import captions, in_captions
 from palimpsest.ops.parts import text_parameters
@@ -77,7 +77,6 @@ class Homoglyphs(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Fine-tuning the text encoder makes it robust to homoglyphs, other prompts staying as they were.",
-        systems=(263,),
     )
 
     def __post_init__(self) -> None:
@@ -89,7 +88,7 @@ class Homoglyphs(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return text_parameters(host, "Homoglyph unlearning")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         names = {c.name for c in request.target}
         benign = (*kept(request), *captions(self.captions, names), "")
         staying = [p for p in dict.fromkeys(benign) if not any(holds(p, n) for n in names)]

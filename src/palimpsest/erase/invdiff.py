@@ -90,7 +90,6 @@ class InvDiff(FineTune):
         family="debiasing",
         needs="Denoiser",
         claim="Reduces biases on three benchmarks without labels of the bias, while keeping image quality.",
-        systems=(449,),
     )
 
     def __post_init__(self) -> None:

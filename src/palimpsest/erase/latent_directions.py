@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,8 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import Unsupported
 from palimpsest.core.host import Denoiser, Guide, Step
-from palimpsest.core.method import LearnedSamplingEdit, at_least
+from palimpsest.core.method import SamplingEdit, at_least
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.guidance import classifier_free, output_error
@@ -24,7 +24,7 @@ from palimpsest.train.loop import identity, minimise
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentDirections(LearnedSamplingEdit):
+class LatentDirections(SamplingEdit):
     """Learns what to add behind the U-Net's middle block so that a prompt of the concept draws a picture without it.
 
     Pictures x0 are drawn from the safe versions of the concept's prompts y. With h the bottleneck's output and the
@@ -71,7 +71,6 @@ class LatentDirections(LearnedSamplingEdit):
         family="sampling",
         needs="Denoiser",
         claim="Finds directions for fair and safe generation by itself and mitigates inappropriate pictures by them.",
-        systems=(274,),
     )
 
     def __post_init__(self) -> None:
@@ -80,7 +79,7 @@ class LatentDirections(LearnedSamplingEdit):
             at_least(name, getattr(self, name), 1)
 
     def learn(
-        self, host: Denoiser, request: Request, *, data: Any, rng: torch.Generator, trace: Trace
+        self, host: Denoiser, request: Request, *, data: Material, rng: torch.Generator, trace: Trace
     ) -> Mapping[str, Tensor]:
         _bottleneck(host)
         run = identity(self, host, request, rng.initial_seed())

@@ -123,7 +123,6 @@ class MACE(ModelEdit, Training):
         family="closed form",
         needs="Denoiser",
         claim="Erases up to 100 concepts at once, surpassing prior methods on objects, people, content and styles.",
-        systems=(197,),
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.host import Denoiser
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch, merge
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
@@ -74,7 +75,6 @@ class ModularLoRA(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Benign fine-tuning brings erased concepts back; a safety LoRA that is trained apart keeps them out.",
-        systems=(298,),
     )
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class ModularLoRA(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "Modular LoRA")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Asked:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Asked:
         return Asked.prepare(host, request, self.walk_steps, self.guidance)
 
     def loss(self, step: TrainStep) -> Tensor:

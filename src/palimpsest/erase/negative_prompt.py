@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,7 @@ class NegativePrompt(SamplingEdit):
         claim="None for erasing: the baseline that sampling-time systems have to beat.",
     )
 
-    def guide(self, host: Denoiser, request: Request) -> Guide:
+    def guide(self, host: Denoiser, request: Request, learned: Mapping[str, Tensor]) -> Guide:
         with torch.no_grad():
             concept = host.encode([", ".join(c.name for c in request.target)])
 

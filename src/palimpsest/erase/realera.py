@@ -16,6 +16,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
 from palimpsest.ops.guidance import output_error
@@ -83,7 +84,6 @@ class RealEra(ModelEdit, Training):
         family="closed form",
         needs="Denoiser",
         claim="Erases a concept also where associated words ask for it, and keeps unrelated concepts.",
-        systems=(259,),
     )
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class RealEra(ModelEdit, Training):
         if not 0 <= self.far < self.near <= 1:
             raise BadRequest(f"far is {self.far} and near {self.near}; cosines must obey 0 <= far < near <= 1.")
 
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         weights, seed = text_layers(host, "RealEra"), rng.initial_seed()
         refined = closed_form.edit_layers(weights, self._refine(host, request, generator(seed, "perturbations")))
         with Patch(base="", deltas=refined).applied(host, force=True):
@@ -121,7 +121,7 @@ class RealEra(ModelEdit, Training):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return sorted(text_layers(host, "RealEra"))
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Any:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Any:
         others = kept(request)
         asked = Asked.prepare(host, request, self.walk_steps, self.guidance)
         return asked, host.encode(others) if others else None

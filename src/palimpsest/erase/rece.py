@@ -11,6 +11,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
 from palimpsest.ops.text_states import Tokens, kept_texts, paired_states, pairs, states_of, text_layers
@@ -65,7 +66,6 @@ class RECE(ModelEdit):
         family="closed form",
         needs="Denoiser",
         claim="Erases in 3 seconds without training, more thoroughly than UCE and more robustly against red-teaming.",
-        systems=(163,),
     )
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class RECE(ModelEdit):
         at_least("erase_weight", self.erase_weight, 0.0)
         at_least("keep_weight", self.keep_weight, 0.0)
 
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         weights = text_layers(host, "RECE")
         concept, into = paired_states(host, pairs(request, expand=self.expand), self.tokens)
         kept = ["", *kept_texts(request, expand=self.expand)]

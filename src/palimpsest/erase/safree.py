@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,7 +76,6 @@ class SAFREE(SamplingEdit):
         family="sampling",
         needs="Denoiser",
         claim="Suppresses unsafe content best of all training-free systems, on par with training-based ones.",
-        systems=(295,),
     )
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class SAFREE(SamplingEdit):
         if not 0 <= self.until <= 1 or len(self.scales) != 2:
             raise BadRequest(f"until is {self.until} and scales {self.scales}; give a share of 1 and two factors.")
 
-    def guide(self, host: Denoiser, request: Request) -> Guide:
+    def guide(self, host: Denoiser, request: Request, learned: Mapping[str, Tensor]) -> Guide:
         with torch.no_grad():
             asked = [t for c in request.target for t in texts(c, expand=self.expand)]
             concept = basis(_ends(host.tokens(asked)))

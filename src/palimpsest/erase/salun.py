@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import at_least
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, Noised, draw, noised
 from palimpsest.ops.guidance import classifier_free, output_error
@@ -102,7 +103,6 @@ class SalUn(FineTune):
         needs="Denoiser",
         claim="Forgets a class nearly completely (100 % unlearning accuracy) where earlier methods leave it, at the "
         "quality of the untouched model.",
-        systems=(208,),
     )
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ class SalUn(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "SalUn")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         n = min(self.pictures, self.steps * self.batch)
 
         def drawn(what: str, prompts: list[str]) -> Drawn:

@@ -16,6 +16,8 @@ from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
 from palimpsest.core.method import at_least, guiding
 from palimpsest.core.patch import Hook
+from palimpsest.core.pictures import Material
+from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import classifier_free, output_error
 from palimpsest.ops.neighbours import everyday
@@ -97,7 +99,6 @@ class ScoreForgetting(FineTune):
         family="distillation",
         needs="Denoiser",
         claim="Forgets concepts while distilling to one step, without data; other concepts keep their quality.",
-        systems=(72,),
     )
 
     def __post_init__(self) -> None:
@@ -106,7 +107,7 @@ class ScoreForgetting(FineTune):
         if not 0 <= self.low < self.high <= 1 or not 0 < self.start <= 1 or not 0 < self.forget_share < 1:
             raise BadRequest("low < high, start and forget_share are shares: between 0 and 1.")
 
-    def hooks(self, request: Request, data: Any, fitted: Fitted) -> tuple[Hook, ...]:
+    def hooks(self, request: Request, data: Material, fitted: Fitted) -> tuple[Hook, ...]:
         return (Hook(id=self.id, params={"start": self.start}),)
 
     @classmethod
@@ -123,7 +124,7 @@ class ScoreForgetting(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, "full", "SFD")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         pairs = answered(request)
         stays = list(dict.fromkeys((*kept(request), *(p for k in everyday(request.target[0]) for p in filled(k)[:1]))))
         known = dict(host.root.named_parameters())
@@ -132,7 +133,7 @@ class ScoreForgetting(FineTune):
             answer=host.encode([*(s for _, s in pairs), *stays]),
             null=host.encode([""]),
             forget=len(pairs),
-            shape=next(iter(host.walk([""], [0], steps=1, guidance=1.0))).x.shape[1:],
+            shape=next(iter(host.walk([""], [0], Sampling(steps=1, guidance=1.0)))).x.shape[1:],
             fake={n: known[n].detach().float() for n in self.trains(host)},
         )
 

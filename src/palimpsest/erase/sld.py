@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,7 +69,6 @@ class SLD(SamplingEdit):
         family="sampling",
         needs="Denoiser",
         claim="Suppresses a concept while sampling, without training and without harming quality or text alignment.",
-        systems=(299,),
     )
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class SLD(SamplingEdit):
         )
         return scale, warmup, threshold, momentum, decay
 
-    def guide(self, host: Denoiser, request: Request) -> Guide:
+    def guide(self, host: Denoiser, request: Request, learned: Mapping[str, Tensor]) -> Guide:
         scale, warmup, threshold, momentum_scale, decay = self.settings()
         with torch.no_grad():
             concept = host.encode([", ".join(c.name for c in request.target)])

@@ -16,6 +16,7 @@ from palimpsest.core.errors import Damaged
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Hook, Patch, merge
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.gated import gated
 from palimpsest.ops.guidance import away_from, output_error
@@ -86,7 +87,6 @@ class SPM(ModelEdit, Training):
         family="fine-tuning",
         needs="Denoiser",
         claim="Erases with less harm to other concepts than full fine-tuning, and transfers to other models untuned.",
-        systems=(215,),
     )
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class SPM(ModelEdit, Training):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return transformers(host, "SPM")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Any:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Any:
         others = kept(request)
         asked = Asked.prepare(host, request, self.walk_steps, self.guidance)
         return asked, host.encode(others) if others else None
@@ -144,7 +144,7 @@ class SPM(ModelEdit, Training):
                 rows.append(noise * (size * flat.norm() / noise.norm()))
         return replace(one.repeat(m), states=torch.stack(rows).view(m, *one.states.shape[1:]))
 
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         """One membrane for each target, trained alone."""
         membranes = [
             self.fit(host, alone, data=data, seed=draws.initial_seed(), trace=own).deltas

@@ -102,7 +102,6 @@ class TRCE(ModelEdit, Training):
         family="closed form and fine-tuning",
         needs="Denoiser",
         claim="Erases concepts hidden in prompts and adversarial prompts, with better preservation than earlier work.",
-        systems=(276,),
     )
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
 from palimpsest.ops.text_states import Tokens, kept_texts, paired_states, pairs, states_of, text_layers
@@ -69,7 +70,7 @@ class UCE(ModelEdit):
         at_least("erase_weight", self.erase_weight, 0.0)
         at_least("keep_weight", self.keep_weight, 0.0)
 
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         weights = text_layers(host, "UCE")
         states, into = paired_states(host, pairs(request, expand=self.expand), self.tokens)
         kept = kept_texts(request, expand=self.expand)

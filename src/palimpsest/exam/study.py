@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from palimpsest.core.sampling import Sampling
 from palimpsest.exam.pictures import BATCH
 from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
@@ -42,7 +43,7 @@ def pictures(host: Any, prompts: Sequence[str], seed: int, *, steps: int | None 
 
     seeds = [20_000_000 + 100_000 * seed + i for i in range(len(prompts))]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return host.sample(prompts, seeds, batch=BATCH, steps=steps, negative=negative).float()
+        return host.sample(prompts, seeds, Sampling(steps=steps, negative=negative), batch=BATCH).float()
 
 
 def seen(host: Any, images: Any, concepts: Sequence[Any]) -> str:

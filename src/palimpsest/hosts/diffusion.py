@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.core.errors import BadRequest, Unsupported
-from palimpsest.core.host import Cond, Guide
+from palimpsest.core.host import Cond, Guide, Injection, Vocabulary
+from palimpsest.core.sampling import Sampling, Start
 from palimpsest.hosts.attending import Rule, attending, skipping
 from palimpsest.hosts.parametrisation import PREDICTIONS, to_x0
 from palimpsest.hosts.roles import parts_of
 from palimpsest.hosts.speaking import speaking
 from palimpsest.hosts.walk import Walk
 from palimpsest.hosts.weights import Weights
+
+AS_THE_MODEL = Sampling()
 
 
 class DiffusionHost(ABC):
@@ -42,11 +45,12 @@ class DiffusionHost(ABC):
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     token_side: ClassVar[int] = 1  # image sides are multiples of this many latents
     packing: ClassVar[int] = 1  # side of the latent squares that the network reads as one token
-    default_steps: int = 50
-    default_guidance: float = 7.5
+    family_defaults: ClassVar[Sampling] = Sampling(steps=50, guidance=7.5)
 
     def __init__(self, pipeline: Any, *, name: str, folder: Path | None = None) -> None:
         self.pipeline, self.name, self.folder = pipeline, name, folder
+        self.defaults = self.family_defaults
+        self.knows: Vocabulary | None = None
         self.guide: Callable[[], Guide] | None = None
         self._looking: list[Callable[[Cond], None]] = []
         self.root = nn.Module()
@@ -228,11 +232,9 @@ class DiffusionHost(ABC):
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
+        how: Sampling = AS_THE_MODEL,
         *,
-        negative: str = "",
-        steps: int | None = None,
-        guidance: float | None = None,
-        size: int | None = None,
+        start: Start | None = None,
         guide: Callable[[], Guide] | None = None,
     ) -> Walk:
         """The steps of one run as it goes, in one batch; after the last one the walk's `x` is clean.
@@ -243,29 +245,30 @@ class DiffusionHost(ABC):
         from diffusers.utils.torch_utils import randn_tensor  # here, so that families are declared without diffusers
 
         prompts, seeds = _paired(prompts, seeds)
-        steps = self.default_steps if steps is None else steps
-        guidance = self.default_guidance if guidance is None else guidance
-        size = self._checked(steps, self.default_size if size is None else size)
+        how = how.over(self.defaults)
+        assert how.steps is not None
+        assert how.guidance is not None
+        size = self._checked(how.steps, self.default_size if how.size is None else how.size)
         side = size // self.pipeline.vae_scale_factor
         scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        self._set_timesteps(scheduler, steps, side, side)
+        self._set_timesteps(scheduler, how.steps, side, side)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape = (len(prompts), self.channels, side, side)
         make = guide or self.guide
         with torch.no_grad():
-            x = randn_tensor(shape, generator=generators, device=self.device, dtype=self.dtype)
-            x = x * getattr(scheduler, "init_noise_sigma", 1.0)
-            cond, null = self._conditions(prompts, negative, guidance)
+            noise = randn_tensor(shape, generator=generators, device=self.device, dtype=self.dtype)
+            cond, null = self._conditions(prompts, how.negative, how.guidance)
         return Walk(
             self,
             scheduler,
-            x,
+            noise,
+            start=start,
             cond=cond,
             null=null,
             prompts=prompts,
-            negative=negative,
-            guidance=guidance,
-            guided=self.guided(guidance),
+            negative=how.negative,
+            guidance=how.guidance,
+            guided=self.guided(how.guidance),
             generators=generators,
             guide=make() if make is not None else None,
         )
@@ -274,11 +277,9 @@ class DiffusionHost(ABC):
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
+        how: Sampling = AS_THE_MODEL,
         *,
-        negative: str = "",
-        steps: int | None = None,
-        guidance: float | None = None,
-        size: int | None = None,
+        start: Start | None = None,
         batch: int = 16,
         guide: Callable[[], Guide] | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -286,7 +287,7 @@ class DiffusionHost(ABC):
         """Images (n, 3, H, W) on the CPU, float32 in [0, 1], one for each prompt and its seed.
 
         A row equals what the pipeline draws with `generator=torch.Generator().manual_seed(seed)`; it depends on its
-        own prompt and seed only. `progress` is told (denoising steps done, steps in all).
+        own prompt, seed and start only. `progress` is told (denoising steps done, steps in all).
         Cost: batches x steps forwards of 2 x batch rows (1 x batch rows where guidance <= 1).
         """
         if batch < 1:
@@ -295,20 +296,15 @@ class DiffusionHost(ABC):
         runs = -(-len(prompts) // batch)
         for run in range(runs):
             rows = slice(run * batch, (run + 1) * batch)
-            walk = self.walk(
-                prompts[rows],
-                seeds[rows],
-                negative=negative,
-                steps=steps,
-                guidance=guidance,
-                size=size,
-                guide=guide,
-            )
+            walk = self.walk(prompts[rows], seeds[rows], how, start=start and start[rows], guide=guide)
             for step in walk:
                 if progress is not None:
                     progress(run * len(walk) + step.index + 1, runs * len(walk))
             images.append(self.decode(walk.x, batch=batch))
         return torch.cat(images)
+
+    def injecting(self, injection: Injection) -> AbstractContextManager[None]:
+        raise Unsupported(f"{self.name} reads no picture beside its prompt: its family takes no adapters here yet.")
 
     def _checked(self, steps: int, size: int) -> int:
         if steps < 1:

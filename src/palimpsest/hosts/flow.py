@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palimpsest.core.sampling import Sampling
 from palimpsest.hosts.diffusion import DiffusionHost
 
 
@@ -15,7 +16,7 @@ class FlowHost(DiffusionHost):
 
     network = "transformer"
     token_side = 2
-    default_steps = 28
+    family_defaults = Sampling(steps=28, guidance=7.5)
 
     def noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma = (t.float() / self._train_times).view(-1, 1, 1, 1).to(self.device)

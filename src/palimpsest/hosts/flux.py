@@ -39,7 +39,7 @@ class FluxHost(FlowHost):
 
     def __init__(self, pipeline: Any, *, name: str, folder: Path | None = None) -> None:
         super().__init__(pipeline, name=name, folder=folder)
-        self.default_guidance = 3.5 if self.distilled else 1.0
+        self.defaults = replace(self.defaults, guidance=3.5 if self.distilled else 1.0)
 
     @property
     def distilled(self) -> bool:
@@ -78,7 +78,7 @@ class FluxHost(FlowHost):
         pipe = self.pipeline
         states, lengths = read_t5(pipe.tokenizer_2, pipe.text_encoder_2, prompts, cut=cut, longest=T5_LENGTH)
         pooled = read_clip(pipe.tokenizer, pipe.text_encoder, prompts, cut=cut).pooled
-        return self._at(Cond(states=states, lengths=lengths, pooled=pooled), self.default_guidance)
+        return self._at(Cond(states=states, lengths=lengths, pooled=pooled), self.defaults.guidance or 1.0)
 
     def _at(self, cond: Cond, guidance: float) -> Cond:
         if not self.distilled:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -70,7 +71,8 @@ def load(
     if (source.path / "world.json").is_file():
         # Models of drawn worlds are small and need fewer steps than a family's default; they say how many.
         drawn = declared.read(source.path / "world.json", Drawn, "a drawn world")
-        host.default_steps, host.default_guidance = drawn["steps"], drawn["guidance"]
+        host.defaults = replace(host.defaults, steps=drawn["steps"], guidance=drawn["guidance"])
+        host.knows = vocabulary_of(source.path)
     return host
 
 
@@ -125,6 +127,7 @@ def _first(source: Source) -> Host:
             return family.load(source)
     if path.is_file() and source.factory:
         from palimpsest.hosts.factory import from_state
+from palimpsest.worlds.concepts import vocabulary_of
 
         return from_state(source)
     if path.is_file():

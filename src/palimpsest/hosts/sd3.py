@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from palimpsest.core.host import Cond
+from palimpsest.core.sampling import Sampling
 from palimpsest.hosts.flow import FlowHost
 from palimpsest.hosts.pipelines import (
     AUTOENCODER,
@@ -34,7 +35,7 @@ class SD3Host(FlowHost):
     """
 
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    default_guidance = 7.0
+    family_defaults = Sampling(steps=28, guidance=7.0)
 
     def __init__(self, pipeline: Any, *, name: str, folder: Path | None = None) -> None:
         super().__init__(pipeline, name=name, folder=folder)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from palimpsest.core.host import Cond
 from palimpsest.hosts.pipelines import AUTOENCODER, CLIP, CLIP_TOKENIZER, NOISE_SCHEDULER, family
+from palimpsest.core.sampling import Sampling
 from palimpsest.hosts.sd import SDHost
 from palimpsest.hosts.text import read_clip
 
@@ -21,7 +22,7 @@ class SDXLHost(SDHost):
     """
 
     encoders = ("text_encoder", "text_encoder_2")
-    default_guidance = 5.0
+    family_defaults = Sampling(steps=50, guidance=5.0)
 
     def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         assert cond.pooled is not None, "SDXL needs the pooled states that its encode gives"

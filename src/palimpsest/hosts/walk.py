@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Guide, Step
+from palimpsest.core.sampling import Start
 from palimpsest.hosts.parametrisation import from_x0, to_x0
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ class Walk(Iterator[Step]):
     Args:
         host: the model.
         scheduler: a fresh copy of the pipeline's scheduler, with its timesteps set.
-        x: (n, c, h, w) the first latents, in the scheduler's scaling.
+        noise: (n, c, h, w) standard normal; what sampling starts from, and what is added to a start's clean latents.
+        start: where to start otherwise than from noise alone.
         cond, null: the prompts and their unconditional partner, n rows each.
         prompts, negative: the same as text.
         guidance: the scale of classifier-free guidance.
@@ -38,8 +41,9 @@ class Walk(Iterator[Step]):
         self,
         host: DiffusionHost,
         scheduler: Any,
-        x: Tensor,
+        noise: Tensor,
         *,
+        start: Start | None,
         cond: Cond,
         null: Cond,
         prompts: Sequence[str],
@@ -49,18 +53,39 @@ class Walk(Iterator[Step]):
         generators: Sequence[torch.Generator],
         guide: Guide | None,
     ) -> None:
-        self.x = x
         self.total = len(scheduler.timesteps)
+        self._index = 0
         self._host, self._scheduler, self._guide, self._guidance = host, scheduler, guide, guidance
         self._cond, self._null, self._prompts, self._negative = cond, null, tuple(prompts), negative
         self._both = Cond.cat([null, cond]) if guided and guide is None else None
         accepted = inspect.signature(scheduler.step).parameters
         self._draws: dict[str, Any] = {"generator": list(generators)} if "generator" in accepted else {}
-        self._index = 0
         self._output: Tensor | None = None
+        if start is None:
+            self.x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+        else:
+            self._index = start.skipped(self.total)
+            self.x = self._started(start, noise)
+        self._first = self._index
 
     def __len__(self) -> int:
-        return self.total
+        return self.total - self._first
+
+    def _started(self, start: Start, noise: Tensor) -> Tensor:
+        """The start's latents at the first step's time, in the scheduler's scaling."""
+        t = self._scheduler.timesteps[self._index]
+        latents = start.latents.to(noise)
+        if latents.shape != noise.shape:
+            shape = tuple(latents.shape)
+            raise BadRequest(f"The start's latents are {shape}; expected {tuple(noise.shape)}, as sampling has them.")
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(self._index)
+        alpha, sigma = (part.to(noise) for part in self._host.noise(t.expand(len(noise))))
+        x = latents if start.x0 is None else alpha * latents + sigma * noise
+        if not hasattr(self._scheduler, "scale_model_input"):
+            return x
+        # Schedulers that keep x in another scaling divide by a factor of the time alone: undo it.
+        return x / self._scheduler.scale_model_input(torch.ones_like(x[:1, :1, :1, :1]), t)
 
     @torch.no_grad()
     def __next__(self) -> Step:

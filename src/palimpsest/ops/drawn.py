@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.host import Cond, Denoiser
+from palimpsest.core.sampling import Sampling
 from palimpsest.ops.prompts import batches
 
 
@@ -74,10 +75,10 @@ def draw(
     found = []
     for part in batches(range(n), batch):
         texts, starts = [prompts[rows[i]] for i in part], [seeds[i] for i in part]
-        walk = host.walk(texts, starts, negative=negative, steps=steps, guidance=guidance)
+        walk = host.walk(texts, starts, Sampling(steps=steps, guidance=guidance, negative=negative))
         for _ in walk:
             pass
-        found.append(walk.x)  # type: ignore[attr-defined]
+        found.append(walk.x)
     return Drawn(row=torch.tensor(rows), x0=torch.cat(found).float())
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.host import Denoiser
+from palimpsest.core.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ def visit(
     rows = torch.randint(len(prompts), (batch,), generator=generator)
     seeds = torch.randint(2**31, (batch,), generator=generator).tolist()
     found, order = [], []
-    for step in host.walk([prompts[int(i)] for i in rows], seeds, steps=steps, guidance=guidance):
+    for step in host.walk([prompts[int(i)] for i in rows], seeds, Sampling(steps=steps, guidance=guidance)):
         here = torch.arange(batch) if stops is None else (stops == step.index).nonzero().squeeze(1)
         if len(here):
             cond, null = step.x0_cond, step.x0_null

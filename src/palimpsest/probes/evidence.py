@@ -168,10 +168,7 @@ def _draw(host: Any, which: str, *, gallery: Gallery, plan: Plan, trace: Trace, 
             images = host.sample(
                 [s.prompt for s in now],
                 [s.seed for s in now],
-                negative=plan.negative,
-                steps=plan.steps,
-                guidance=plan.guidance,
-                size=plan.size,
+                plan.sampling,
                 batch=batch,
                 progress=partial(_tell, trace, _WHO[which], i, len(now), len(missing)),
             )

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from palimpsest.core.sampling import Sampling
 from palimpsest.ops import statistics
 from palimpsest.probes.attempt import Budget
 from palimpsest.probes.plan import Plan
@@ -48,7 +49,10 @@ def time_host(host: Any, plan: Plan, batch: int = 16) -> Speed:
     def timed(pictures: int, steps: int) -> float:
         start = time.perf_counter()
         host.sample(
-            [prompt] * pictures, list(range(pictures)), steps=steps, guidance=plan.guidance, size=plan.size, batch=batch
+            [prompt] * pictures,
+            list(range(pictures)),
+            Sampling(steps=steps, guidance=plan.guidance, size=plan.size),
+            batch=batch,
         )
         return (time.perf_counter() - start) / pictures
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.concept import Concept
+from palimpsest.core.sampling import Sampling
 from palimpsest.ops.neighbours import alike, nearest
 from palimpsest.ops.prompts import asking
 
@@ -74,7 +75,7 @@ class Eye:
         steps: int | None = None,
         guidance: float | None = None,
     ) -> None:
-        own = steps if steps is not None else getattr(host, "default_steps", None)
+        own = steps if steps is not None else host.defaults.steps
         self.host, self.embed, self.pictures, self.guidance = host, embed, pictures, guidance
         self.steps = min(STEPS, own or STEPS)
         self._seen: dict[str, Tensor] = {}
@@ -86,7 +87,8 @@ class Eye:
         if new:
             prompts = [asking(c)[0] for c in new for _ in range(self.pictures)]
             seeds = [_SEED + i for _ in new for i in range(self.pictures)]
-            images = self.host.sample(prompts, seeds, steps=self.steps, guidance=self.guidance).clamp(0, 1).cpu()
+            how = Sampling(steps=self.steps, guidance=self.guidance)
+            images = self.host.sample(prompts, seeds, how).clamp(0, 1).cpu()
             rows = self.embed(images).float().flatten(1).split(self.pictures)
             self._seen.update({c.name: row for c, row in zip(new, rows, strict=True)})
         return {c.name: self._seen[c.name] for c in concepts}

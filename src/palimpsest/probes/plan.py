@@ -14,6 +14,7 @@ import torch
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Denoiser
+from palimpsest.core.sampling import Sampling
 from palimpsest.ops import statistics
 from palimpsest.ops.neighbours import everyday
 from palimpsest.ops.prompts import asking
@@ -90,6 +91,11 @@ class Plan:
             raise BadRequest(f"look {self.look} of {self.looks} does not exist; looks count from 1.")
         if not self.shots:
             raise BadRequest("The plan has no picture to draw; give at least one prompt and one seed.")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its pictures are sampled."""
+        return Sampling(steps=self.steps, guidance=self.guidance, size=self.size, negative=self.negative)
 
     @cached_property
     def _all(self) -> tuple[tuple[Shot, bool], ...]:
@@ -231,7 +237,7 @@ def plan(
     ]
     empty = max(4, prompts_per_concept * 2 // 5 * seeds // 2)
     groups.append(Group(role="empty", concept=None, prompts=("",), seeds=empty, reason="what the model draws unasked"))
-    own = (getattr(host, "default_steps", None), getattr(host, "default_guidance", None))
+    own = (host.defaults.steps, host.defaults.guidance)
     return Plan(
         request=request,
         groups=tuple(groups),

@@ -15,6 +15,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Denoiser
 from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Evaluator, Reading
+from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.ops import statistics
 from palimpsest.ops.attacks import Words, attack, attacked, random_words
@@ -316,7 +317,7 @@ def _words(
 def _drawn(model: Denoiser, prompts: Sequence[str], first_seed: int, budget: Budget) -> Tensor:
     seeds = list(range(first_seed, first_seed + len(prompts)))
     with torch.no_grad():
-        return model.sample(prompts, seeds, steps=budget.sample_steps, guidance=budget.guidance).detach()
+        return model.sample(prompts, seeds, Sampling(steps=budget.sample_steps, guidance=budget.guidance)).detach()
 
 
 def _shown(model: Denoiser, scene: _Scene, judges: Sequence[Judge], budget: Budget) -> Bits:

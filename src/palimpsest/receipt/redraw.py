@@ -62,10 +62,7 @@ def _draw(host: Any, plan: Plan, shots: Sequence[Shot], progress: Progress | Non
     images = host.sample(
         [s.prompt for s in shots],
         [s.seed for s in shots],
-        negative=plan.negative,
-        steps=plan.steps,
-        guidance=plan.guidance,
-        size=plan.size,
+        plan.sampling,
         progress=None if progress is None else lambda done, total: progress("drawing again", done, total),
     )
     return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()

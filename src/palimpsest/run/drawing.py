@@ -14,6 +14,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.files import write_beside
 from palimpsest.core.method import versions
 from palimpsest.core.patch import Patch
+from palimpsest.core.sampling import Sampling
 
 
 def sample(
@@ -38,7 +39,9 @@ def sample(
     held = Patch.load(patch) if isinstance(patch, (str, Path)) else patch
     with held.scaled(scale).applied(host, force=force) if held is not None else nullcontext():
         images = host.sample(
-            [prompt] * n, list(range(seed, seed + n)), negative=negative, steps=steps, guidance=guidance
+            [prompt] * n,
+            list(range(seed, seed + n)),
+            Sampling(steps=steps, guidance=guidance, negative=negative),
         )
     strip = torch.cat(list(images), dim=2).permute(1, 2, 0)
     picture = Image.fromarray((strip * 255).round().to(torch.uint8).numpy())

@@ -18,6 +18,7 @@ from palimpsest.core.host import CAPABILITIES, Denoiser
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import COSTS, Patch
 from palimpsest.core.reading import Reading
+from palimpsest.core.sampling import Sampling
 from palimpsest.ops.text_states import last
 
 
@@ -129,11 +130,11 @@ def _check_denoiser(host: Denoiser, prompts: list[str]) -> None:
     assert full.states.shape[0] == len(prompts)
     assert cut.states.shape[1] <= full.states.shape[1], "tokens() gives more than encode()"
     torch.testing.assert_close(last(cut), last(full), atol=1e-4, rtol=1e-3, msg="tokens() and encode() disagree")
-    picture = host.sample(prompts, list(range(len(prompts))), steps=2)
+    picture = host.sample(prompts, list(range(len(prompts))), Sampling(steps=2))
     assert picture.dtype == torch.float32
     assert picture.shape[:2] == (len(prompts), 3)
     assert 0 <= float(picture.min()) <= float(picture.max()) <= 1
-    alone = host.sample(prompts[:1], [0], steps=2)
+    alone = host.sample(prompts[:1], [0], Sampling(steps=2))
     torch.testing.assert_close(alone, picture[:1], atol=2e-4, rtol=0, msg="a row depends on its batch")
     latents = host.latents(picture)
     assert host.pixels(latents).shape == picture.shape

@@ -15,6 +15,7 @@ from torch.nn import functional
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
+from palimpsest.core.pictures import Material
 from palimpsest.core.samples import Samples, Split
 from palimpsest.core.trace import Trace
 from palimpsest.train.finetune import FineTune
@@ -55,7 +56,7 @@ class ClassifierTune(FineTune, ABC):
         return torch.optim.SGD(list(leaves), lr=self.lr, momentum=0.9)
 
     @final
-    def prepare(self, host: Classifier, request: Request, *, data: Any, seed: int, trace: Trace) -> Any:
+    def prepare(self, host: Classifier, request: Request, *, data: Material, seed: int, trace: Trace) -> Any:
         return self.ready(host, checked(host, data, retain=self.uses_retain, values=self.regresses), seed)
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Any:
@@ -93,7 +94,7 @@ class Drawn:
     targets: Tensor
 
 
-def checked(host: Classifier, data: Any, *, retain: bool = True, values: bool = False) -> Split:
+def checked(host: Classifier, data: Material, *, retain: bool = True, values: bool = False) -> Split:
     """The data as a Split that this host can learn from.
 
     Args:

@@ -57,7 +57,6 @@ class Blindspot(ClassifierTune):
         family="regression",
         needs="Classifier",
         claim="Regressors forget, as all adapted metrics tell, and withstand privacy attacks.",
-        systems=(469,),
     )
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:

@@ -48,7 +48,6 @@ class BoundaryExpanding(ClassifierTune):
         family="boundary",
         needs="Classifier",
         claim="Forgets a class of CIFAR-10 19 times faster than retraining.",
-        systems=(267,),
     )
 
     def ready(self, host: Classifier, data: Split, seed: int) -> int:

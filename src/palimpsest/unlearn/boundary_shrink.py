@@ -52,7 +52,6 @@ class BoundaryShrink(ClassifierTune):
         family="boundary",
         needs="Classifier",
         claim="Forgets a class of CIFAR-10 17 times faster than retraining.",
-        systems=(267,),
     )
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Tensor:

@@ -85,7 +85,6 @@ class ConceptInference(ClassifierTune):
         family="data poisoning",
         needs="Classifier",
         claim="Erases the targeted class accurately and largely keeps the model's performance.",
-        systems=(170,),
     )
 
     def __post_init__(self) -> None:

@@ -70,7 +70,6 @@ class DatamodelMatching(ClassifierTune):
         family="attribution",
         needs="Classifier",
         claim="Closer to retraining's outputs than existing algorithms, also where training is not convex.",
-        systems=(422,),
     )
 
     def __post_init__(self) -> None:

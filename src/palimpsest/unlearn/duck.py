@@ -57,7 +57,6 @@ class DUCK(ClassifierTune):
         family="feature space",
         needs="Classifier",
         claim="Best of its field in removing classes and samples, by its own adaptive unlearning score.",
-        systems=(273,),
     )
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:

@@ -59,7 +59,6 @@ class FLAT(ClassifierTune):
         family="forget data only",
         needs="Classifier",
         claim="Forgets better than other methods without retained data, at minimal loss of ability.",
-        systems=(394,),
     )
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Tensor:

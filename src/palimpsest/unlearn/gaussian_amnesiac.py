@@ -50,7 +50,6 @@ class GaussianAmnesiac(ClassifierTune):
         family="regression",
         needs="Classifier",
         claim="Regressors forget, as all adapted metrics tell.",
-        systems=(469,),
     )
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Tensor:

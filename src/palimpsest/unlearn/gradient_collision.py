@@ -51,7 +51,6 @@ class GradientCollision(ClassifierTune):
         family="gradients",
         needs="Classifier",
         claim="Keeps the target task and makes the source task much harder to learn again.",
-        systems=(177,),
     )
 
     def __post_init__(self) -> None:

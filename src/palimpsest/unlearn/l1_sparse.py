@@ -41,7 +41,6 @@ class L1Sparse(ClassifierTune):
         family="sparsity",
         needs="Classifier",
         claim="Unlearning efficacy of fine-tuning up by 77 points.",
-        systems=(314,),
     )
 
     def loss(self, step: TrainStep) -> Tensor:

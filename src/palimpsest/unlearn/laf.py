@@ -88,7 +88,6 @@ class LAF(ClassifierTune):
         family="feature space",
         needs="Classifier",
         claim="Without any label, comparable to the best methods that use all of them.",
-        systems=(303,),
     )
 
     def trains(self, host: Classifier) -> Sequence[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.saliency import salient
 from palimpsest.train.classify import checked
@@ -56,7 +56,6 @@ class PruneFirst(ModelEdit):
         family="sparsity",
         needs="Classifier",
         claim="Sparsity closes the gap between approximate unlearning and retraining.",
-        systems=(314,),
     )
 
     def __post_init__(self) -> None:
@@ -64,7 +63,7 @@ class PruneFirst(ModelEdit):
         if not 0 <= self.sparsity < 1:
             raise BadRequest(f"sparsity is {self.sparsity}; it is the share of weights that go, from 0 to below 1.")
 
-    def run(self, host: Classifier, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         unlearner = system(self.unlearner, self.settings, verb="unlearn", but=self.id)
         split, seed = checked(host, data), rng.initial_seed()
         student = copied(host)

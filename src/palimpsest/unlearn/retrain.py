@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -12,6 +11,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.samples import Split
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, checked
@@ -60,7 +60,7 @@ class Retrain(ModelEdit):
         at_least("lr", self.lr, 0.0)
         at_least("batch", self.batch, 2, "batch norms need two pictures")
 
-    def run(self, host: Classifier, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         split = checked(host, data, values=isinstance(data, Split) and data.forget.labels.is_floating_point())
         student, seed = copied(host), rng.initial_seed()
         reset(student, seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.samples import Samples
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, augmented, checked, cross_entropy, joined, stream
@@ -76,7 +76,6 @@ class S3T(ModelEdit):
         family="exact",
         needs="Classifier",
         claim="Takes more deletions than other exact systems before it must retrain, at better accuracy.",
-        systems=(258,),
     )
 
     def __post_init__(self) -> None:
@@ -86,7 +85,7 @@ class S3T(ModelEdit):
         at_least("batch", self.batch, 1)
         at_least("rank", self.rank, 0)
 
-    def run(self, host: Classifier, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         split, seed = checked(host, data), rng.initial_seed()
         every = joined(split.forget, split.retain)
         place = torch.tensor([self._slice(key) for key in every.groups or every.names])

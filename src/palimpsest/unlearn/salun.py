@@ -64,7 +64,6 @@ class SalUn(ClassifierTune):
         family="saliency",
         needs="Classifier",
         claim="0.2 points from retraining when random samples of CIFAR-10 are forgotten.",
-        systems=(208,),
     )
 
     def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:

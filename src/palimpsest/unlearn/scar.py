@@ -88,7 +88,6 @@ class SCAR(ClassifierTune):
         family="feature space",
         needs="Classifier",
         claim="Without retained data, comparable to the best methods that have it.",
-        systems=(245,),
     )
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:

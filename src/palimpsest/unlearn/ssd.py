@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from palimpsest.core.delta import of_change
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.samples import Samples
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import checked, cross_entropies, joined, picked
@@ -66,7 +66,6 @@ class SSD(ModelEdit):
         family="importance",
         needs="Classifier",
         claim="Removes poison when only a small part of it is identified, where retraining without that part does not.",
-        systems=(162,),
     )
 
     def __post_init__(self) -> None:
@@ -76,7 +75,7 @@ class SSD(ModelEdit):
         at_least("batch", self.batch, 1)
         at_least("reference", self.reference, 0)
 
-    def run(self, host: Classifier, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         split = checked(host, data)
         forget = self._importance(host, split.forget, trace, "importance to the forget set")
         known = picked(joined(split.forget, split.retain), self.reference, rng)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.isolation_forest import isolation
 from palimpsest.train.classify import all_seen, checked
@@ -54,7 +54,6 @@ class UPCORE(ModelEdit):
         family="data selection",
         needs="Classifier",
         claim="Any unlearner deletes as much and damages less on a forget set without its outliers.",
-        systems=(172,),
     )
 
     def __post_init__(self) -> None:
@@ -62,7 +61,7 @@ class UPCORE(ModelEdit):
         if not 0 <= self.share < 1:
             raise BadRequest(f"share is {self.share}; it is the share of the forget set left out, from 0 to below 1.")
 
-    def run(self, host: Classifier, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         unlearner = system(self.unlearner, self.settings, verb="unlearn", but=self.id)
         split = checked(host, data, retain=False)
         scores = isolation(all_seen(host, split.forget)[0], trees=self.trees, generator=rng)

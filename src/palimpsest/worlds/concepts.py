@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +55,38 @@ def world_of(folder: Path | None) -> World | None:
     if folder is None or not (folder / "world.json").is_file():
         return None
     return WORLDS[json.loads((folder / "world.json").read_text(encoding="utf-8"))["world"]]
+
+
+@dataclass(frozen=True)
+class Words:
+    """A world's words as the vocabulary of a model that was trained on it (`core.host.Vocabulary`)."""
+
+    world: World
+
+    @property
+    def name(self) -> str:
+        return self.world.name
+
+    @property
+    def judge(self) -> str:
+        return f"tiny/{self.world.name}"
+
+    def concept(self, word: str) -> Concept:
+        return concept(self.world, word)
+
+    def siblings(self, concept: Concept) -> tuple[Concept, ...]:
+        return tuple(self.concept(word) for word in siblings(self.world, concept.name))
+
+    def prompts(
+        self, concept: Concept, n: int, *, generator: torch.Generator, avoid: frozenset[str] = frozenset()
+    ) -> list[str]:
+        return prompts(self.world, concept.name, n, generator=generator, avoid=avoid)
+
+
+def vocabulary_of(folder: Path) -> Words | None:
+    """The vocabulary of a model's folder; None where no drawn world is named in it."""
+    world = world_of(folder)
+    return None if world is None else Words(world)
 
 
 def key_of(world: World, word: str) -> str | None:

@@ -1,0 +1,71 @@
+"""Types of systems' parameters: what a value may be, checked where a system is made."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from palimpsest.core.errors import BadRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What a number may be: at least `least` (above it, where `open`) and at most `most`."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    open: bool = False
+
+    def __str__(self) -> str:
+        low = f"above {self.least:g}" if self.open else f"at least {self.least:g}" if self.least > -math.inf else ""
+        high = f"at most {self.most:g}" if self.most < math.inf else ""
+        return " and ".join(part for part in (low, high) if part)
+
+    def holds(self, value: float) -> bool:
+        return (self.least < value if self.open else self.least <= value) and value <= self.most
+
+
+Count = Annotated[int, Bound(least=1)]
+"""A whole number of things, at least 1."""
+Size = Annotated[int, Bound(least=0)]
+"""A whole number that may be 0."""
+Share = Annotated[float, Bound(least=0, most=1)]
+"""A part of a whole."""
+Positive = Annotated[float, Bound(least=0, open=True)]
+"""A number above 0."""
+NonNegative = Annotated[float, Bound(least=0)]
+"""A number that may be 0."""
+
+
+@cache
+def types_of(cls: type) -> Mapping[str, Any]:
+    """The type of each dataclass field, bounds included."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
+def checked(name: str, value: Any, hint: Any) -> None:
+    """Refuses a value that its field's type does not hold: Literal values and bounds, inside unions and tuples too.
+
+    Raises:
+        BadRequest: in words that name the field.
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in parts:
+            raise BadRequest(f"{name} is {value!r}; use one of {', '.join(map(str, parts))}.")
+    elif origin is Annotated:
+        checked(name, value, parts[0])
+        for bound in parts[1:]:
+            if isinstance(bound, Bound) and not bound.holds(value):
+                raise BadRequest(f"{name} is {value}; it must be {bound}.")
+    elif origin in (Union, types.UnionType):
+        if value is not None:
+            checked(name, value, next(p for p in parts if p is not type(None)))
+    elif origin is tuple and parts:
+        for item in value:
+            checked(name, item, parts[0])
