@@ -41,7 +41,7 @@ def noises(host: SDHost, step: Step, prompts: list[str]) -> Tensor:
 def test_sld_is_the_papers_rule(host: SDHost, strength: Any) -> None:
     method = SLD(strength=strength)
     s_s, warmup, threshold, s_m, beta = PUBLISHED[strength]
-    rule, momentum = method.guide(host, REQUEST), torch.zeros(())
+    rule, momentum = method.guide(host, REQUEST, {}), torch.zeros(())
     for step in host.walk(PROMPTS, SEEDS[:2], Sampling(steps=8, guidance=5.0)):
         found = rule(step)
         with torch.no_grad():
