@@ -15,6 +15,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.patch import Patch
 from palimpsest.hosts.load import load
+from palimpsest.core.sampling import Sampling
 
 SYSTEM = '''
 from dataclasses import dataclass
@@ -109,9 +110,9 @@ def test_a_system_of_another_package_is_applied_from_its_file(site: Path, tmp_pa
     assert method.id == "erase/away"
     patch = method(host, Request(target=(Concept(name="star"),)))
     loaded = Patch.load(patch.save(tmp_path / "away.safetensors"))
-    plain = host.sample(["a star"], [0], steps=2)  # type: ignore[attr-defined]
+    plain = host.sample(["a star"], [0], Sampling(steps=2))  # type: ignore[attr-defined]
     with loaded.applied(host):
-        assert not host.sample(["a star"], [0], steps=2).equal(plain)  # type: ignore[attr-defined]
+        assert not host.sample(["a star"], [0], Sampling(steps=2)).equal(plain)  # type: ignore[attr-defined]
     from palimpsest.receipt.build import method_plain
 
     assert method_plain(loaded)["card"]["name"] == "Away"

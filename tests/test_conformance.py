@@ -16,8 +16,8 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import PalimpsestError, Unsupported
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch, merge
-from palimpsest.hosts.load import load
 from palimpsest.core.sampling import Sampling
+from palimpsest.hosts.load import load
 from palimpsest.testing import check_host, check_method
 
 REQUEST = Request(

@@ -314,8 +314,8 @@ def test_membranes_go_onto_another_model_and_leave_nothing(host: Any, membranes:
         pass
     before = other.sample(["a star"], [0], Sampling(steps=STEPS, size=16))
     with gated.applied(other, force=True):
-        assert largest(before, other.sample(["a star"], [0], steps=STEPS, size=16)) > 1e-3
-    assert torch.equal(before, other.sample(["a star"], [0], steps=STEPS, size=16))
+        assert largest(before, other.sample(["a star"], [0], Sampling(steps=STEPS, size=16))) > 1e-3
+    assert torch.equal(before, other.sample(["a star"], [0], Sampling(steps=STEPS, size=16)))
     twice = merge(gated, gated)
     with twice.applied(host):
         assert "encode" not in vars(host)

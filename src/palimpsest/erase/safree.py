@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch

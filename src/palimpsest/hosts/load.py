@@ -20,6 +20,7 @@ from palimpsest.core.host import Host
 from palimpsest.core.patch import refuse_pickle
 from palimpsest.hosts.source import CONFIG, INDEX, PICKLES, Family, Source, config_of, keys_of
 from palimpsest.hosts.weights import refuse_odd
+from palimpsest.worlds.concepts import vocabulary_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -127,7 +128,6 @@ def _first(source: Source) -> Host:
             return family.load(source)
     if path.is_file() and source.factory:
         from palimpsest.hosts.factory import from_state
-from palimpsest.worlds.concepts import vocabulary_of
 
         return from_state(source)
     if path.is_file():

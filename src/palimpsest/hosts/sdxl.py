@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.host import Cond
-from palimpsest.hosts.pipelines import AUTOENCODER, CLIP, CLIP_TOKENIZER, NOISE_SCHEDULER, family
 from palimpsest.core.sampling import Sampling
+from palimpsest.hosts.pipelines import AUTOENCODER, CLIP, CLIP_TOKENIZER, NOISE_SCHEDULER, family
 from palimpsest.hosts.sd import SDHost
 from palimpsest.hosts.text import read_clip
 
