@@ -14,8 +14,8 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.patch import Patch
-from palimpsest.hosts.load import load
 from palimpsest.core.sampling import Sampling
+from palimpsest.hosts.load import load
 
 SYSTEM = '''
 from dataclasses import dataclass

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
