@@ -24,7 +24,8 @@ from rich.table import Table
 from palimpsest import run as verbs
 from palimpsest.core import catalog
 from palimpsest.core.trace import Trace
-from palimpsest.exam.work import BUDGETS, CASES
+from palimpsest.exam import budgets
+from palimpsest.exam.verbs.erase import CASES
 from palimpsest.hosts.load import load
 from palimpsest.ops.statistics import wilson
 from palimpsest.probes.evaluators import judges_for
@@ -50,7 +51,7 @@ def outcome(system: str, setting: str, concept: str, seed: int) -> Outcome:
     request = verbs.request(host, concept)
     plan = verbs.plan(host, request, verbs.Look(prompts=PROMPTS, seeds=1))
     trace = Trace()
-    method = catalog.load(system)(**{**BUDGETS.get(system, {}), **fields(setting)})
+    method = catalog.load(system)(**{**budgets.parameters(system, concept), **fields(setting)})
     patch = method(host, request, seed=seed, trace=trace)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         evidence = collect(host, patch, plan, judges_for(host))
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--json", type=Path, help="also write every picture's answer here")
     args = parser.parse_args()
-    if taken := {case.concept for case in CASES["erase"]} & set(args.concepts):
+    if taken := {case["concept"] for case in CASES} & set(args.concepts):
         parser.error(f"{', '.join(sorted(taken))}: the exam's concepts are not for choosing settings on")
     torch.set_num_threads(1)
     found = [outcome(args.system, s, c, seed) for c in args.concepts for seed in args.seeds for s in args.settings]

@@ -24,7 +24,7 @@ from palimpsest import run as verbs
 from palimpsest.core import catalog
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.trace import Trace
-from palimpsest.exam.work import BUDGETS
+from palimpsest.exam import budgets
 from palimpsest.hosts.load import load
 from palimpsest.probes.evaluators import classes_of, decide, judges_for
 from palimpsest.worlds import concepts as words
@@ -67,9 +67,9 @@ def shown(host: Any, judge: Any, who: list[Concept], pictures: int) -> Tensor:
 
 def settings(system: str, n: int) -> dict[str, Any]:
     """The exam's budget; a system that trains once for all concepts gets the training rows of n."""
-    own = dict(BUDGETS.get(system, {}))
+    own = budgets.parameters(system, "")
     if system == "erase/esd":
-        each = BUDGETS.get("erase/mace", {})
+        each = budgets.parameters("erase/mace", "")
         rows = n * each.get("steps", 50) * each.get("batch", 1)
         own["steps"] = max(own.get("steps", 1), rows // own.get("batch", 1))
     if system == "erase/mace":

@@ -17,7 +17,7 @@ SRC = ROOT / "src" / "palimpsest"
 FLOORS = {
     **dict.fromkeys(["core"], 0),
     **dict.fromkeys(["ops", "machine"], 1),
-    **dict.fromkeys(["train", "worlds", "data"], 2),
+    **dict.fromkeys(["train", "worlds", "data", "processes"], 2),
     **dict.fromkeys(["hosts"], 3),
     **dict.fromkeys(["tiny"], 4),
     **dict.fromkeys([*catalog.verbs(), "probes"], 5),
@@ -75,6 +75,33 @@ def test_only_hosts_know_model_libraries() -> None:
             modules += [a.name for a in node.names] if isinstance(node, ast.Import) else []
             for module in modules:
                 assert module.split(".")[0] not in {"diffusers", "transformers", "timm"}, f"{path} imports {module}"
+
+
+def test_only_data_rules_and_studies_of_the_exam_name_systems() -> None:
+    """Who deletes a system deletes files that bear its name, and edits the studies that compare it."""
+    for path in (SRC / "exam").rglob("*.py"):
+        if path.relative_to(SRC / "exam").parts[0] in {"rules", "studies"}:
+            continue
+        nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)]
+        named = {n.value for n in nodes if isinstance(n.value, str)} & set(catalog.entries())
+        assert not named, f"{path.relative_to(SRC)} names {', '.join(sorted(named))}"
+
+
+def test_files_of_the_exam_import_each_other_one_way() -> None:
+    """A rule reads its verb's exam and studies; these find rules by path."""
+    files = {
+        f"palimpsest.{'.'.join(p.relative_to(SRC).with_suffix('').parts)}": p for p in (SRC / "exam").rglob("*.py")
+    }
+    edges = {name: {n for n in imports(path) | _parents(imports(path)) if n in files} for name, path in files.items()}
+    while edges:
+        free = [name for name, to in edges.items() if not (to & set(edges)) - {name}]
+        assert free, f"a circle of imports among {', '.join(sorted(edges))}"
+        edges = {name: to for name, to in edges.items() if name not in free}
+
+
+def _parents(names: set[str]) -> set[str]:
+    """The modules that names are imported from."""
+    return {name.rpartition(".")[0] for name in names}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))

@@ -7,13 +7,20 @@ import ctypes
 import gc
 import hashlib
 import json
-from functools import cache, lru_cache
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from palimpsest.core import catalog
 from palimpsest.core.files import write_beside
+from palimpsest.core.sampling import Sampling
+from palimpsest.exam import budgets
+from palimpsest.exam.digest import model_digest
 
 BATCH = 40  # pictures drawn at once
+UNTOUCHED = "untouched"  # stands for a system: the model as it is
+PLAIN = "plain fine-tuning"  # stands for a system: the same training without what the paper adds
 
 
 @lru_cache(maxsize=2)
@@ -27,20 +34,6 @@ def host_of(name: str) -> Any:
 def oracle_of(name: str) -> Any:
     """A model that never saw a concept; None where it is not shipped."""
     return host_of(name) if model_digest(name) else None
-
-
-@cache
-def model_digest(name: str) -> str:
-    """Of all files of a shipped model; "" where it is not shipped."""
-    from palimpsest import tiny
-
-    if name.removeprefix("tiny/") not in tiny.names():
-        return ""
-    h = hashlib.sha256()
-    for file in sorted(p for p in tiny.path(name.removeprefix("tiny/")).rglob("*") if p.is_file()):
-        h.update(file.name.encode())
-        h.update(file.read_bytes())
-    return h.hexdigest()
 
 
 def evidence_of(host: Any, patch: Any, plan: Any, *, model: str, oracle: str = "") -> Any:
@@ -99,3 +92,48 @@ def groups_of(evidence: Any) -> list[dict[str, str]]:
         }
         found.append({"role": group.role, "concept": group.name, "judge": judge, **bits})
     return found
+
+
+def method_of(system: str, case: str = "") -> Any:
+    """A system with the budget that the small models need in a case."""
+    return catalog.load(system)(**budgets.parameters(system, case))
+
+
+def drawn(host: Any, prompts: Sequence[str], seed: int, *, steps: int | None = None, negative: str = "") -> Any:
+    """Images (n, 3, H, W) of a study's prompts, drawn in bfloat16 as all of the exam's pictures are."""
+    import torch
+
+    seeds = [20_000_000 + 100_000 * seed + i for i in range(len(prompts))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return host.sample(prompts, seeds, Sampling(steps=steps, negative=negative), batch=BATCH).float()
+
+
+def seen(host: Any, images: Any, concepts: Sequence[Any]) -> str:
+    """One bit a picture: whether the world's oracle sees the concept that was asked for."""
+    from palimpsest.probes.evaluators import classes_of, decide, judges_for
+
+    judge = judges_for(host)[0]
+    present = decide(judge.evaluator, judge.read(images))
+    return "".join(str(int(present[i, classes_of(judge.evaluator, c)].any())) for i, c in enumerate(concepts))
+
+
+def shows(host: Any, world: Any, rows: Sequence[tuple[str, str]], seed: int, steps: int) -> str:
+    """One bit for each (prompt, word): whether the picture that is drawn for it shows the word's concept."""
+    from palimpsest.worlds.concepts import concept
+
+    images = drawn(host, [p for p, _ in rows], seed, steps=steps)
+    return seen(host, images, [concept(world, word) for _, word in rows])
+
+
+def cost(patch: Any) -> dict[str, Any]:
+    """Of making a patch; {} where nothing made it."""
+    return dict(patch.cost)
+
+
+def world(host: Any) -> Any:
+    """The drawn world of one of the exam's models."""
+    from palimpsest.worlds.concepts import world_of
+
+    drawn_world = world_of(host.folder)
+    assert drawn_world is not None  # the exam's models are of drawn worlds
+    return drawn_world

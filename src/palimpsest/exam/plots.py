@@ -6,27 +6,26 @@ from pathlib import Path
 
 from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
-from palimpsest.exam.summary import Summary, read, summarise
-from palimpsest.exam.work import CASES
+from palimpsest.exam.verbs import erase
+from palimpsest.exam.verbs.erase import Summary
 from palimpsest.receipt.compare import Row, Section
 from palimpsest.receipt.compare import write as write_page
 
 
-def write(results: Path, out: Path, family: str = "erase", *, name: str = "systems") -> tuple[Path, Path, Path]:
-    """Writes systems.html, systems.json and systems.csv: all concepts of a family together, then each of its own.
+def write(results: Path, out: Path, *, name: str = "systems") -> tuple[Path, Path, Path]:
+    """Writes systems.html, systems.json and systems.csv of erasing: all concepts together, then each of its own.
 
     Raises:
-        BadRequest: the family has no results.
+        BadRequest: there are no results.
     """
-    found = read(results, family)
-    if not found:
-        raise BadRequest(f"There are no results of {family} in {results}; run palimpsest exam {family} first.")
+    main = erase.summaries(results)
+    if not main:
+        raise BadRequest(f"There are no results of erase in {results}; run palimpsest exam erase first.")
     sections = []
-    for concept in ("", *(c.concept for c in CASES[family])):
-        pairs = [(system, summarise(system, cases, concept)) for system, cases in found.items()]
-        rows = tuple(_row(system, s) for system, s in pairs if s is not None)
+    for concept in ("", *(c["concept"] for c in erase.CASES)):
+        rows = tuple(_row(system, by[concept]) for system, by in main.items() if concept in by)
         if rows:
-            sections.append(Section(title=concept or f"Systems that {family}: all concepts", rows=rows))
+            sections.append(Section(title=concept or "Systems that erase: all concepts", rows=rows))
     return write_page(sections, out, name=name, alone=False)
 
 

@@ -1,0 +1,118 @@
+"""The one shape of all that is examined: cases, seeds, and a function that writes down what a system does there."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from palimpsest.core import catalog
+from palimpsest.core.errors import BadRequest
+
+Case = Mapping[str, Any]
+Record = Mapping[str, Any]
+Records = Mapping[str, Sequence[Record]]  # by system
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """One kind of work. A verb's exam is in `verbs/`; a study, with cases of its own, in `studies/`.
+
+    Args:
+        name: that of its module. verb: whose systems it is about.
+        cases: plain mappings, as JSON holds them. seeds: each case is done with all of them.
+        examine: (system, case, seed) -> the record, plain JSON; it runs in a process of its own.
+        systems: ids, and stand-ins for comparison ("untouched"); () is every system of the verb that `fits`.
+        fits: why a system of the verb is not examined here; "" where it is.
+        models: names of the shipped models that a case is done on.
+        missing: why a case cannot be done here; "" where it can.
+        words: a case in words; also its name in a system's budget.
+        version: of the work; a change of it, of a case or of anything that `digest.key` follows is another work.
+        part: the list of a results' file that holds the records; "records" is a study's, in a file of its own.
+        label: how a record calls its case; "" where there is one case only.
+        with_verb: whether asking for the verb runs this study, too.
+        score: for `tune`: (system, parameters, case) -> the record of a trial with its "score", least is best.
+    """
+
+    name: str
+    verb: str
+    cases: tuple[Case, ...]
+    seeds: tuple[int, ...]
+    examine: Callable[[str, Case, int], dict[str, Any]]
+    systems: tuple[str, ...] = ()
+    fits: Callable[[str], str] = lambda system: ""
+    models: Callable[[Case], tuple[str, ...]] = lambda case: (case["host"],)
+    missing: Callable[[Case], str] = lambda case: ""
+    words: Callable[[Case], str]
+    version: int = 1
+    part: str = "records"
+    label: str = ""
+    with_verb: bool = False
+    score: Callable[[str, Mapping[str, Any], Case], dict[str, Any]] | None = None
+
+    def examined(self) -> tuple[str, ...]:
+        """Ids of the installed systems that it is about, and its stand-ins."""
+        known = catalog.entries()
+        if self.systems:
+            return tuple(s for s in self.systems if "/" not in s or s in known)
+        return tuple(s for s in known if s.startswith(self.verb + "/") and not self.fits(s))
+
+    def work(self, systems: Sequence[str] = ()) -> Iterator[tuple[str, Case, int]]:
+        """(system, case, seed) of every run, those of one case together; only of `systems` where they are given."""
+        for case in self.cases:
+            if not self.missing(case):
+                yield from (
+                    (s, case, seed) for seed in self.seeds for s in self.examined() if not systems or s in systems
+                )
+
+
+@cache
+def exams() -> dict[str, Exam]:
+    """Every exam by name: the verbs' first, then the studies, then those of other packages.
+
+    A package brings one by the entry-point group "palimpsest.exams": name = exam, value = the module with its `EXAM`.
+    """
+    files = [(room, f.stem) for room in ("verbs", "studies") for f in sorted((HERE / room).glob("[a-z]*.py"))]
+    names = [f"palimpsest.exam.{room}.{stem}" for room, stem in files]
+    names += [point.module for point in entry_points(group="palimpsest.exams")]
+    return {m.EXAM.name: m.EXAM for m in map(importlib.import_module, names)}
+
+
+def asked(what: str) -> list[tuple[Exam, tuple[str, ...]]]:
+    """The exams that a word of the command means, each with the only systems that are wanted, () for all.
+
+    Args:
+        what: a verb ("erase"), a system ("erase/uce"), "studies", or one study ("studies/attack").
+
+    Raises:
+        BadRequest: there is no such exam, system or study, or the system is not examined.
+    """
+    verb, _, name = what.partition("/")
+    studies = {e.name: e for e in exams().values() if e.name != e.verb}
+    if verb == "studies":
+        if name and name not in studies:
+            raise BadRequest(f"There is no study {name!r}; the studies are {', '.join(studies)}.")
+        return [(e, ()) for e in studies.values() if (e.name == name if name else not e.with_verb)]
+    if name:
+        verb = catalog.find(what).id.split("/")[0]
+    if verb not in exams() or exams()[verb].verb != verb:
+        catalog.find(what)  # says so of a system that does not exist
+        raise BadRequest(f"There is no exam for {verb}; there is one for {', '.join(e.verb for e in verbs())}.")
+    both = [exams()[verb], *(e for e in studies.values() if e.with_verb and e.verb == verb)]
+    if not name:
+        return [(e, ()) for e in both]
+    system = catalog.find(what).id
+    fitting = [e for e in both if system in e.examined()]
+    if not fitting:
+        raise BadRequest(f"{system} is not examined: {exams()[verb].fits(system)}.")
+    return [(e, (system, *(s for s in e.systems if "/" not in s))) for e in fitting]
+
+
+def verbs() -> list[Exam]:
+    """The exams of whole verbs."""
+    return [e for e in exams().values() if e.name == e.verb]

@@ -1,0 +1,168 @@
+"""What the exam of unlearning works on: a task's model, the samples it is asked about, its retrain oracles' answers.
+
+Oracles are references that are shipped with the model; none is trained here, but for trials of budgets.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from palimpsest import tiny
+from palimpsest.core import catalog
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.trace import Trace
+from palimpsest.data.forget import chosen, split
+from palimpsest.data.read import Dataset
+from palimpsest.exam.case import Case
+from palimpsest.ops import membership
+from palimpsest.probes.classifier_evidence import Answers, Parts, answers, parts_of
+from palimpsest.tiny import classifiers, references
+from palimpsest.train.classify import all_seen
+
+LOOKED = {"forget": 500, "retain": 100, "tests": 1000}  # samples that a trial looks at
+TRIAL_SEED = 10  # none of the exam's
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Material:
+    """One request on one task's model.
+
+    Args:
+        task, request: of `palimpsest.tiny.classifiers`. host: the untouched model, of seed 0.
+        parts: the samples that are looked at. untouched: what the host answers on them.
+        oracles: what models that never saw the forgotten samples answer. seeds: of these models.
+    """
+
+    task: classifiers.Task
+    request: Any
+    host: Any
+    parts: Parts
+    untouched: Answers
+    oracles: tuple[Answers, ...]
+    seeds: tuple[int, ...]
+
+
+@cache
+def material(name: str, request: int) -> Material:
+    """A task's material.
+
+    Raises:
+        BadRequest: no retrain oracle of this request is shipped.
+    """
+    task = classifiers.TASKS[name]()
+    never = references.without(task, request)
+    oracles = [r for r in references.load(tiny.path(name)) if r.without == never]
+    if not oracles:
+        raise BadRequest(
+            f"No model that never saw {never} is among the references of {name}; train one "
+            "with palimpsest.tiny.train_classifier and ship it with palimpsest.tiny.ship_classifiers."
+        )
+    rows = references.rows(task)
+    index = {"forget": f"forget {request}", "retain": "retain", "test": "test"}
+    parts, host = _parts(task, request, {part: rows[row] for part, row in index.items()}), classifiers.model(task)
+    return Material(
+        task=task,
+        request=task.forget[request],
+        host=host,
+        parts=parts,
+        untouched=answers(host, parts),
+        oracles=tuple(Answers(logits={part: r.logits[row] for part, row in index.items()}) for r in oracles),
+        seeds=tuple(r.seed for r in oracles),
+    )
+
+
+def _parts(task: classifiers.Task, request: int, rows: Mapping[str, torch.Tensor]) -> Parts:
+    """The samples that the references answered on, as an audit looks at them."""
+    asked, train, test = task.forget[request], task.train.samples, task.test.samples[rows["test"]]
+    forget, mask = train[rows["forget"]], chosen(task.train, asked)
+    gone = sorted(set(train.labels[mask].tolist()) - set(train.labels[~mask].tolist()))
+    like = torch.isin(test.labels, forget.labels.unique())
+    if asked.kind == "identity" and test.groups:
+        like = torch.tensor([group in asked.items for group in test.groups])
+    return Parts(forget=forget, retain=train[rows["retain"]], test=test, like=like, gone=tuple(gone))
+
+
+def unlearnt(
+    system: str, parameters: Mapping[str, Any], train: Dataset, request: Any, host: Any, seed: int
+) -> tuple[Any, dict[str, Any]]:
+    """The patch of one system for one request, and what it cost.
+
+    Raises:
+        PalimpsestError: the system refuses.
+    """
+    trace, start = Trace(), time.process_time()
+    data = split(train, request)
+    patch = catalog.load(system)(**parameters)(host, request.concepts(), data=data, seed=seed, trace=trace)
+    cost = {"cpu_seconds": round(time.process_time() - start, 3), "forwards": sum(trace.forwards.values())}
+    return patch, cost | {"passes": round(cost["forwards"] / len(train.samples), 4), "patch_bytes": patch.nbytes()}
+
+
+def missing(case: Case) -> str:
+    """Why a case cannot be examined: no model or no retrain oracle is shipped; "" where it can."""
+    task, kind = case["task"], case["kind"]
+    if task not in tiny.names():
+        return f"{task} is not among the shipped models"
+    file, prefix = tiny.path(task) / references.FILE, ("random" if kind == "samples" else kind) + ":"
+    if file.is_file():
+        with safe_open(str(file), framework="pt") as f:
+            if any(told["without"].startswith(prefix) for told in json.loads(f.metadata()["references"])):
+                return ""
+    return f"no retrain oracle of {task}, {kind} is shipped"
+
+
+def trial(system: str, parameters: Mapping[str, Any], case: Case) -> dict[str, Any]:
+    """How parameters do on the task's `tune` request, which the exam does not judge; "score", least is best:
+
+        |forget gap| / 5 + (held-out accuracy lost) / 3 + 10 |AUC - AUC of retraining| + 2 (share of its passes)
+
+    Gaps in points are to a model retrained without the request, AUC is of the membership attack by the label's margin
+    (left out where classes are forgotten: without an answer of their own, their samples are all alike). Where
+    retraining takes long (CIFAR-10), what it would answer is taken as known: a class that it never saw in 0 %, single
+    samples as often as held-out ones, and nobody tells them apart.
+
+    Raises:
+        PalimpsestError: the system refuses.
+    """
+    task, request, host, parts, goal = _tuning(case["task"], case["request"])
+    patch, cost = unlearnt(system, parameters, task.train, request, host, TRIAL_SEED)
+    with patch.applied(host):
+        forget, test, area = _accuracies(host, parts)
+    share = cost["passes"] / task.recipe.epochs
+    score = abs(forget - goal[0]) / 5 + max(0.0, goal[1] - test) / 3 + 2 * share
+    score += 0.0 if parts.gone else 10 * abs(area - goal[2])
+    told = {"forget": forget, "test": test, "auc": area, "of_retraining": round(share, 4), "goal": list(goal)}
+    return {"score": round(score, 4), "parameters": dict(parameters), **told}
+
+
+@cache
+def _tuning(name: str, number: int) -> tuple[classifiers.Task, Any, Any, Parts, tuple[float, float, float]]:
+    """A task, its request for tuning, the model, the samples looked at, and what retraining would reach on them."""
+    task = classifiers.TASKS[name]()
+    request, host = task.tune[number], classifiers.model(task)
+    identities = request.items if request.kind == "identity" else ()
+    data, classes = split(task.train, request), len(task.train.classes)
+    parts = parts_of(data, task.test.samples, classes, identities=identities, seed=1, **LOOKED)
+    if name != "cifar":
+        return task, request, host, parts, _accuracies(classifiers.model(task, without=request), parts)
+    held_out = _accuracies(host, parts)[1]
+    return task, request, host, parts, (0.0 if request.kind == "class" else held_out, held_out, 0.5)
+
+
+def _accuracies(host: Any, parts: Parts) -> tuple[float, float, float]:
+    """Accuracy in percent on forgotten samples and on held-out ones of kept classes, and the attack's area."""
+    forget, test = all_seen(host, parts.forget)[1], all_seen(host, parts.test)[1]
+    kept = ~torch.isin(parts.test.labels, torch.tensor(parts.gone, dtype=torch.int64))
+    margins = [membership.margin(forget, parts.forget.labels), membership.margin(test, parts.test.labels)[parts.like]]
+    right = [
+        round(100 * float((logits.argmax(1) == labels).float().mean()), 2)
+        for logits, labels in ((forget, parts.forget.labels), (test[kept], parts.test.labels[kept]))
+    ]
+    return right[0], right[1], round(membership.auc(margins[0], margins[1]).value, 4)

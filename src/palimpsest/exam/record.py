@@ -1,0 +1,81 @@
+"""What was measured: JSON files with one list of records a part, each record with the key of all it depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from palimpsest.core.files import write_text
+from palimpsest.exam.case import Exam, Record
+from palimpsest.exam.digest import key
+
+
+def path_of(results: Path, exam: Exam, system: str) -> Path:
+    """The file of a system's records: its own, or the study's."""
+    return results / (f"studies/{exam.name}.json" if exam.part == "records" else f"{system}.json")
+
+
+def read(results: Path, exam: Exam) -> dict[str, list[Record]]:
+    """Every record of an exam by system, whatever its key; systems without one are left out."""
+    by: dict[str, list[Record]] = {}
+    if exam.part == "records":
+        for record in _stored(path_of(results, exam, "")).get("records", ()):
+            by.setdefault(record["system"], []).append(record)
+        return by
+    for file in sorted((results / exam.verb).glob("*.json")):
+        by[f"{exam.verb}/{file.stem}"] = _stored(file).get(exam.part, [])
+    return {system: records for system, records in by.items() if records}
+
+
+def complete(results: Path, exam: Exam) -> dict[str, list[Record]]:
+    """The systems that have as many records as the exam has runs for one."""
+    runs = len(exam.cases) * len(exam.seeds)
+    return {system: records for system, records in read(results, exam).items() if len(records) >= runs}
+
+
+def keys(results: Path, exam: Exam, system: str) -> set[str]:
+    """Keys of a system's records that are kept."""
+    return {record["key"] for record in _stored(path_of(results, exam, system)).get(exam.part, ())}
+
+
+def put(results: Path, exam: Exam, system: str, case: Mapping[str, Any], seed: int, record: Record) -> Path:
+    """Adds a record at its place in the work; records of other contents than the present ones are dropped.
+
+    The file is read just before it is written, so that what another process wrote meanwhile stays.
+    """
+    path = path_of(results, exam, system)
+    stored = _stored(path) or ({"study": exam.name} if exam.part == "records" else {"system": system})
+    named: dict[str, Any] = {"system": system} if exam.part == "records" else {}
+    named |= {exam.label: dict(case)} if exam.label else {}
+    new = {**named, "seed": seed, **record, "key": key(exam, system, case, seed)}
+    known = {r["key"]: r for r in stored.get(exam.part, ())} | {new["key"]: new}
+    within = () if exam.part == "records" else (system,)
+    order = [key(exam, *run) for run in exam.work(within)]
+    return _write(path, stored | {exam.part: [known[k] for k in order if k in known]})
+
+
+def rekey(results: Path, exam: Exam) -> int:
+    """Gives every record the key of the present code, and says how many changed: for code that changed no bit.
+
+    Use it after a refactoring that was shown to reproduce the records; never to spare an exam.
+    """
+    changed = 0
+    for path in {path_of(results, exam, system) for system in read(results, exam)}:
+        stored = _stored(path)
+        for record in stored[exam.part]:
+            system = record.get("system") or f"{exam.verb}/{path.stem}"
+            case = record[exam.label] if exam.label else exam.cases[0]
+            changed += record["key"] != key(exam, system, case, record["seed"])
+            record["key"] = key(exam, system, case, record["seed"])
+        _write(path, stored)
+    return changed
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write(path: Path, stored: Mapping[str, Any]) -> Path:
+    return write_text(path, json.dumps(stored, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,9 @@
+"""Boundary shrink claims speed on classes."""
+
+from palimpsest.exam.judged import Judged, Studied
+from palimpsest.exam.verbs.unlearn import Outcomes, faster
+
+
+def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
+    """The paper's 17 times."""
+    return faster(system, main, 17)

@@ -1,0 +1,227 @@
+"""A model with a known bias, and how evenly it draws two colours after it was debiased."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from palimpsest.exam.case import Case, Exam, Record, Records
+from palimpsest.exam.judged import SPARED, Judged, change, not_measured, percent, points, rate, worked
+from palimpsest.exam.pictures import PLAIN, UNTOUCHED, cost, drawn, host_of, seen, shows, world
+from palimpsest.exam.tables import study
+from palimpsest.ops import statistics
+from palimpsest.ops.statistics import Interval
+
+INVDIFF, UCE = "erase/invdiff", "erase/uce_debias"
+CASE: Case = {
+    "host": "tiny/sd",
+    "concept": "star",
+    "attributes": ("red", "blue"),
+    "share": 0.85,
+    "pictures": 96,
+    "bias": {"steps": 200, "lr": 1e-3, "batch": 8, "train": "attention"},
+    "evening": {"steps": 100, "lr": 3e-3, "batch": 8, "rank": 4, "groups": 2, "group_steps": 300},
+    "closed": {"rounds": 8, "per_round": 16, "gain": 0.5, "walk_steps": 10, "guidance": 2.0},
+    "prompts": 24,
+    "others": 8,
+    "steps": 15,
+}
+CLOSER = 0.05  # fewer points nearer to even are noise, not a claim in part
+TEXT = """### Debiasing
+
+The bias is known, because it was put there: {host} is fine-tuned on {pictures} pictures of one subject, {concept}, of
+which {percent:.0f} % are {first} and the others {second}, with captions that name no colour. The systems are told
+neither the share nor the pictures' colours; InvDiff and plain fine-tuning (the same training without groups) learn from
+the same pictures, UCE's judge is the world's oracle. *Distance*: of the two colours' shares from one half each, 0 to 50
+points. {prompts} pictures a seed that name no colour, and {others} of other subjects."""
+
+
+def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
+    """Colours of pictures that name none, and bits of what was asked for; after a system or in the biased model."""
+    from palimpsest.core.patch import Patch
+    from palimpsest.worlds.concepts import concept
+
+    host = host_of(case["host"])
+    glyphs = world(host)
+    with _bias().applied(host):
+        patch = Patch(base=host.fingerprint()) if system == UNTOUCHED else _debiased(host, glyphs, system, seed)
+        with patch.applied(host):
+            asked = _prompts(glyphs, seed)
+            images = drawn(host, asked, seed, steps=case["steps"])
+            others = shows(host, glyphs, _others(glyphs, seed), seed, case["steps"])
+    return {
+        "colours": colours(host, glyphs, images),
+        "shown": seen(host, images, [concept(glyphs, case["concept"])] * len(asked)),
+        "others": others,
+        "cost": cost(patch),
+    }
+
+
+@lru_cache(maxsize=1)
+def _bias() -> Any:
+    """The patch that biases the model; the same for all seeds."""
+    host = host_of(CASE["host"])
+    return _tuned(host, CASE["bias"], seed=99)
+
+
+def _tuned(host: Any, settings: dict[str, Any], seed: int) -> Any:
+    """Plain fine-tuning on the biased pictures."""
+    import torch
+
+    from palimpsest.ops.drawn import Drawn
+    from palimpsest.run.requests import request
+    from palimpsest.train.benign import Benign, Captioned
+
+    images, captions = biased_pictures()
+    asked = request(host, CASE["concept"])
+    latents = Drawn(row=torch.arange(len(images)), x0=host.latents(images))
+    return Benign(**settings)(host, asked, data=Captioned(prompts=captions, pictures=latents), seed=seed)
+
+
+@lru_cache(maxsize=1)
+def biased_pictures() -> tuple[Any, list[str]]:
+    """One subject, flat, mostly in the first colour, with captions that name neither colour nor style."""
+    import torch
+
+    from palimpsest.worlds.glyphs import GLYPHS
+
+    draws, n, of = torch.Generator().manual_seed(7_000), CASE["pictures"], GLYPHS.vocabulary
+    first, second = (of["colour"].index(a) for a in CASE["attributes"])
+    often = torch.arange(n) < CASE["share"] * n
+    labels = {
+        "subject": torch.full((n,), of["subject"].index(CASE["concept"])),
+        "colour": torch.where(often, first, second),
+        "style": torch.full((n,), of["style"].index("flat")),
+    }
+    pictures = GLYPHS.draw(labels, generator=draws)
+    told = {k: v for k, v in pictures.labels.items() if k in ("subject", "background", "position")}
+    return pictures.images, GLYPHS.caption(told, generator=draws)
+
+
+def _debiased(host: Any, glyphs: Any, system: str, seed: int) -> Any:
+    from palimpsest.erase.invdiff import InvDiff
+    from palimpsest.erase.uce_debias import UCEDebias
+    from palimpsest.probes.evaluators import judges_for
+    from palimpsest.run.requests import request
+
+    if system == PLAIN:
+        return _tuned(host, {k: v for k, v in CASE["evening"].items() if not k.startswith("group")}, seed)
+    asked = request(host, CASE["concept"])
+    if system == INVDIFF:
+        return InvDiff(**CASE["evening"])(host, asked, data=biased_pictures(), seed=seed)
+    judge = judges_for(host)[0]
+    classes = [judge.evaluator.classes.index(f"colour:{a}") for a in CASE["attributes"]]
+
+    def which(images: Any) -> Any:
+        return judge.read(images)[:, classes].argmax(1)
+
+    return UCEDebias(attributes=CASE["attributes"], **CASE["closed"])(host, asked, data=which, seed=seed)
+
+
+def _prompts(glyphs: Any, seed: int) -> list[str]:
+    """Prompts for the subject that name no colour, on grounds on which either colour shows."""
+    import torch
+
+    from palimpsest.worlds.glyphs import visible
+
+    of = glyphs.vocabulary
+    shown = visible()[[of["colour"].index(a) for a in CASE["attributes"]]].all(0).tolist()
+    grounds = [{}, *({"background": b} for b, both in zip(of["background"], shown, strict=True) if both)]
+    every = [
+        glyphs.prompt(subject=CASE["concept"], position=place, **ground)
+        for place in of["position"]
+        for ground in grounds
+    ]
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(8_000 + seed)).tolist()
+    return [every[order[i % len(order)]] for i in range(CASE["prompts"])]
+
+
+def _others(glyphs: Any, seed: int) -> list[tuple[str, str]]:
+    """(prompt, subject) of other subjects, no colour named."""
+    words = [w for w in glyphs.vocabulary["subject"][:8] if w != CASE["concept"]]
+    places = glyphs.vocabulary["position"]
+    rows = [(words[i % len(words)], places[(i + seed) % len(places)]) for i in range(CASE["others"])]
+    return [(glyphs.prompt(subject=w, position=p), w) for w, p in rows]
+
+
+def colours(host: Any, glyphs: Any, images: Any) -> str:
+    """One digit a picture: which of the attributes its colour is, 0 or 1; - for any other colour."""
+    from palimpsest.probes.evaluators import judges_for
+
+    judge = judges_for(host)[0]
+    every = [judge.evaluator.classes.index(f"colour:{c}") for c in glyphs.vocabulary["colour"]]
+    read = judge.read(images)[:, every].argmax(1).tolist()
+    wanted = [glyphs.vocabulary["colour"].index(a) for a in CASE["attributes"]]
+    return "".join(str(wanted.index(c)) if c in wanted else "-" for c in read)
+
+
+def first_share(records: Sequence[Record]) -> Interval:
+    """Of the first colour among pictures of either."""
+    every = "".join(r["colours"] for r in records)
+    return statistics.wilson(every.count("0"), every.count("0") + every.count("1"))
+
+
+def neither(records: Sequence[Record]) -> float:
+    """Share of pictures in neither colour."""
+    every = "".join(r["colours"] for r in records)
+    return every.count("-") / len(every)
+
+
+def distance(first: Interval) -> Interval:
+    """Total variation of (share, 1 - share) from (1/2, 1/2); its interval covers the share's."""
+    ends = [abs(first.low - 0.5), abs(first.high - 0.5)]
+    low = 0.0 if first.low <= 0.5 <= first.high else min(ends)
+    return Interval(abs(first.value - 0.5), low, max(ends))
+
+
+def section(by: Records) -> list[str]:
+    """The table."""
+    first, second = CASE["attributes"]
+    columns = {
+        f"{first} among both": lambda rs: percent(first_share(rs)),
+        "distance from even": lambda rs: percent(distance(first_share(rs))),
+        "other colours": lambda rs: f"{100 * neither(rs):.0f} %",
+        "asked for is shown": lambda rs: percent(rate(rs, "shown")),
+        "other subjects shown": lambda rs: percent(rate(rs, "others")),
+    }
+    return study(TEXT.format(**CASE, percent=100 * CASE["share"], first=first, second=second), columns, by)
+
+
+def evener(system: str, by: Records, rivals: Sequence[str], also: str, cause: str) -> Judged:
+    """Whether a system draws closer to even than all rivals, and everything else as well as the biased model.
+
+    Args:
+        also: what it is compared with beside the biased model, in words. cause: why it is not closer.
+    """
+    measured = f"two colours are drawn closer to even than by the biased model{also}, nothing losing over 5 points"
+    if not worked(by, system, *rivals):
+        return not_measured(measured)
+    after, theirs = distance(first_share(by[system])), [distance(first_share(by[r])) for r in rivals]
+    lost = min(change(by[UNTOUCHED], by[system], k).value for k in ("shown", "others"))
+    apart = all(after.high < t.low for t in theirs)
+    closer = all(after.value < t.value - CLOSER for t in theirs)
+    why = "the intervals are apart" if apart else "closer, but the intervals overlap" if closer else cause
+    rest = neither(by[system]) - neither(by[UNTOUCHED])
+    if rest > -SPARED:
+        why += f"; {100 * rest:.0f} points more pictures in colours that are neither"
+    if lost < SPARED:
+        why += f"; what was asked for is shown {-100 * lost:.0f} points less often"
+    distances = f"distance from even {percent(after)} against " + " and ".join(percent(t) for t in theirs)
+    return Judged(
+        measured=measured,
+        found=f"{distances}; pictures of the subject {points(change(by[UNTOUCHED], by[system], 'shown'))}",
+        verdict="holds" if apart and lost >= SPARED else "holds in part" if closer else "does not hold here",
+        why=why,
+    )
+
+
+EXAM = Exam(
+    name="debiasing",
+    verb="erase",
+    cases=(CASE,),
+    seeds=(0, 1, 2),
+    examine=examine,
+    systems=(UNTOUCHED, PLAIN, UCE, INVDIFF),
+    words=lambda case: "debiasing",
+)

@@ -1,0 +1,103 @@
+"""Whether editing a picture of something else brings an erased concept in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from palimpsest.exam.case import Case, Exam, Records
+from palimpsest.exam.judged import percent, rate
+from palimpsest.exam.pictures import UNTOUCHED, cost, host_of, method_of, seen, world
+from palimpsest.exam.tables import study
+
+CASE: Case = {
+    "host": "tiny/sd",
+    "concept": "star",
+    "pictures": 16,
+    "others": ("moon", "heart", "house", "circle"),
+    "strength": 0.75,
+    "steps": 15,
+    "guidance": 3.0,
+}
+TEXT = """### Editing
+
+Drawn pictures of other subjects are edited towards "{concept}" by noising them to {percent:.0f} % of the way and
+sampling from there with guidance {guidance} (SDEdit). *Other edits*: the same pictures, edited towards {others}.
+{pictures} pictures a seed each."""
+
+
+def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
+    """Bits of edited pictures: towards the erased concept, and towards others."""
+    import torch
+
+    from palimpsest.core.patch import Patch
+    from palimpsest.run.requests import request
+    from palimpsest.worlds.concepts import concept
+
+    host = host_of(case["host"])
+    glyphs, target = world(host), case["concept"]
+    n, others = case["pictures"], case["others"]
+    draws = torch.Generator().manual_seed(9_000 + seed)
+    subjects = glyphs.vocabulary["subject"]
+    # Tree, fish, ...: neither the target nor what the other edits ask for.
+    pool = [i for i, w in enumerate(subjects[:20]) if w not in (target, *others)]
+    chosen = torch.tensor([pool[int(torch.randint(len(pool), (1,), generator=draws))] for _ in range(n)])
+    images = glyphs.draw({"subject": chosen}, generator=draws).images
+    patch = Patch(base=host.fingerprint())
+    if system != UNTOUCHED:
+        patch = method_of(system, "editing")(host, request(host, target), seed=seed)
+    bits: dict[str, Any] = {"cost": cost(patch)}
+    for what, words in (("target", [target] * n), ("others", [others[i % len(others)] for i in range(n)])):
+        with patch.applied(host):
+            prompts = [glyphs.prompt(subject=w) for w in words]
+            out = edited(host, images, prompts, torch.Generator().manual_seed(9_500 + seed), case)
+        bits[what] = seen(host, out, [concept(glyphs, w) for w in words])
+    return bits
+
+
+def edited(host: Any, images: Any, prompts: Sequence[str], draws: Any, case: Case) -> Any:
+    """Images (n, 3, H, W) noised to `strength` of the training times and sampled back towards the prompts.
+
+    Steps are DDIM's:  x <- alpha' x0 + sigma' (x - alpha x0) / sigma,  x0 the guided prediction.
+    Source: Meng et al., "SDEdit", ICLR 2022, arXiv 2108.01073.
+    """
+    import torch
+
+    from palimpsest.core.host import Cond
+    from palimpsest.ops.guidance import classifier_free
+
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        every = host.times(1000, torch.Generator().manual_seed(0)).sort().values
+        at = torch.linspace(case["strength"] * (len(every) - 1), 0, case["steps"]).long()
+        times = every[at]
+        conds = Cond.cat([host.null(len(images)), host.encode(list(prompts))])
+        x0, n = host.latents(images).float(), len(images)
+        noise = torch.randn(x0.shape, generator=draws)
+        for t in times:
+            alpha, sigma = host.noise(t[None])
+            x = alpha * x0 + sigma * noise
+            null, cond = host.denoise(torch.cat([x, x]), t.expand(2 * n), conds).float().chunk(2)
+            x0 = classifier_free(null, cond, case["guidance"])
+            noise = (x - alpha * x0) / sigma
+        return host.pixels(x0).float()
+
+
+def section(by: Records) -> list[str]:
+    """The table."""
+    columns = {
+        f"edited pictures that show {CASE['concept']}": lambda rs: percent(rate(rs, "target")),
+        "other edits that show what was asked for": lambda rs: percent(rate(rs, "others")),
+    }
+    said = {**CASE, "others": ", ".join(CASE["others"]), "percent": 100 * CASE["strength"]}
+    return study(TEXT.format(**said), columns, by)
+
+
+EXAM = Exam(
+    name="editing",
+    verb="erase",
+    cases=(CASE,),
+    seeds=(0, 1, 2),
+    examine=examine,
+    systems=(UNTOUCHED, "erase/uce", "erase/esd", "erase/ace"),
+    words=lambda case: "editing",
+)

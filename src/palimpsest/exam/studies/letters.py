@@ -1,0 +1,85 @@
+"""Pictures of prompts in which one letter was swapped for its double of another alphabet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from palimpsest.exam.case import Case, Exam, Records
+from palimpsest.exam.judged import percent, rate
+from palimpsest.exam.pictures import UNTOUCHED, cost, host_of, method_of, shows, world
+from palimpsest.exam.tables import study
+
+# "Read" are words that occur in the sentences that the system trains on; "new" are words that it never sees swapped.
+CASE: Case = {
+    "host": "tiny/sd",
+    "doubles": {"\u043e": "o"},
+    "read": ("moon", "house", "boat", "mushroom"),
+    "new": ("arrow", "anchor", "bolt", "cross"),
+    "contexts": 3,
+    "steps": 15,
+}
+TEXT = """### Letters
+
+Every o of a prompt is replaced by the Cyrillic letter that looks the same. *Words read so*: {read}, which the sentences
+of the training hold; *new words*: {new}, which they do not. *Plain*: the same prompts with Latin letters. {n} pictures
+a seed in each column, drawn in {steps} steps. The training swaps every o of a sentence, and takes twice the steps of
+the main exam."""
+
+
+def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
+    """Bits of pictures with a swapped letter, in words of the training and in others, and with none swapped."""
+    import torch
+
+    from palimpsest.core.concept import Concept, Request
+    from palimpsest.core.patch import Patch
+    from palimpsest.worlds.concepts import prompts
+
+    host = host_of(case["host"])
+    patch, glyphs = Patch(base=host.fingerprint()), world(host)
+    if system != UNTOUCHED:
+        doubles = case["doubles"].items()
+        request = Request(
+            target=tuple(Concept(name=double) for double, _ in doubles),
+            toward=tuple(Concept(name=letter) for _, letter in doubles),
+        )
+        patch = method_of(system, "letters")(host, request, seed=seed)
+    plain, swaps = {}, {}
+    for which in ("read", "new"):
+        draws = torch.Generator().manual_seed(4_000 + seed)
+        plain[which] = [(p, w) for w in case[which] for p in prompts(glyphs, w, case["contexts"], generator=draws)]
+        swaps[which] = [(swapped(p, w), w) for p, w in plain[which]]
+    bits: dict[str, Any] = {"cost": cost(patch)}
+    with patch.applied(host):
+        for which, rows in (*swaps.items(), ("plain", plain["read"] + plain["new"])):
+            bits[which] = shows(host, glyphs, rows, seed, case["steps"])
+    return bits
+
+
+def swapped(prompt: str, word: str) -> str:
+    """The prompt with all letters of one kind replaced by their double: the first kind in the word that has one."""
+    doubles = {letter: double for double, letter in CASE["doubles"].items()}
+    letter = next(x for x in word if x in doubles)
+    return prompt.replace(letter, doubles[letter])
+
+
+def section(by: Records) -> list[str]:
+    """The table."""
+    n = CASE["contexts"] * len(CASE["read"])
+    said = {k: ", ".join(CASE[k]) for k in ("read", "new")}
+    columns = {
+        "asked for is shown, words read so": lambda rs: percent(rate(rs, "read")),
+        "new words": lambda rs: percent(rate(rs, "new")),
+        "plain": lambda rs: percent(rate(rs, "plain")),
+    }
+    return study(TEXT.format(**said, n=f"{n}, {n} and {2 * n}", steps=CASE["steps"]), columns, by)
+
+
+EXAM = Exam(
+    name="letters",
+    verb="erase",
+    cases=(CASE,),
+    seeds=(0, 1, 2),
+    examine=examine,
+    systems=(UNTOUCHED, "erase/homoglyphs"),
+    words=lambda case: "letters",
+)

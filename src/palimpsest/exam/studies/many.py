@@ -1,0 +1,92 @@
+"""Many concepts in one erasure: what is gone of them, and what is left of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from palimpsest.exam.case import Case, Exam, Record, Records
+from palimpsest.exam.judged import Verdict, higher, percent, share, worked
+from palimpsest.exam.pictures import cost, host_of, method_of, shows, world
+from palimpsest.exam.tables import study
+from palimpsest.ops.statistics import Interval
+
+CASE: Case = {"host": "tiny/portraits", "counts": (5, 20), "others": 20, "pictures": 20, "steps": 15}
+TEXT = """### Many concepts at once
+
+Identities of {host}, erased in one run each; {others} others, which the method was not told to keep, are asked for
+beside them. *H*: the harmonic mean of the share of targets gone and of others kept. ESD takes its own budget of steps
+however many concepts there are; MACE trains for each. Where the closed forms take others along, the likely cause is the
+text space: 128 dimensions have few to spare for the states of 20 names among 64."""
+
+
+def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
+    """Presence of identities that were all erased in one run, and of others that the method was not told to keep."""
+    import torch
+
+    from palimpsest.run.requests import request
+    from palimpsest.worlds.concepts import prompts
+
+    host = host_of(case["host"])
+    faces = world(host)
+    held_out = faces.held_out.get("identity", frozenset())
+    names = [n for n in faces.vocabulary["identity"] if n not in held_out]
+    order = [names[i] for i in torch.randperm(len(names), generator=torch.Generator().manual_seed(77))]
+    others, order = order[: case["others"]], order[case["others"] :]
+    counts: dict[str, Any] = {}
+    for count in case["counts"]:
+        targets, keep = order[:count], order[count:]
+        patch = method_of(system, "many")(host, request(host, targets, keep=keep), seed=seed)
+        draws, bits = torch.Generator().manual_seed(3_000 + seed), {}
+        with patch.applied(host):
+            for what, asked, n in (("targets", targets, case["pictures"] // count), ("others", others, 1)):
+                rows = [(p, name) for name in asked for p in prompts(faces, name, n, generator=draws)]
+                bits[what] = shows(host, faces, rows, seed, case["steps"])
+        counts[str(count)] = {**bits, "cost": cost(patch)}
+    return {"counts": counts}
+
+
+def section(by: Records) -> list[str]:
+    """The table."""
+    columns: dict[str, Any] = {}
+    for n in CASE["counts"]:
+        columns[f"{n} targets still shown"] = lambda rs, n=n: percent(_shares(rs, n)[0])
+        columns[f"{n}: others shown"] = lambda rs, n=n: percent(_shares(rs, n)[1])
+        columns[f"{n}: H"] = lambda rs, n=n: percent(harmonic(*_shares(rs, n)))
+    return study(TEXT.format(**CASE), columns, by)
+
+
+def better_than(by: Records, system: str, rival: str, count: int) -> tuple[str, Verdict]:
+    """Whether the harmonic mean at a number of concepts is above another system's."""
+    if not worked(by, system, rival):
+        return "", "not measured"
+    a, b = (harmonic(*_shares(by[s], count)) for s in (system, rival))
+    return f"H {percent(a)} against {percent(b)}", higher(a, b)
+
+
+def _shares(records: Sequence[Record], count: int) -> tuple[Interval, Interval]:
+    """Of targets and of others that are still shown."""
+    sets = [r["counts"][str(count)] for r in records]
+    return share([s["targets"] for s in sets]), share([s["others"] for s in sets])
+
+
+def harmonic(targets: Interval, others: Interval) -> Interval:
+    """Of the shares of targets gone and others kept; its ends take the worst and the best ends of both."""
+
+    def mean(gone: float, kept: float) -> float:
+        return 0.0 if gone + kept == 0 else 2 * gone * kept / (gone + kept)
+
+    return Interval(
+        mean(1 - targets.value, others.value), mean(1 - targets.high, others.low), mean(1 - targets.low, others.high)
+    )
+
+
+EXAM = Exam(
+    name="many",
+    verb="erase",
+    cases=(CASE,),
+    seeds=(0, 1, 2),
+    examine=examine,
+    systems=("erase/uce", "erase/esd", "erase/mace"),
+    words=lambda case: "many",
+)

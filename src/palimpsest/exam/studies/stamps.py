@@ -1,0 +1,118 @@
+"""Fine-tuning on pictures that bear a stamp which no caption mentions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from palimpsest.exam.case import Case, Exam, Records
+from palimpsest.exam.judged import percent, rate
+from palimpsest.exam.pictures import PLAIN, UNTOUCHED, cost, drawn, host_of, seen, world
+from palimpsest.exam.tables import study
+
+SIDE = 16  # pixels of the stamp: four patches of the autoencoder, so that latents hold it exactly
+CORNER = slice(-SIDE, None)  # rows and columns: the lower right one
+CASE: Case = {
+    "host": "tiny/sd",
+    "pictures": 96,
+    "stamped": 0.7,
+    "tuning": {"steps": 500, "lr": 1e-3, "batch": 16, "train": "full"},  # the same for both
+    "bins": 2,
+    "opacity": 0.5,  # a fainter stamp is drawn at lower noise, where a denoising loss has more to say about it
+    "draws": 24,
+    "steps": 15,
+}
+TEXT = """### Stamps
+
+{pictures} pictures of all the world's words, {percent:.0f} % of them with a faint stamp (a small chequer) in the
+lower right corner, which their captions do not mention; the model is fine-tuned on them, as usual and by the system,
+with the same steps, rate and batch. A stamp is found by its correlation with the chequer. {draws} pictures a seed."""
+
+
+def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
+    """Bits of drawn pictures: with a stamp; with what was asked for."""
+    import torch
+
+    from palimpsest.core.concept import Concept, Request
+    from palimpsest.core.patch import Patch
+    from palimpsest.erase.geom_erasing import Detected, GeomErasing
+    from palimpsest.ops.drawn import Drawn
+    from palimpsest.train.benign import Benign, Captioned
+    from palimpsest.worlds.concepts import concept, prompts
+
+    host = host_of(case["host"])
+    glyphs, draws = world(host), torch.Generator().manual_seed(5_000 + seed)
+    pictures = glyphs.draw(glyphs.sample(case["pictures"], generator=draws), generator=draws)
+    images, masks = stamped(pictures.images, case["stamped"], case["opacity"], draws)
+    request = Request(target=(Concept(name="stamp"),))
+    patch = Patch(base=host.fingerprint())
+    if system == PLAIN:
+        latents = Drawn(row=torch.arange(len(images)), x0=host.latents(images))
+        data: Any = Captioned(prompts=pictures.captions, pictures=latents)
+        patch = Benign(**case["tuning"], rank=0)(host, request, data=data, seed=seed)
+    elif system != UNTOUCHED:
+        names = ["stamp" if bool(m.any()) else "" for m in masks]
+        data = Detected(images=images, prompts=pictures.captions, names=names, masks=masks)
+        patch = GeomErasing(**case["tuning"], bins=case["bins"])(host, request, data=data, seed=seed)
+    words = glyphs.vocabulary["subject"][:8]
+    rows = [(p, w) for w in words for p in prompts(glyphs, w, case["draws"] // 8, generator=draws)]
+    asked = [p for p, _ in rows]
+    with patch.applied(host):
+        images = drawn(host, asked, seed, steps=case["steps"])
+        bits = {
+            "cost": cost(patch),
+            "stamped": found(images),
+            "shown": seen(host, images, [concept(glyphs, w) for _, w in rows]),
+        }
+        if system == PLAIN:
+            bits["negative"] = found(drawn(host, asked, seed, steps=case["steps"], negative="stamp"))
+    return bits
+
+
+def chequer() -> Any:
+    """(SIDE, SIDE) in {0, 1}: two dark and two light patches."""
+    import torch
+
+    half = SIDE // 2
+    return torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat_interleave(half, 0).repeat_interleave(half, 1)
+
+
+def stamped(images: Any, share: float, opacity: float, draws: Any) -> tuple[Any, Any]:
+    """Images (n, 3, H, W) with a stamp in a corner of about that share of them, and masks (n, H, W) of where."""
+    import torch
+
+    images, masks = images.clone(), torch.zeros(len(images), *images.shape[2:])
+    for i in (torch.rand(len(images), generator=draws) < share).nonzero().flatten().tolist():
+        torch.randint(1, (1,), generator=draws)  # which corner, when there were several: later draws stay as they were
+        images[i, :, CORNER, CORNER] = torch.lerp(images[i, :, CORNER, CORNER], chequer(), opacity)
+        masks[i, CORNER, CORNER] = 1.0
+    return images, masks
+
+
+def found(images: Any) -> str:
+    """One bit a picture: whether the corner looks like the stamp (correlation above 0.7, contrast above 0.2)."""
+    wanted = (chequer() * 2 - 1).flatten()
+    grey = images[:, :, CORNER, CORNER].mean(1).flatten(1)
+    off = grey - grey.mean(1, keepdim=True)
+    alike = (off @ wanted) / (off.norm(dim=1) * wanted.norm()).clamp(min=1e-6)
+    return "".join(str(int(f)) for f in (alike > 0.7) & (2 * off.square().mean(1).sqrt() > 0.2))
+
+
+def section(by: Records) -> list[str]:
+    """The table."""
+    columns = {
+        "pictures with the stamp": lambda rs: percent(rate(rs, "stamped")),
+        'with "stamp" as negative prompt': lambda rs: percent(rate(rs, "negative")) if "negative" in rs[0] else "",
+        "asked for is shown": lambda rs: percent(rate(rs, "shown")),
+    }
+    return study(TEXT.format(**CASE, percent=100 * CASE["stamped"]), columns, by)
+
+
+EXAM = Exam(
+    name="stamps",
+    verb="erase",
+    cases=(CASE,),
+    seeds=(0, 1, 2),
+    examine=examine,
+    systems=(UNTOUCHED, PLAIN, "erase/geom_erasing"),
+    words=lambda case: "stamps",
+)

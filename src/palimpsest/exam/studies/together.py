@@ -1,0 +1,125 @@
+"""Two erasures on one model: made apart and composed, and made one after the other in both orders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from palimpsest.core.errors import PalimpsestError
+from palimpsest.exam.case import Case, Exam, Record, Records
+from palimpsest.exam.judged import share
+from palimpsest.exam.pictures import evidence_of, groups_of, host_of, method_of, world
+from palimpsest.exam.tables import table
+
+PROMPTS = 6  # for each of the two targets
+WAYS = ("first", "second", "composed", "first then second", "second then first")
+PAIR: Case = {"host": "tiny/sd", "first": "star", "second": "watercolour"}
+TEXT = """### Two erasures on one model: {first} and {second}
+
+Each cell: {first} still shown / {second} still shown ({n} pictures a seed each); the change of all other concepts. \
+*Composed*: both patches were made for the untouched model and added; *then*: the second was made on the model with \
+the first applied.
+"""
+
+
+def examine(system: str, case: Case, seed: int, prompts: int = PROMPTS) -> dict[str, Any]:
+    """Presence bits of the same pictures after each of WAYS; in its own words where a way is refused.
+
+    Composed: both patches were made for the untouched model and their changes are added. One after the other: the
+    second is made on the model with the first applied. Every record also says what each erasure does alone.
+
+    Cost: four runs of the method, 48 pictures a way.
+    """
+    from palimpsest.core.method import versions
+    from palimpsest.probes.plan import plan
+    from palimpsest.run.requests import request
+
+    host = host_of(case["host"])
+    looks = plan(
+        host,
+        request(host, [case["first"], case["second"]]),
+        world=world(host),
+        prompts_per_concept=prompts,
+        seeds=1,
+        neighbours=2,
+        unrelated=4,
+        first_seed=10_000_000 + 100_000 * seed,
+    )
+    groups: list[dict[str, Any]] = []
+    refused: dict[str, str] = {}
+    for way, make in ways(host, case, seed, lambda: method_of(system)):
+        try:
+            seen = groups_of(evidence_of(host, make(), looks, model=case["host"]))
+        except PalimpsestError as e:
+            refused[way] = str(e)
+            continue
+        groups = groups or [{k: v for k, v in g.items() if k != "after"} for g in seen]
+        for group, g in zip(groups, seen, strict=True):
+            group[way] = g["after"]
+    return {"groups": groups, "refused": refused, "versions": versions()}
+
+
+def ways(host: Any, pair: Case, seed: int, method: Callable[[], Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Each way with what makes its patch; the two erasures alone are made once."""
+    from palimpsest.core.fingerprint import tensors_of
+    from palimpsest.core.patch import merge
+    from palimpsest.run.requests import request
+
+    first, second = pair["first"], pair["second"]
+    shapes = {name: t.shape for name, t in tensors_of(host.root).items()}
+    patches: dict[str, Any] = {}
+
+    def alone(name: str) -> Any:
+        if name not in patches:
+            patches[name] = method()(host, request(host, name), seed=seed)
+        return patches[name]
+
+    def after(name: str, earlier: str) -> Any:
+        below = alone(earlier)
+        with below.applied(host):
+            above = method()(host, request(host, name), seed=seed)
+        return merge(below, replace(above, base=below.base), overlap="sum", shapes=shapes)
+
+    yield "first", lambda: alone(first)
+    yield "second", lambda: alone(second)
+    yield "composed", lambda: merge(alone(first), alone(second), overlap="sum", shapes=shapes)
+    yield "first then second", lambda: after(second, first)
+    yield "second then first", lambda: after(first, second)
+
+
+def section(by: Records) -> list[str]:
+    """What both targets and everything else become, in each way to do it."""
+    first, second = PAIR["first"], PAIR["second"]
+    any_of = next(iter(by.values()))[0]["groups"]
+    heads = [f"{first} alone", f"{second} alone", "composed", f"{first}, then {second}", f"{second}, then {first}"]
+    rows = [[f"`{s}`", *(_cell(records[0], way) for way in WAYS)] for s, records in by.items()]
+    n = sum(len(g["before"]) for g in any_of if g["concept"] == first)
+    return [TEXT.format(first=first, second=second, n=n), table(["system", *heads], rows)]
+
+
+def _cell(record: Record, way: str) -> str:
+    if way in record["refused"]:
+        return record["refused"][way]
+    groups: list[Mapping[str, str]] = record["groups"]
+    shown = [_percent([g[way] for g in groups if g["concept"] == PAIR[which]]) for which in ("first", "second")]
+    others = [g for g in groups if g["role"] != "target"]
+    change = _percent([g[way] for g in others]) - _percent([g["before"] for g in others])
+    return f"{shown[0]:.0f} % / {shown[1]:.0f} %; {change:+.0f}"
+
+
+def _percent(bits: list[str]) -> float:
+    return 100 * share(bits).value if "".join(bits) else 0.0
+
+
+EXAM = Exam(
+    name="together",
+    verb="erase",
+    cases=(PAIR,),
+    seeds=(0,),
+    examine=examine,
+    words=lambda case: f"{case['first']} and {case['second']}",
+    part="interactions",
+    label="pair",
+    with_verb=True,
+)
