@@ -158,7 +158,8 @@ class ModelEdit(Method, ABC):
         """
         trace = trace or Trace()
         # Systems that still take data of a form of their own get them as they are.
-        material: Any = Material(data or {}, beside or {}) if data is None or isinstance(data, Mapping) else data
+        declared = self.card.reads or self.card.beside or beside
+        material: Any = Material(data or {}, beside or {}) if declared or isinstance(data, Mapping) else data
         with self.guarded(host, material, seed=seed, trace=trace) as rng:
             base = host.fingerprint()
             patch = self.run(host, request, data=material, rng=rng, trace=trace)
