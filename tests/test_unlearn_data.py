@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from io import BytesIO
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from palimpsest.core.errors import BadRequest, Damaged
-from palimpsest.data.forget import ForgetRequest, chosen, drawn, record, split
-from palimpsest.data.read import Dataset, aligned, from_arrays, read
+from palimpsest.data.arrays import from_arrays
+from palimpsest.data.dataset import Dataset, aligned
+from palimpsest.data.forget import ForgetRequest, chosen, drawn, record, resolved, split
+from palimpsest.data.read import read
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "owl": (30, 30, 200)}
 
@@ -49,6 +52,10 @@ def table(path: Path, rows: list[dict[str, object]], names: list[str] | None = N
     return path
 
 
+def identities(data: Dataset) -> tuple[str, ...]:
+    return data.samples.columns["identity"]
+
+
 def arrays(n: int = 6) -> dict[str, np.ndarray]:
     return {
         "images": np.arange(n, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2).repeat(3, 3),
@@ -65,7 +72,7 @@ def test_an_image_folder(folder: Path) -> None:
     data = read(folder)
     assert data.classes == ("cat", "dog", "owl")
     assert data.samples.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 2
-    assert data.samples.groups[:4] == ("ann", "ann", "bob", "bob")
+    assert identities(data)[:4] == ("ann", "ann", "bob", "bob")
     assert data.samples.names[0] == "train/cat/ann/0.png"
     assert tuple(data.samples.images[4, :, 3, 3].tolist()) == COLOURS["dog"]
     assert torch.equal(read(folder / "train").samples.images, data.samples.images)
@@ -120,7 +127,7 @@ def test_parquet_as_hugging_face_writes_it(tmp_path: Path) -> None:
     table(tmp_path / "set" / "data" / "train-00001-of-00002.parquet", rows[:1], ["cat", "dog"])
     table(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", rows[:1], ["cat", "dog"])
     data = read(tmp_path / "set")
-    assert (data.classes, data.samples.names, data.samples.groups) == (("cat", "dog"), ("0", "1", "2"), ("ann",) * 3)
+    assert (data.classes, data.samples.names, identities(data)) == (("cat", "dog"), ("0", "1", "2"), ("ann",) * 3)
     assert len(read(tmp_path / "set", split="test").samples) == 1
     with pytest.raises(BadRequest, match="no parquet files of the split 'valid'; it has test, train"):
         read(tmp_path / "set", split="valid")
@@ -132,7 +139,7 @@ def test_parquet_with_paths_and_plain_bytes(tmp_path: Path) -> None:
     assert read(table(tmp_path / "a.parquet", rows)).samples.names == ("cat.png", "dog.png", "owl.png")
     plain = [{"image": image["bytes"], "label": 0} for image in images]
     assert read(table(tmp_path / "b.parquet", plain)).samples.names == ("0", "1", "2")
-    with pytest.raises(BadRequest, match="no column 'label'; its columns are image"):
+    with pytest.raises(BadRequest, match=r"no column 'label' .*; its columns are image"):
         read(table(tmp_path / "c.parquet", [{"image": b""}]))
     with pytest.raises(BadRequest, match=r"1 labels .* out of range, first 2 of owl\.png; expected 0 to 1"):
         read(table(tmp_path / "d.parquet", rows, ["cat", "dog"]))
@@ -143,7 +150,7 @@ def test_parquet_with_paths_and_plain_bytes(tmp_path: Path) -> None:
 
 def test_arrays_in_every_layout(tmp_path: Path) -> None:
     want = from_arrays(arrays()).samples
-    assert want.groups == ("s1", "s1", "s2", "s2", "s3", "s3")
+    assert want.columns["identity"] == ("s1", "s1", "s2", "s2", "s3", "s3")
     first = arrays() | {"images": arrays()["images"].transpose(0, 3, 1, 2)}
     grey = arrays() | {"images": arrays()["images"][..., 0]}
     for form in (first, grey):
@@ -164,8 +171,10 @@ def test_arrays_in_every_layout(tmp_path: Path) -> None:
         ({"labels": np.array([0, 1, 2, 0, 1, 3])}, "first 3 of 5; expected 0 to 2"),
         ({"labels": np.array([0, 1, 2, 0, -1, 0])}, "first -1 of 4; expected 0 to 2"),
         ({"labels": np.array([0.0, 1.5, 2, 0, 1, 2])}, "expected whole numbers"),
-        ({"labels": np.array([0, 1])}, "6 pictures and 2 labels"),
-        ({"images": np.zeros((6, 8, 8, 3), np.float32)}, "is float32 .* expected uint8"),
+        ({"labels": np.array([0, 1])}, "6 pictures, 2 labels"),
+        ({"images": np.zeros((6, 8, 8, 3), np.int32)}, "are int32 .* in uint8, uint16 or floats"),
+        ({"images": np.zeros((6, 8, 8), np.float32) - 0.1}, "are float32 from -0.1 to -0.1, a range that is not known"),
+        ({"images": np.zeros((6, 3, 8, 3), np.uint8)}, "expected .n, H, W"),
         ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, "has no pictures"),
     ],
 )
@@ -190,16 +199,85 @@ def test_values_that_are_not_finite_are_refused() -> None:
 # -- a model's classes and the data's --------------------------------------------------------------------
 
 
-def test_classes_are_matched_by_name_or_by_order() -> None:
+def test_classes_are_matched_by_name() -> None:
     data = from_arrays(arrays())
     assert aligned(data, ("cat", "dog", "owl"), "m") is data
-    turned = aligned(data, ("yak", "owl", "dog", "cat"), "m")
+    turned = aligned(data, ("yak", "Owl, strix", "dog", "cat"), "m")
     assert turned.samples.labels.tolist() == [3, 2, 1, 3, 2, 1]
-    assert aligned(data, ("LABEL_0", "LABEL_1", "LABEL_2"), "m").classes == data.classes
-    numbered = from_arrays({key: value for key, value in arrays().items() if key != "classes"})
-    assert aligned(numbered, ("cat", "dog", "owl"), "m").classes == ("cat", "dog", "owl")
+    assert turned.matched == (("owl", "Owl, strix"),)
+    assert turned.told()[-1] == "classes  owl is Owl, strix"
     with pytest.raises(BadRequest, match="class 'owl' is none of the 3 classes of m: cat, dog, yak"):
         aligned(data, ("cat", "dog", "yak"), "m")
+    with pytest.raises(BadRequest, match=r"class 'cat' is none .* never by their order"):
+        aligned(data, ("LABEL_0", "LABEL_1", "LABEL_2"), "m")
+    with pytest.raises(BadRequest, match="'cat' and 'dog' are one class of m, 'cat, dog'"):
+        aligned(data, ("cat, dog", "owl"), "m")
+
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def test_folders_that_are_numbers_mean_the_labels_of_those_numbers(tmp_path: Path) -> None:
+    for name in ("3", "5", "07"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(picture(COLOURS["cat"]))
+    data = read(tmp_path)
+    words = aligned(data, WORDS, "m")
+    assert [words.classes[i] for i in words.samples.labels.tolist()] == ["seven", "three", "five"]
+    assert words.matched == (("07", "seven"), ("3", "three"), ("5", "five"))
+    assert chosen(words, ForgetRequest.parse("class:3")).tolist() == [False, True, False]
+    assert chosen(words, ForgetRequest.parse("class:three")).tolist() == [False, True, False]
+    numbers = aligned(data, tuple(map(str, reversed(range(10)))), "m")
+    assert [numbers.classes[i] for i in numbers.samples.labels.tolist()] == ["7", "3", "5"]
+    with pytest.raises(BadRequest, match="class '3' is none"):  # never the first of them by its order
+        aligned(data, ("7", "5", "1"), "m")
+
+
+def test_classes_that_are_only_counted() -> None:
+    counted = from_arrays({key: value for key, value in arrays().items() if key != "classes"})
+    assert counted.counted
+    named = aligned(counted, ("cat", "dog", "owl", "yak"), "m")
+    assert (named.samples.labels.tolist(), named.matched[0]) == ([0, 1, 2, 0, 1, 2], ("0", "cat"))
+    assert chosen(named, ForgetRequest.parse("class:1")).tolist() == [False, True, False] * 2
+    assert aligned(counted, ("0", "1", "2"), "m").samples.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(BadRequest, match=r"class 0 may be the label called '0' of m, or its label number 0, '2'"):
+        aligned(counted, ("2", "1", "0"), "m")
+    with pytest.raises(BadRequest, match="class 2 is none of the 2 classes of m, which are counted from 0"):
+        aligned(counted, ("cat", "dog"), "m")
+    high = from_arrays({"images": arrays(3)["images"], "labels": np.array([3, 5, 7])})
+    assert aligned(high, ("7", "5", "3"), "m").samples.labels.tolist() == [2, 1, 0]
+    with pytest.raises(BadRequest, match=r"3 labels .* out of range, first 4000000"):
+        from_arrays({"images": arrays(3)["images"], "labels": np.array([4_000_000] * 3)})
+
+
+def test_one_output_takes_numbers_as_values() -> None:
+    ages = from_arrays({"images": arrays(2)["images"], "labels": np.array([31, 64])})
+    values = aligned(ages, ("0",), "m")
+    assert values.samples.labels.dtype == torch.float32
+    assert (values.samples.labels.tolist(), values.classes) == ([31.0, 64.0], ())
+    with pytest.raises(BadRequest, match=r"have classes .cat, dog, owl., and the model predicts a value"):
+        aligned(from_arrays(arrays()), ("0",), "m")
+
+
+def test_a_class_whose_name_holds_commas() -> None:
+    data = from_arrays(arrays() | {"classes": np.array(["tench, Tinca tinca", "dog", "owl"])})
+    for text in ("class:tench, Tinca tinca", "class:tench", "class:Tinca_Tinca", 'class:"tench, Tinca tinca"'):
+        assert chosen(data, ForgetRequest.parse(text)).tolist() == [True, False, False] * 2, text
+        assert resolved(data, ForgetRequest.parse(text)).items == ("tench, Tinca tinca",)
+    assert resolved(data, ForgetRequest.parse("class:dog,tench, Tinca tinca")).items == ("dog", "tench, Tinca tinca")
+    both = from_arrays(arrays() | {"classes": np.array(["dog, owl", "dog", "owl"])})
+    with pytest.raises(BadRequest, match=r"'dog, owl' may mean one name, or each of 'dog', 'owl'"):
+        chosen(both, ForgetRequest.parse("class:dog,owl"))
+    twins = from_arrays(arrays() | {"classes": np.array(["crane", "crane", "owl"])})
+    with pytest.raises(BadRequest, match=r"class:crane may mean 'crane' \(number 0\) or 'crane' \(number 1\)"):
+        chosen(twins, ForgetRequest.parse("class:crane"))
+
+
+def test_names_that_look_equal_are_equal() -> None:
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    data = from_arrays(arrays() | {"classes": np.array([apart, "dog", "owl"])})
+    assert chosen(data, ForgetRequest.parse(f"class:{composed}")).sum() == 2
+    assert aligned(data, (composed, "dog", "owl"), "m").classes[0] == composed
 
 
 # -- forget requests -------------------------------------------------------------------------------------
@@ -230,15 +308,15 @@ def test_lists_that_are_missing_or_empty_are_refused(tmp_path: Path) -> None:
 def test_splits(folder: Path) -> None:
     data = read(folder)
     cats = split(data, ForgetRequest.parse("class:cat"))
-    assert set(cats.forget.labels.tolist()) == {0}
-    assert set(cats.retain.labels.tolist()) == {1, 2}
+    assert set(cats["forget"].labels.tolist()) == {0}
+    assert set(cats["retain"].labels.tolist()) == {1, 2}
     both = split(data, ForgetRequest.parse("class:cat,dog"))
-    assert len(both.retain) == 2
+    assert len(both["retain"]) == 2
     bob = split(data, ForgetRequest.parse("identity:bob"))
-    assert set(bob.forget.groups) == {"bob"}
-    assert set(bob.forget.labels.tolist()) == {0, 1}
+    assert set(bob["forget"].columns["identity"]) == {"bob"}
+    assert set(bob["forget"].labels.tolist()) == {0, 1}
     named = split(data, ForgetRequest(kind="samples", items=("train/owl/ann/1.png", "0")))
-    assert named.forget.names == ("train/cat/ann/0.png", "train/owl/ann/1.png")
+    assert named["forget"].names == ("train/cat/ann/0.png", "train/owl/ann/1.png")
 
 
 @pytest.mark.parametrize(
@@ -293,6 +371,6 @@ def test_a_split_is_a_partition(rows: list[int]) -> None:
     data = from_arrays(arrays())
     request = ForgetRequest(kind="samples", items=tuple(map(str, rows)))
     parts = split(data, request)
-    assert sorted(parts.forget.names + parts.retain.names) == sorted(data.samples.names)
-    assert parts.forget.names == tuple(str(r) for r in sorted(rows))
+    assert sorted(parts["forget"].names + parts["retain"].names) == sorted(data.samples.names)
+    assert parts["forget"].names == tuple(str(r) for r in sorted(rows))
     assert int(chosen(data, request).sum()) == len(rows)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,8 +15,10 @@ from torch import Tensor
 
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.samples import Samples, Split
-from palimpsest.data.read import Dataset
+from palimpsest.core.pictures import Material, Pictures
+from palimpsest.data.dataset import NAMED, Dataset
+from palimpsest.data.tables import read_table
+from palimpsest.ops.names import listed, meant, normal, only
 
 Kind = Literal["class", "samples", "identity"]
 PREVIEW = 8  # names that a concept shows; the record holds them all by their hash
@@ -51,11 +52,12 @@ class ForgetRequest:
 
     @staticmethod
     def parse(text: str) -> ForgetRequest:
-        """From `class:cat`, `class:cat,dog`, `identity:s7` or `samples:list.csv`.
+        """From `class:cat`, `class:cat,dog`, `class:tench, Tinca tinca`, `identity:s7` or `samples:list.csv`.
 
-        The CSV has one sample a row: its path or row number in the first column, or in the column called `path`,
-        `name` or `index` where the first row is a heading. For poisoned or mislabelled data of which only a part is
-        known, that part is the list.
+        Commas part names, and names that hold commas are put together again where the data have them so (`resolved`);
+        quotes keep one together in any case. The CSV (`data.tables`) has one sample a row: its path or row number in
+        the first column, or in the column called `path`, `name` or `index` where the first row is a heading. For
+        poisoned or mislabelled data of which only a part is known, that part is the list.
 
         Raises:
             BadRequest: another form, a list that is missing or empty.
@@ -66,8 +68,12 @@ class ForgetRequest:
                 f"{text!r} is no forget request; write class:cat, class:cat,dog, identity:s7 or samples:list.csv."
             )
         if kind == "samples":
-            return ForgetRequest(kind="samples", items=_listed(Path(rest).expanduser()))
-        return ForgetRequest(kind=kind, items=tuple(w.strip() for w in rest.split(",") if w.strip()))  # type: ignore[arg-type]
+            return ForgetRequest(kind="samples", items=_listed(Path(rest)))
+        try:
+            (items,) = csv.reader([rest], skipinitialspace=True, strict=True)
+        except (csv.Error, ValueError) as e:
+            raise BadRequest(f"{text!r} cannot be read: {e}. Close its quotes.") from e
+        return ForgetRequest(kind=kind, items=tuple(w.strip() for w in items if w.strip()))  # type: ignore[arg-type]
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -83,8 +89,8 @@ class ForgetRequest:
         return Request(target=(Concept(name=f"{len(self.items)} samples: {name}", kind="class"),))
 
 
-def split(data: Dataset, request: ForgetRequest) -> Split:
-    """The samples to forget and the rest.
+def split(data: Dataset, request: ForgetRequest) -> Material:
+    """The pictures to "forget" and those to "retain".
 
     Raises:
         BadRequest: a class, identity or sample that the data do not have, nothing to forget, or nothing left.
@@ -95,7 +101,48 @@ def split(data: Dataset, request: ForgetRequest) -> Split:
             f"The request would forget all {len(mask)} samples, and nothing would be left to keep; forget fewer, or "
             "delete the model."
         )
-    return Split(forget=data.samples[mask], retain=data.samples[~mask])
+    return Material({"forget": data.samples[mask], "retain": data.samples[~mask]})
+
+
+def resolved(data: Dataset, request: ForgetRequest) -> ForgetRequest:
+    """The same request with classes and identities as the data call them, in their order; what is printed and kept.
+
+    Raises:
+        BadRequest: a name that the data do not have, or that may mean several.
+    """
+    if request.kind == "samples":
+        return request
+    known = data.classes if request.kind == "class" else tuple(dict.fromkeys(filter(None, _identities(data))))
+    if not known:
+        raise BadRequest("These data have values, not classes; ask to forget samples:list.csv or identity:... instead.")
+    places = dict.fromkeys(
+        place for item in _joined(request.items, known) for place in [_place(item, data, known, request)]
+    )
+    return replace(request, items=tuple(known[place] for place in places))
+
+
+def told(data: Dataset, request: ForgetRequest) -> list[str]:
+    """What a user should see of a request before work begins, a line each: what is meant, and copies that stay."""
+    clear, material = resolved(data, request), split(data, request)
+    lines = [f"forget   {clear.kind} {listed(clear.items)}: {len(material['forget'])} of {len(data.samples)} pictures"]
+    copies = repeated(material)
+    if copies:
+        shown = "; ".join(f"{kept} is {gone}" for gone, kept in copies[:NAMED]) + (
+            " ..." if len(copies) > NAMED else ""
+        )
+        lines.append(f"copies   {len(copies)} retained pictures equal one to forget, pixel by pixel: {shown}")
+    return lines
+
+
+def repeated(material: Material) -> list[tuple[str, str]]:
+    """(name of a picture to forget, name of its equal) for every retained picture that equals one to forget.
+
+    Cost: one hash of every picture.
+    """
+    forget, retain = material["forget"], material["retain"]
+    gone = {_digest(forget, i): name for i, name in reversed(list(enumerate(forget.names)))}
+    pairs = ((gone.get(_digest(retain, i)), name) for i, name in enumerate(retain.names))
+    return [(name, copy) for name, copy in pairs if name is not None]
 
 
 def drawn(data: Dataset, share: float, seed: int = 0) -> ForgetRequest:
@@ -112,9 +159,9 @@ def record(data: Dataset, request: ForgetRequest) -> dict[str, Any]:
 
     `content` is the sha256 over (label, pixels) of each forgotten sample, in the order of these digests: it depends
     on the pictures alone, so that a third person can check a claim without the record holding any picture or name.
-    `request` is the sha256 of the request's own text.
+    `request` is the sha256 of the request's own text, with names as the data call them.
     """
-    mask = chosen(data, request)
+    mask, request = chosen(data, request), resolved(data, request)
     wanted = data.samples[mask]
     each = sorted(_content(wanted, i) for i in range(len(wanted)))
     asked = json.dumps({**request.plain(), "items": sorted(request.items)}, sort_keys=True, ensure_ascii=False)
@@ -128,10 +175,16 @@ def record(data: Dataset, request: ForgetRequest) -> dict[str, Any]:
     }
 
 
-def _content(samples: Samples, row: int) -> str:
-    digest = hashlib.sha256(str(samples.labels[row].item()).encode())
-    digest.update(samples.images[row].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _content(samples: Pictures, row: int) -> str:
+    return hashlib.sha256(str(samples.labels[row].item()).encode() + _bytes(samples, row)).hexdigest()
+
+
+def _digest(samples: Pictures, row: int) -> bytes:
+    return hashlib.sha256(_bytes(samples, row)).digest()
+
+
+def _bytes(samples: Pictures, row: int) -> bytes:
+    return samples.images[row].contiguous().numpy().tobytes()
 
 
 def chosen(data: Dataset, request: ForgetRequest) -> Tensor:
@@ -140,72 +193,92 @@ def chosen(data: Dataset, request: ForgetRequest) -> Tensor:
     Raises:
         BadRequest: as `split`, except that everything may be chosen.
     """
-    rule = {"class": _of_classes, "identity": _of_groups, "samples": _of_names}[request.kind]
-    mask = rule(data, request.items)
+    items = resolved(data, request).items
+    if request.kind == "class":
+        mask = torch.isin(data.samples.labels, torch.tensor([data.classes.index(item) for item in items]))
+    elif request.kind == "identity":
+        wanted = set(items)
+        mask = torch.tensor([identity in wanted for identity in _identities(data)])
+    else:
+        mask = _of_names(data.samples.names, items)
     if not bool(mask.any()):
-        named = ", ".join(request.items[:PREVIEW])
-        raise BadRequest(f"No sample of the data belongs to {named}: there is nothing to forget.")
+        raise BadRequest(f"No sample of the data belongs to {listed(items)}: there is nothing to forget.")
     return mask
 
 
-def _of_classes(data: Dataset, items: Sequence[str]) -> Tensor:
-    if not data.classes:
-        raise BadRequest("These data have values, not classes; ask to forget samples:list.csv or identity:... instead.")
-    for item in items:
-        _known(item, data.classes, "class")
-    return torch.isin(data.samples.labels, torch.tensor([data.classes.index(item) for item in items]))
-
-
-def _of_groups(data: Dataset, items: Sequence[str]) -> Tensor:
-    groups = data.samples.groups
-    if not groups:
+def _identities(data: Dataset) -> tuple[str, ...]:
+    identities = data.samples.columns.get("identity", ())
+    if not identities:
         raise BadRequest(
             "These data do not say whom each picture shows; add an `identity` column or array, or folders "
             "<class>/<identity>/<picture>."
         )
-    for item in items:
-        _known(item, tuple(dict.fromkeys(groups)), "identity")
-    wanted = set(items)
-    return torch.tensor([group in wanted for group in groups])
+    return identities
 
 
-def _of_names(data: Dataset, items: Sequence[str]) -> Tensor:
-    index = {name: row for row, name in enumerate(data.samples.names)}
-    mask = torch.zeros(len(data.samples), dtype=torch.bool)
-    unknown = []
-    for item in items:
-        row = index.get(item, int(item) if item.isdecimal() else None)
-        if row is None or row >= len(mask):
-            unknown.append(item)
-        else:
-            mask[row] = True
+def _place(item: str, data: Dataset, known: Sequence[str], request: ForgetRequest) -> int:
+    """The place among the known of what an item means, as the model calls it or as the data did."""
+    matched = data.matched if request.kind == "class" else ()
+    earlier = [known.index(matched[i][1]) for i in meant(item, [name for name, _ in matched])]
+    places = tuple(dict.fromkeys((*meant(item, known), *earlier)))
+    if len(places) == 1:
+        return places[0]
+    if places:
+        both = " or ".join(f"{known[i]!r} (number {i})" for i in places)
+        raise BadRequest(f"{request.kind}:{item} may mean {both}. Write its whole name.")
+    return only(item, known, request.kind, "The data")
+
+
+def _joined(items: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The items, with neighbours put together that are one name of the data with commas in it.
+
+    Raises:
+        BadRequest: they are also names of their own.
+    """
+    whole = {normal(name): name for name in known if "," in name}
+    most = max((name.count(",") for name in whole), default=0) + 1
+    joined, i = [], 0
+    while i < len(items):
+        ends = (j for j in range(min(len(items), i + most), i + 1, -1) if normal(", ".join(items[i:j])) in whole)
+        end = next(ends, i + 1)
+        name = whole[normal(", ".join(items[i:end]))] if end > i + 1 else items[i]
+        apart = [meant(item, known) for item in items[i:end]]
+        if end > i + 1 and all(apart) and {p for places in apart for p in places} != {known.index(name)}:
+            alone = ", ".join(repr(item) for item in items[i:end])
+            raise BadRequest(
+                f"{name!r} may mean one name, or each of {alone}. Put quotes around each name that is meant."
+            )
+        joined.append(name)
+        i = end
+    return joined
+
+
+def _of_names(names: Sequence[str], items: Sequence[str]) -> Tensor:
+    """Samples by name; by row number where no sample is called by a number, or every one by its own."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    if not any(name.isdecimal() for name in rows):
+        rows |= {str(row): [row] for row in range(len(names))}
+    unknown = [item for item in items if item not in rows]
     if unknown:
         raise BadRequest(
             f"{len(unknown)} of {len(items)} samples to forget are not in the data, first {unknown[0]!r}; samples are "
-            f"called like {data.samples.names[0]!r}, or by row number from 0 to {len(mask) - 1}."
+            f"called like {names[0]!r}, or by row number from 0 to {len(names) - 1}."
         )
+    several = next((item for item in items if len(rows[item]) > 1), None)
+    if several is not None:
+        raise BadRequest(f"{len(rows[several])} samples are called {several!r}; give each a name of its own.")
+    mask = torch.zeros(len(names), dtype=torch.bool)
+    mask[[rows[item][0] for item in items]] = True
     return mask
 
 
-def _known(item: str, known: Sequence[str], what: str) -> None:
-    if item in known:
-        return
-    close = difflib.get_close_matches(item, known, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
-    listed = ", ".join(known[:40]) + (" ..." if len(known) > 40 else "")
-    raise BadRequest(f"The data have no {what} {item!r}.{guess} Known: {listed}.")
-
-
 def _listed(path: Path) -> tuple[str, ...]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadRequest(f"The list of samples {path} cannot be read: {e}. Give a CSV file (UTF-8).") from e
-    rows = [row for row in csv.reader(text.splitlines()) if row and any(cell.strip() for cell in row)]
-    heading = [cell.strip().lower() for cell in rows[0]] if rows else []
-    column = next((heading.index(n) for n in ("path", "name", "index") if n in heading), None)
-    cells = [row[column or 0].strip() for row in (rows if column is None else rows[1:]) if len(row) > (column or 0)]
-    items = tuple(dict.fromkeys(cell for cell in cells if cell))
-    if not items:
+    table = read_table(path.expanduser(), "a list of samples")
+    column = table.column(("path", "name", "index"))
+    rows = table.rows if column is None else table.rows[1:]
+    items = tuple(dict.fromkeys(cells[column or 0] for _, cells in rows if len(cells) > (column or 0)))
+    if not any(items):
         raise BadRequest(f"The list of samples {path} is empty; there is nothing to forget.")
-    return items
+    return tuple(filter(None, items))

@@ -1,57 +1,108 @@
-"""Parquet tables in the layout of Hugging Face image data sets."""
+"""Parquet tables in the layouts of Hugging Face image data sets."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
-from palimpsest.data.raw import Row
-
-GROUPS = ("identity", "group")
-LABELS = ("label", "labels", "fine_label")
-IMAGES = ("image", "img")
+from palimpsest.data.metadata import fact
+from palimpsest.data.raw import IMAGES, LABELS, Row
 
 
-def rows_of_parquet(files: Sequence[Path]) -> tuple[tuple[str, ...], Iterator[Row]]:
+def files_of_tables(path: Path, split: str) -> list[Path]:
+    """The parquet files of a part of the data; [] where there are none.
+
+    Known are one file, `train-00000-of-00002.parquet` in the folder, in `data/` or in a folder for each configuration,
+    and `default/train/0000.parquet`, the hub's own conversion.
+
+    Raises:
+        BadRequest: there are files, but not of this part, or of several configurations.
+    """
+    if path.suffix == ".parquet":
+        return [path]
+    by_part: dict[tuple[str, str], list[Path]] = {}
+    patterns = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
+    for file in sorted(found for pattern in patterns for found in path.glob(pattern)):
+        inside = file.relative_to(path).parts
+        if any(part.startswith(".") for part in inside):
+            continue
+        above, stem = inside[:-1], file.stem
+        if stem.split("-")[0].isdecimal() and above:  # numbered files: the folder is the part
+            above, stem = above[:-1], above[-1]
+        by_part.setdefault(("/".join(above), stem.split("-")[0]), []).append(file)
+    chosen = {where: files for (where, part), files in by_part.items() if part == split}
+    if by_part and not chosen:
+        there = ", ".join(sorted({part for _, part in by_part}))
+        raise BadRequest(f"{path} has no parquet files of the split {split!r}; it has {there}.")
+    if len(chosen) > 1:
+        there = ", ".join(sorted(str(path / where) for where in chosen))
+        raise BadRequest(f"{path} holds several data sets with a split {split!r}; give the folder of one: {there}.")
+    return next(iter(chosen.values()), [])
+
+
+def rows_of_parquet(files: Sequence[Path], labelled: bool) -> tuple[tuple[str, ...], list[Row]]:
     """The classes' names as the schema tells them (() where it does not), and the rows of all files.
 
     Raises:
         Unsupported: pyarrow is not installed.
-        BadRequest: columns are missing.
+        BadRequest: columns are missing, or files name different classes.
         Damaged: a file is no parquet.
     """
     try:
-        import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as e:
         raise Unsupported("Parquet data need pyarrow: pip install 'palimpsest-concepts[data]'.") from e
-    try:
-        tables = [parquet.read_table(file) for file in files]
-    except (arrow.ArrowException, OSError) as e:
-        raise Damaged(f"{files[0].parent} holds a parquet file that cannot be read: {e}. Fetch it again.") from e
-    schema = tables[0].schema
-    image, label = (_column(schema.names, names, files[0]) for names in (IMAGES, LABELS))
-    group = next((n for n in GROUPS if n in schema.names), None)
-    return _classes(schema.metadata or {}, label), _rows(tables, image, label, group)
+    tables, named = [], {}
+    for file in files:
+        try:
+            table = parquet.read_table(file)
+        except Exception as e:  # arrow's own errors, and whatever a damaged file makes its readers trip over
+            raise Damaged(f"{file} cannot be read as parquet: {_first_line(e)}. Fetch it again.") from e
+        for wanted in (IMAGES, LABELS) if labelled else (IMAGES,):
+            if not set(wanted) & set(table.schema.names):
+                raise BadRequest(
+                    f"{file} has no column {wanted[0]!r} (nor {' or '.join(wanted[1:])}); its columns are "
+                    f"{', '.join(table.schema.names) or 'none'}. Rename the one that is meant."
+                )
+        tables.append(table)
+        named[_classes(table.schema, file)] = file
+    if len(named) > 1:
+        raise BadRequest(
+            f"{' and '.join(map(str, list(named.values())[:2]))} name different classes; give one data set."
+        )
+    return next(iter(named)), _rows(tables)
 
 
-def _rows(tables: Sequence[Any], image: str, label: str, group: str | None) -> Iterator[Row]:
+def _rows(tables: Sequence[Any]) -> list[Row]:
+    columns = [next(name for name in IMAGES if name in table.schema.names) for table in tables]
     # A path names its picture only where no other row has the same one.
-    paths = [_path(v) for t in tables for v in t[image]]
+    paths = [_path(v) for table, column in zip(tables, columns, strict=True) for v in table[column]]
     unique = all(paths) and len(set(paths)) == len(paths)
-    number = 0
-    for table in tables:
-        owners = table[group].to_pylist() if group else [""] * len(table)
-        for value, target, owner in zip(table[image], table[label].to_pylist(), owners, strict=True):
-            name = paths[number] if unique else str(number)
-            if target is None:
-                raise BadRequest(f"Row {number} of the data ({name}) has no label; give it one or remove the row.")
-            called = f"s{owner}" if isinstance(owner, int) else str(owner or "")
-            yield Row(name=name, label=target, group=called, open=_opener(value))
-            number += 1
+    rows: list[Row] = []
+    for table, column in zip(tables, columns, strict=True):
+        known = table.select([c for c in table.schema.names if c != column and _is_word(table.schema.field(c).type)])
+        for value, facts in zip(table[column], known.to_pylist(), strict=True):
+            said = fact(facts)
+            rows.append(
+                Row(
+                    name=paths[len(rows)] if unique else str(len(rows)),
+                    open=_opener(value),
+                    label=said.label,
+                    caption=said.caption,
+                    columns=said.columns,
+                )
+            )
+    return rows
+
+
+def _is_word(kind: Any) -> bool:
+    """Whether a column's values can stand in one cell; labels may also be lists, which are refused in words later."""
+    import pyarrow.types as of
+
+    return not (of.is_struct(kind) or of.is_binary(kind) or of.is_large_binary(kind) or of.is_map(kind))
 
 
 def _opener(value: Any) -> Callable[[], bytes]:
@@ -65,9 +116,9 @@ def _opener(value: Any) -> Callable[[], bytes]:
 
 
 def _is_struct(value: Any) -> bool:
-    import pyarrow as arrow
+    import pyarrow.types as of
 
-    return arrow.types.is_struct(value.type)
+    return of.is_struct(value.type)
 
 
 def _path(value: Any) -> str:
@@ -76,18 +127,21 @@ def _path(value: Any) -> str:
     return value["path"].as_py() or ""
 
 
-def _column(names: Sequence[str], wanted: Sequence[str], file: Path) -> str:
-    for name in wanted:
-        if name in names:
-            return name
-    raise BadRequest(f"{file} has no column {wanted[0]!r}; its columns are {', '.join(names)}.")
-
-
-def _classes(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
+def _classes(schema: Any, file: Path) -> tuple[str, ...]:
     """From what the `datasets` library writes into the schema, or from a plain list with commas between."""
-    if b"huggingface" in metadata:
-        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
-        return tuple(features.get(label, {}).get("names") or ())
-    if b"classes" in metadata:
-        return tuple(metadata[b"classes"].decode().split(","))
-    return ()
+    metadata = schema.metadata or {}
+    label = next((name for name in LABELS if name in schema.names), "")
+    try:
+        if b"huggingface" in metadata:
+            features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
+            names = features.get(label, {}).get("names") or ()
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError("names of classes must be texts")
+            return tuple(names)
+        return tuple(metadata[b"classes"].decode().split(",")) if b"classes" in metadata else ()
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise Damaged(f"{file} has a schema whose classes cannot be read: {e!r}. Write it anew.") from e
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,6 +6,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from palimpsest.core.errors import BadRequest
 
@@ -65,9 +66,11 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" ... ({len(names)} in all)" if len(names) > SHOWN else "")
 
 
+@lru_cache(maxsize=1 << 16)
 def normal(name: str) -> str:
-    """A name in Unicode's compatibility form, without case, with `_` and runs of blanks as one blank."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
+    """A name in Unicode's compatibility form, without case, with `_` and runs of blanks as one blank, ", " as comma."""
+    plain = unicodedata.normalize("NFKC", name).casefold().replace("_", " ")
+    return ", ".join(" ".join(part.split()) for part in plain.split(","))
 
 
 def number(name: str) -> int | None:
@@ -76,5 +79,6 @@ def number(name: str) -> int | None:
     return int(digits[1]) if digits else None
 
 
+@lru_cache(maxsize=1 << 16)
 def _synonyms(label: str) -> frozenset[str]:
     return frozenset(filter(None, map(normal, label.split(","))))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.errors import BadRequest
+from palimpsest.data.dataset import Dataset, aligned
 from palimpsest.data.forget import ForgetRequest, record, split
-from palimpsest.data.read import Dataset, aligned
 from palimpsest.probes.classifier_evidence import collect_classifier, parts_of
 
 NEEDS = "the samples are needed: give --data, what the model learned from"
