@@ -24,8 +24,8 @@ from palimpsest import run as verbs
 from palimpsest.core import catalog
 from palimpsest.probes.evaluators import Judge, judges_for
 from palimpsest.probes.evidence import collect
+from palimpsest.probes.forecast import time_host
 from palimpsest.probes.suite import readings
-from palimpsest.run.looking import foresee_drawing
 
 
 class Account:
@@ -82,7 +82,7 @@ def main() -> None:
     with account.during("choose"):
         plan = verbs.plan(host, request, verbs.Look(prompts=args.prompts, seeds=args.seeds))
     with account.during("forecast"):
-        foresee_drawing(host, plan)
+        time_host(host, plan)
     with account.during("draw and read"):
         evidence = collect(host, patch, plan, judges)
     with account.during("count"):

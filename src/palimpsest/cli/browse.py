@@ -51,6 +51,8 @@ class Show:
     """As JSON."""
 
     def run(self, rest: list[str], command: str) -> int:
+        from palimpsest.cli import commands
+
         e = catalog.find(self.system)
         if self.json:
             print(json.dumps({**asdict(e), **asdict(e.card)}, indent=1))
@@ -58,8 +60,10 @@ class Show:
         print(
             f"{e.card.name} ({e.id})\n{e.card.title}, {e.card.year}\n{e.card.paper}\nclaim: {e.card.claim}\n\n{e.doc}\n"
         )
+        taken = commands()[e.id.partition("/")[0]].__dataclass_fields__
         for p in e.parameters:
-            print(f"  --{p.name.replace('_', '-'):22} {p.type:26} default {p.default}")
+            option = f"--{'method.' if p.name in taken else ''}{p.name.replace('_', '-')}"
+            print(f"  {option:24} {p.type:26} default {p.default}")
         return 0
 
 

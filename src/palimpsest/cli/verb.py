@@ -96,7 +96,11 @@ class Doing:
     case: ClassVar[Callable[[], Any]]
 
     method: options.Name = ""
-    """The system, e.g. uce, esd or salun; the default is named when used. Its own options follow as --name value."""
+    """The system, e.g. uce, esd or salun; the default is named when used. Its own options follow as --name value, or as
+    --method.name value where the command has one of that name."""
+    budget: Literal["paper", "exam"] | None = None
+    """The system's settings to start from: as published for large models, or as examined on the small ones that are
+    shipped; for those, the latter unless given."""
     out: options.Folder = Path("out")
     """Folder for the results."""
     seed: options.Count = 0
@@ -113,7 +117,7 @@ class Doing:
         from palimpsest.progress import bars
 
         entry = catalog.find(self.method or catalog.verbs()[self.verb].default, self.verb)
-        method = tyro.cli(catalog.load(entry.id), prog=f"palimpsest {self.verb} ... --method {entry.id}", args=rest)
+        method = self._method(entry, rest)
         if not self.dry_run:
             refuse_overwriting(self.out, WRITTEN, self.overwrite, self.resume)
         if not self.method:
@@ -138,6 +142,30 @@ class Doing:
         if done.receipt is not None:
             say(done.receipt)
         return 0
+
+    def _method(self, entry: catalog.Entry, rest: list[str]) -> Any:
+        """The system with what its own options say, on top of the exam's settings for this work or the paper's."""
+        cls = catalog.load(entry.id)
+        examined = self._examined(entry.id)
+        if self.budget == "exam" and not examined:
+            raise BadRequest(f"The exam has no settings of {entry.card.name} for this; leave out --budget.")
+        if examined:
+            told = ", ".join(f"{name} {value}" for name, value in examined.items())
+            tell(
+                f"{entry.card.name} starts from the exam's settings for small models: {told} (--budget paper: its own)."
+            )
+        args = [arg.replace("--method.", "--", 1) for arg in rest]
+        default = cls(**examined)
+        return tyro.cli(cls, default=default, prog=f"palimpsest {self.verb} ... --method {entry.id}", args=args)
+
+    def _examined(self, system: str) -> dict[str, Any]:
+        """What the exam sets for a system on this work; {} where that is not wanted or not known."""
+        model = str(getattr(self, "model", ""))
+        if self.budget == "paper" or (self.budget is None and not model.startswith("tiny/")):
+            return {}
+        from palimpsest.exam.work import BUDGETS
+
+        return BUDGETS.get(system, {})
 
 
 def _named(given: tuple[str, ...]) -> dict[str, Any]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
@@ -18,11 +23,13 @@ from palimpsest.data.forget import ForgetRequest, record, split
 from palimpsest.data.read import Dataset, aligned
 from palimpsest.ops.statistics import Interval, wilson
 from palimpsest.probes.attempt import Budget
+from palimpsest.probes.forecast import lines as foresee
+from palimpsest.probes.forecast import time_host
 from palimpsest.probes.plan import Plan
 from palimpsest.receipt.classifier import ClassifierReceipt, audit_classifier
 from palimpsest.receipt.make import Receipt
 from palimpsest.receipt.make import audit as audit_generator
-from palimpsest.run.looking import Look, foresee_drawing, judges, plan
+from palimpsest.run.looking import Look, judges, plan
 from palimpsest.run.requests import request
 
 Asked = str | Path | Sequence[str | Concept] | Request | ForgetRequest
@@ -101,8 +108,10 @@ class GeneratorCase(Case):
         _ = self.plan  # an impossible plan costs nothing
 
     def forecast(self, method: ModelEdit | None) -> str:
-        oracle = bool(self.oracles)
-        return foresee_drawing(self.host, self.plan, oracle=oracle, resurfacing=self.resurfacing)
+        """See `Case.forecast`; draws a few pictures to take the time."""
+        speed = time_host(self.host, self.plan)
+        lines = foresee(self.plan, speed, oracle=bool(self.oracles), resurfacing=self.resurfacing)
+        return "\n".join([*lines, *_work(method, f"one forward of the denoiser takes {500 * speed.step:.0f} ms here")])
 
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
         return audit_generator(
@@ -188,7 +197,19 @@ class ClassifierCase(Case):
         if self.classifies:
             rates = [f"{100 * rate.value:.0f} % of {n} {part}" for part, (_, n, rate) in self._read.items()]
             lines.append(f"Now {self.host.name} gets {' and '.join(rates)} samples right.")
-        return "\n".join(lines)
+        return "\n".join(
+            [*lines, *_work(method, f"one forward of 100 samples takes {1000 * self._seconds:.0f} ms here")]
+        )
+
+    @cached_property
+    def _seconds(self) -> float:
+        """Of a forward of 100 samples."""
+        samples = self.material.forget
+        rows = torch.arange(100) % len(samples)
+        with torch.no_grad():
+            start = time.perf_counter()
+            self.host.embed(samples.pixels(rows))
+        return time.perf_counter() - start
 
     def record(self) -> dict[str, Any]:
         return {**record(self.known, self.asked), "skipped": list(self.known.skipped)}
@@ -250,10 +271,19 @@ def case(
     )
 
 
+def _work(method: ModelEdit | None, speed: str) -> list[str]:
+    """What a system says of its own work: steps, rows of each, and the words of its cost."""
+    if method is None:
+        return []
+    steps, batch = (getattr(method, name, None) for name in ("steps", "batch"))
+    work = f"{steps} steps of {batch} rows" if steps else "no steps of training"
+    told = f"{method.card.name}: {work}; {speed}."
+    cost = re.search(r"^Cost.*(?:\n +.*)*", inspect.getdoc(type(method)) or "", re.MULTILINE)
+    return [told, *([" ".join(cost[0].split())] if cost else [])]
+
+
 def _right(host: Any, samples: Any) -> tuple[int, int]:
     """How many of up to CHECKED samples, evenly picked, get their label."""
-    import torch
-
     rows = torch.linspace(0, len(samples) - 1, min(CHECKED, len(samples))).long()
     right = 0
     with torch.no_grad():

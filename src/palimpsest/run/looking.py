@@ -9,10 +9,8 @@ from typing import Any
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.probes import plan as planning
-from palimpsest.probes.attempt import Budget
 from palimpsest.probes.evaluators import judge, judges_for
-from palimpsest.probes.forecast import lines as foresee
-from palimpsest.probes.forecast import needed, time_host
+from palimpsest.probes.forecast import needed
 from palimpsest.probes.neighbours import PICTURES, Eye
 from palimpsest.worlds import concepts as words
 
@@ -41,7 +39,7 @@ class Look:
 
 
 def plan(host: Any, asked: Request, look: Look | None = None) -> planning.Plan:
-    """The pictures that an audit of a request draws; `foresee_drawing` says what they can show and how long they take.
+    """The pictures that an audit of a request draws; `Case.forecast` says what they can show and how long they take.
 
     Cost: some short pictures of the nearest concepts by text, whose likeness chooses the neighbours (`probes.
     neighbours`): about a thirtieth of what a default audit draws.
@@ -78,13 +76,6 @@ def _eye(host: Any, asked: Request, look: Look) -> Eye:
     few = max(1, min(PICTURES, look.prompts * look.seeds // 10))  # a quick look stays quick
     embed = own[0].features if own else host.latents
     return Eye(host, embed, pictures=few, steps=look.steps, guidance=look.guidance)
-
-
-def foresee_drawing(
-    host: Any, chosen: planning.Plan, *, oracle: bool = False, resurfacing: Budget | None = None
-) -> str:
-    """What an audit would draw, what it could show and how long it would take, in plain words; draws a few to time."""
-    return "\n".join(foresee(chosen, time_host(host, chosen), oracle=oracle, resurfacing=resurfacing))
 
 
 def judges(host: Any, chosen: planning.Plan, look: Look | None) -> list[Any]:
