@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from palimpsest.core.concept import Concept, Request
-from palimpsest.core.samples import Samples, Split
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.hosts.classifiers import ClassifierHost
 
 REQUEST = Request(target=(Concept(name="3", kind="class", labels=(3,)),))
@@ -32,18 +32,18 @@ class Net(nn.Module):
 
 
 @lru_cache(maxsize=1)
-def digits() -> tuple[Samples, Samples]:
-    """Training and test samples: 8x8 pictures of ten classes; groups are made up, ten to each."""
+def digits() -> tuple[Pictures, Pictures]:
+    """Training and test samples: 8x8 pictures of ten classes; people are made up, ten to each."""
     raw = load_digits()
     images = torch.tensor(raw.images / 16 * 255).round().byte()[:, None].expand(-1, 3, -1, -1).contiguous()
     labels = torch.tensor(raw.target)
     n = len(labels)
-    names, groups = tuple(map(str, range(n))), tuple(f"hand{i % 30}" for i in range(n))
-    every = Samples(images=images, labels=labels, names=names, groups=groups)
+    names, people = tuple(map(str, range(n))), tuple(f"hand{i % 30}" for i in range(n))
+    every = Pictures(images=images, labels=labels, names=names, columns={"identity": people})
     return every[torch.arange(n) % 4 != 0], every[torch.arange(n) % 4 == 0]
 
 
-def trained(samples: Samples, outputs: int = 10, steps: int = 150) -> ClassifierHost:
+def trained(samples: Pictures, outputs: int = 10, steps: int = 150) -> ClassifierHost:
     """A fresh network trained on samples, seeded."""
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
@@ -66,28 +66,28 @@ def classifier() -> ClassifierHost:
 
 
 @lru_cache(maxsize=1)
-def regressor() -> tuple[ClassifierHost, Split]:
+def regressor() -> tuple[ClassifierHost, Material]:
     """A host that predicts how much ink a digit has, in [0, 10], and a split that forgets those above 7."""
     train = digits()[0]
     ink = train.pixels().mean((1, 2, 3))
     values = (ink - ink.min()) / (ink.max() - ink.min()) * 10
-    samples = Samples(images=train.images, labels=values.float(), names=train.names, groups=train.groups)
-    split = Split(forget=samples[values > 7], retain=samples[values <= 7])
+    samples = Pictures(images=train.images, labels=values.float(), names=train.names, columns=train.columns)
+    split = Material({"forget": samples[values > 7], "retain": samples[values <= 7]})
     return trained(samples, outputs=1), split
 
 
-def class_split(label: int = 3) -> Split:
+def class_split(label: int = 3) -> Material:
     train = digits()[0]
-    return Split(forget=train[train.labels == label], retain=train[train.labels != label])
+    return Material({"forget": train[train.labels == label], "retain": train[train.labels != label]})
 
 
-def sample_split(n: int = 60) -> Split:
+def sample_split(n: int = 60) -> Material:
     train = digits()[0]
     chosen = torch.arange(len(train)) % (len(train) // n) == 0
-    return Split(forget=train[chosen], retain=train[~chosen])
+    return Material({"forget": train[chosen], "retain": train[~chosen]})
 
 
-def accuracy(host: ClassifierHost, samples: Samples) -> float:
+def accuracy(host: ClassifierHost, samples: Pictures) -> float:
     """Percent."""
     with torch.no_grad():
         return 100 * float((host.logits(samples.pixels()).argmax(1) == samples.labels).float().mean())

@@ -14,7 +14,7 @@ from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.testing import check_method
 
 QUICK: dict[str, Any] = {
@@ -47,14 +47,14 @@ def quick(system: str) -> ModelEdit:
     return cls(**chosen, **({"settings": INNER[system]} if system in INNER else {}))
 
 
-def group_split() -> Split:
+def group_split() -> Material:
     """One made-up identity is forgotten."""
     train = digits()[0]
-    chosen = torch.tensor([g == "hand7" for g in train.groups])
-    return Split(forget=train[chosen], retain=train[~chosen])
+    chosen = torch.tensor([g == "hand7" for g in train.columns["identity"]])
+    return Material({"forget": train[chosen], "retain": train[~chosen]})
 
 
-def task(system: str) -> tuple[Any, Split]:
+def task(system: str) -> tuple[Any, Material]:
     return regressor() if system in REGRESS else (classifier(), group_split())
 
 
@@ -62,7 +62,7 @@ def task(system: str) -> tuple[Any, Split]:
 def test_systems(system: str) -> None:
     host, split = task(system)
     patch = check_method(quick(system), host, REQUEST, data=split)
-    pixels = split.forget.pixels()
+    pixels = split["forget"].pixels()
     with torch.no_grad():
         before = host.logits(pixels)
         with patch.applied(host):
@@ -79,22 +79,22 @@ def test_half_precision(system: str) -> None:
     host.root.to(torch.bfloat16)
     patch = quick(system)(host, REQUEST, data=split)
     with patch.applied(host), torch.no_grad():
-        assert bool(host.logits(split.forget.pixels()).isfinite().all())
+        assert bool(host.logits(split["forget"].pixels()).isfinite().all())
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_data_that_makes_no_sense_is_refused_in_words(system: str) -> None:
     host, split = task(system)
-    with pytest.raises(BadRequest, match="Split"):
+    with pytest.raises(BadRequest, match="needs data called 'forget'"):
         quick(system)(host, REQUEST)
     other = classifier() if system in REGRESS else regressor()[0]
     with pytest.raises(BadRequest, match=r"outputs and labels|out of range"):
         quick(system)(other, REQUEST, data=split)
     if system not in REGRESS:
-        wild = replace(split.forget, labels=split.forget.labels + 7)
+        wild = replace(split["forget"], labels=split["forget"].labels + 7)
         with pytest.raises(BadRequest, match="out of range"):
-            quick(system)(host, REQUEST, data=replace(split, forget=wild))
-    everything = Split(forget=split.forget, retain=split.retain[:0])
+            quick(system)(host, REQUEST, data=Material({**split, "forget": wild}))
+    everything = Material({"forget": split["forget"], "retain": split["retain"][:0]})
     if system in WITHOUT_RETAIN:
         assert isinstance(quick(system)(host, REQUEST, data=everything), Patch)
     else:

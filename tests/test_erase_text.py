@@ -11,7 +11,7 @@ from torch import Tensor
 from hosts_fixtures import fresh_host, host_of
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.samples import Samples
+from palimpsest.core.pictures import Pictures
 from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.erase.adv_unlearn import AdvUnlearn
@@ -168,7 +168,7 @@ def test_few_shot_trains_what_it_says_and_knows_whose_picture_is_whose() -> None
         blocks = [f"{b}.{p}" for b, m in host.parts("text_block").items() for p, _ in m.named_parameters()]
         assert names == sorted(n for n in blocks if inside(n))
     images = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
-    data = Samples(images=images, labels=torch.tensor([0, 2]), names=("a", "b"))
+    data = Pictures(images=images, labels=torch.tensor([0, 2]), names=("a", "b"))
     with pytest.raises(BadRequest, match="label 2"):
         FewShot(steps=1)(host, Request(target=(STAR, MOON)), data=data)
 

@@ -17,7 +17,7 @@ from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.fingerprint import fingerprint
 from palimpsest.core.host import Classifier
 from palimpsest.core.patch import Patch
-from palimpsest.core.samples import Samples
+from palimpsest.core.pictures import Pictures
 from palimpsest.data.forget import ForgetRequest, split
 from palimpsest.data.read import Dataset
 from palimpsest.hosts.classifiers import ClassifierHost
@@ -33,7 +33,7 @@ PARTS = {"train": TASK.train, "test": TASK.test}
 QUICK = Recipe(epochs=2, batch=32, lr=3e-3, width=8, shift=1)
 
 
-def few(n: int = 96) -> Samples:
+def few(n: int = 96) -> Pictures:
     return TASK.train.samples[:n]
 
 
@@ -103,7 +103,7 @@ def test_digits_are_learnt_and_the_oracle_never_saw_its_class() -> None:
     for host in (base(), oracle()):
         assert accuracy(logits(host.root, kept), kept.labels) > 93
     assert accuracy(logits(base().root, TASK.test.samples[gone]), TASK.test.samples.labels[gone]) > 85
-    assert accuracy(logits(oracle().root, digit_split().forget), digit_split().forget.labels) == 0
+    assert accuracy(logits(oracle().root, digit_split()["forget"]), digit_split()["forget"].labels) == 0
 
 
 # -- folders and states ----------------------------------------------------------------------------------
@@ -239,11 +239,11 @@ def test_references_are_named_by_what_their_models_never_saw() -> None:
 def test_faces_have_identities_across_classes() -> None:
     task = classifiers.faces(people=10, views=6)
     assert (len(task.train.samples), len(task.test.samples)) == (40, 20)
-    assert set(task.train.samples.groups) == set(task.test.samples.groups)
+    assert set(task.train.samples.columns["identity"]) == set(task.test.samples.columns["identity"])
     gone = split(task.train, task.forget[0])
-    assert len(set(gone.forget.groups)) == 5
-    assert len(gone.forget) == 20
-    assert len(gone.forget.labels.unique()) > 1
+    assert len(set(gone["forget"].columns["identity"])) == 5
+    assert len(gone["forget"]) == 20
+    assert len(gone["forget"].labels.unique()) > 1
 
 
 def test_a_part_is_held_out_of_every_class() -> None:
@@ -298,7 +298,7 @@ def test_people_of_orl_are_recognised() -> None:
         pytest.skip(str(e))
     task = classifiers.orl()
     assert (len(task.train.samples), len(task.test.samples), len(task.train.classes)) == (280, 120, 40)
-    assert set(task.train.samples.groups) == set(task.train.classes)
+    assert set(task.train.samples.columns["identity"]) == set(task.train.classes)
     model = train(task.train.samples, 40, replace(task.recipe, epochs=8), seed=0)
     assert accuracy(logits(model, task.test.samples), task.test.samples.labels) > 60
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.data.forget import ForgetRequest, split
 from palimpsest.data.read import Dataset
 from palimpsest.hosts.classifiers import ClassifierHost
@@ -26,7 +26,7 @@ def digits() -> tuple[Dataset, Dataset]:
     return TASK.train, TASK.test
 
 
-def digit_split(request: ForgetRequest = FORGET) -> Split:
+def digit_split(request: ForgetRequest = FORGET) -> Material:
     """The training digits, split by a request."""
     return split(TASK.train, request)
 
@@ -40,7 +40,7 @@ def base(seed: int = 0) -> ClassifierHost:
 @lru_cache(maxsize=8)
 def oracle(seed: int = 0, request: ForgetRequest = FORGET) -> ClassifierHost:
     """The same recipe without what the request forgets."""
-    model = train(digit_split(request).retain, 10, TASK.recipe, seed=seed)
+    model = train(digit_split(request)["retain"], 10, TASK.recipe, seed=seed)
     return _host(model, f"digits-without-{request.items[0]}-{seed}")
 
 

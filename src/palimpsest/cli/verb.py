@@ -84,8 +84,6 @@ class Classifier(Loading, Reading):
 
         asked = ForgetRequest.parse(getattr(self, "forget", ""))
         host, data, test = self.samples(self, self.model, self.data)
-        for name in data.skipped:
-            tell(f"skipped  {name}")
         oracles = self.load_all(self.oracle)
         return run.case(host, asked, data=data, test=test, oracles=oracles, accept_chance=self.accept_chance)
 

@@ -14,7 +14,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.host import Denoiser
 from palimpsest.core.method import at_least
-from palimpsest.core.samples import Samples
+from palimpsest.core.pictures import Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.ops.attacks import encoded
 from palimpsest.ops.drawn import Drawn, draw, noised
@@ -53,8 +53,8 @@ class FewShot(FineTune):
         guidance, walk_steps: of that drawing.
         steps, lr, batch, rank: as in every fine-tuning.
 
-    Data: pictures of the target as `Samples` or a tensor (n, 3, H, W) in [0, 1]; with several targets, `Samples` whose
-    labels are the targets' places in the request. Without data the model draws them itself.
+    Data: pictures of the target as `Pictures` or a tensor (n, 3, H, W) in [0, 1]; with several targets, the
+    labels of `Pictures` are the targets' places in the request. Without data the model draws them itself.
     Request.toward and Request.keep are not used: what the name becomes is left to the model.
 
     Cost per step: 1 forward with gradients; once, an encoding of the pictures (or the drawing of them).
@@ -143,10 +143,10 @@ class FewShot(FineTune):
 
 
 def _given(host: Denoiser, data: Any, targets: int) -> Drawn:
-    images = data.pixels() if isinstance(data, Samples) else data
+    images = data.pixels() if isinstance(data, Pictures) else data
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
-        raise BadRequest("Few-shot erasing learns from pictures: give Samples, or a tensor (n, 3, H, W) in [0, 1].")
-    which = data.labels if isinstance(data, Samples) and targets > 1 else torch.zeros(len(images), dtype=torch.int64)
+        raise BadRequest("Few-shot erasing learns from pictures: give Pictures, or a tensor (n, 3, H, W) in [0, 1].")
+    which = data.labels if isinstance(data, Pictures) and targets > 1 else torch.zeros(len(images), dtype=torch.int64)
     if int(which.max()) >= targets:
         raise BadRequest(f"A picture has label {int(which.max())}, but the request has {targets} targets.")
     return Drawn(row=which, x0=host.latents(images.float()))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.patch import Patch, diff
-from palimpsest.core.samples import Samples, Split
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.ops import membership
 from palimpsest.probes.evidence import norms
@@ -38,9 +38,9 @@ class Parts:
         gone: classes that are forgotten altogether.
     """
 
-    forget: Samples
-    retain: Samples
-    test: Samples
+    forget: Pictures
+    retain: Pictures
+    test: Pictures
     like: Tensor
     gone: tuple[int, ...]
 
@@ -94,8 +94,8 @@ class ClassifierEvidence:
 
 
 def parts_of(
-    split: Split,
-    test: Samples | None,
+    split: Material,
+    test: Pictures | None,
     classes: int,
     *,
     identities: Sequence[str] = (),
@@ -112,13 +112,14 @@ def parts_of(
     """
     draws = torch.Generator().manual_seed(seed)
     lost = tuple(gone(split, classes).tolist())
-    held = picked(split.forget[:0] if test is None else test, tests, draws)
-    like = torch.isin(held.labels, split.forget.labels.unique())
-    if identities and held.groups and (named := torch.tensor([g in set(identities) for g in held.groups])).any():
+    held = picked(split["forget"][:0] if test is None else test, tests, draws)
+    like = torch.isin(held.labels, split["forget"].labels.unique())
+    named = torch.tensor([who in set(identities) for who in held.columns.get("identity", ())], dtype=torch.bool)
+    if identities and named.any():
         like = named
     return Parts(
-        forget=picked(split.forget, forget, draws),
-        retain=picked(split.retain, retain, draws),
+        forget=picked(split["forget"], forget, draws),
+        retain=picked(split["retain"], retain, draws),
         test=held,
         like=like,
         gone=lost,
@@ -186,7 +187,7 @@ def collect_classifier(
     )
 
 
-def _samples(parts: Parts) -> dict[str, Samples]:
+def _samples(parts: Parts) -> dict[str, Pictures]:
     found = {"forget": parts.forget, "retain": parts.retain, "test": parts.test}
     return {name: samples for name, samples in found.items() if len(samples)}
 
@@ -231,7 +232,7 @@ def _short(x: Tensor) -> Tensor:
     return torch.round(x.double().clamp(-1e3, 1e3), decimals=DIGITS)
 
 
-def relearnt(host: Any, forget: Samples) -> Tensor:
+def relearnt(host: Any, forget: Pictures) -> Tensor:
     """(RELEARN_STEPS + 1,) accuracy on forgotten samples, in percent, after each step of fine-tuning on them."""
     student, looked = copied(host), forget[: min(RELEARN_LOOKED, len(forget))]
     student.root.requires_grad_(True)
@@ -250,5 +251,5 @@ def relearnt(host: Any, forget: Samples) -> Tensor:
 
 
 @torch.no_grad()
-def _accuracy(host: Any, samples: Samples) -> float:
+def _accuracy(host: Any, samples: Pictures) -> float:
     return round(100 * float((host.logits(samples.pixels()).argmax(1).cpu() == samples.labels).float().mean()), 3)

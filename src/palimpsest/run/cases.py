@@ -19,8 +19,8 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.trace import Trace
-from palimpsest.data.forget import ForgetRequest, record, split
-from palimpsest.data.read import Dataset, aligned
+from palimpsest.data.dataset import Dataset, aligned
+from palimpsest.data.forget import ForgetRequest, record, repeated, resolved, split, told
 from palimpsest.ops.statistics import Interval, wilson
 from palimpsest.probes.attempt import Budget
 from palimpsest.probes.forecast import lines as foresee
@@ -156,13 +156,18 @@ class ClassifierCase(Case):
     def _aligned(self, data: Dataset) -> Dataset:
         return aligned(data, self.host.labels, self.host.name) if isinstance(self.host, Classifier) else data
 
+    @cached_property
+    def clear(self) -> ForgetRequest:
+        """What is to be forgotten, as the data call it."""
+        return resolved(self.known, self.asked)
+
     @property
     def request(self) -> Request:
-        return self.asked.concepts()
+        return self.clear.concepts()
 
     @cached_property
     def material(self) -> Any:
-        return split(self.known, self.asked)
+        return split(self.known, self.clear)
 
     def check(self) -> None:
         """Raises BadRequest where the model does not know what it is said to have learned from."""
@@ -187,13 +192,12 @@ class ClassifierCase(Case):
     @cached_property
     def _read(self) -> dict[str, tuple[Any, int, Interval]]:
         """The samples of either part, how many of them were read, and how many of those right."""
-        parts = {"retained": self.material.retain, "forgotten": self.material.forget}
+        parts = {"retained": self.material["retain"], "forgotten": self.material["forget"]}
         counts = {name: _right(self.host, samples) for name, samples in parts.items()}
         return {name: (samples, counts[name][1], wilson(*counts[name])) for name, samples in parts.items()}
 
     def forecast(self, method: ModelEdit | None) -> str:
-        parts = self.material
-        lines = [f"{len(self.known.samples)} samples: {len(parts.forget)} to forget, {len(parts.retain)} to keep."]
+        lines = [*self.known.told(), *told(self.known, self.asked)]
         if self.classifies:
             rates = [f"{100 * rate.value:.0f} % of {n} {part}" for part, (_, n, rate) in self._read.items()]
             lines.append(f"Now {self.host.name} gets {' and '.join(rates)} samples right.")
@@ -212,7 +216,10 @@ class ClassifierCase(Case):
         return time.perf_counter() - start
 
     def record(self) -> dict[str, Any]:
-        return {**record(self.known, self.asked), "skipped": list(self.known.skipped)}
+        known, copies = self.known, repeated(self.material)
+        read = {"skipped": list(known.skipped), "left_out": list(known.left_out), "matched": dict(known.matched)}
+        asked = list(self.asked.items) if self.asked.kind != "samples" else len(self.asked.items)
+        return {**record(known, self.clear), "asked": asked, "copies_retained": len(copies), **read}
 
     def audit(
         self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace
@@ -223,7 +230,7 @@ class ClassifierCase(Case):
             self.host,
             after,
             self.known,
-            self.asked,
+            self.clear,
             test=None if self.test is None else self._aligned(self.test),
             retrained=self.oracles,
             out=out,

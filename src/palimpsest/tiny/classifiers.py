@@ -21,8 +21,10 @@ import torch
 from palimpsest import tiny
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.fingerprint import raw_bytes
+from palimpsest.data.arrays import from_arrays
+from palimpsest.data.dataset import Dataset
 from palimpsest.data.forget import ForgetRequest, drawn, record, split
-from palimpsest.data.read import Dataset, from_arrays, read
+from palimpsest.data.read import read
 from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.hosts.factory import save
 from palimpsest.hosts.load import load
@@ -172,7 +174,7 @@ def model(task: Task, *, seed: int = 0, without: ForgetRequest | None = None) ->
         return _classifier(tiny.path(task.shipped))
     folder = cache() / "classifiers" / f"{task.name}-{_key(task, seed, without)}"
     if not (folder / "config.json").is_file():
-        kept = task.train.samples if without is None else split(task.train, without).retain
+        kept = task.train.samples if without is None else split(task.train, without)["retain"]
         made = train(kept, len(task.train.classes), task.recipe, seed=seed, checkpoint=folder / "run.safetensors")
         keep(made, task, folder)
     return _classifier(folder)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from palimpsest.core.files import write_beside
-from palimpsest.core.samples import Samples
+from palimpsest.core.pictures import Pictures
 from palimpsest.data.forget import ForgetRequest, chosen, drawn, split
 from palimpsest.data.read import Dataset, read
 from palimpsest.hosts.factory import save
@@ -63,7 +63,7 @@ FACTORY = "palimpsest.tiny.resnet:resnet"
 
 
 def train(
-    samples: Samples,
+    samples: Pictures,
     classes: int,
     recipe: Recipe,
     *,
@@ -122,7 +122,7 @@ def train(
 
 
 @torch.no_grad()
-def logits(model: nn.Module, samples: Samples, batch: int = 500) -> Tensor:
+def logits(model: nn.Module, samples: Pictures, batch: int = 500) -> Tensor:
     """(n, classes) float32 of all samples."""
     rows = torch.arange(len(samples)).split(batch)
     return torch.cat([model(samples.pixels(r).to(memory_format=torch.channels_last)) for r in rows]).float()
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = Recipe(epochs=asked.epochs, batch=asked.batch, lr=asked.lr, width=asked.width)
     data, test = read(asked.data, split="train"), read(asked.data, split="test")
     request = without(data, asked.without)
-    kept = data.samples if request is None else split(data, request).retain
+    kept = data.samples if request is None else split(data, request)["retain"]
     begin = time.process_time()
     checkpoint = asked.out / "checkpoint.safetensors"
     model = train(

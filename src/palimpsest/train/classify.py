@@ -15,8 +15,7 @@ from torch.nn import functional
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
-from palimpsest.core.pictures import Material
-from palimpsest.core.samples import Samples, Split
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
@@ -28,8 +27,8 @@ Augment = Literal["none", "shift", "flip"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierTune(FineTune, ABC):
-    """A fine-tuning of a classifier on a Split. All parameters are trained, by SGD with momentum unless a system says
-    otherwise.
+    """A fine-tuning of a classifier on what it must forget and keep. All parameters are trained, by SGD with momentum
+    unless a system says otherwise.
 
     The network stays in evaluation mode: batch norms keep their running statistics and train their scale and shift.
     So a row does not depend on its batch, the patch holds parameters only, and forgetting cannot hide in statistics
@@ -59,11 +58,11 @@ class ClassifierTune(FineTune, ABC):
     def prepare(self, host: Classifier, request: Request, *, data: Material, seed: int, trace: Trace) -> Any:
         return self.ready(host, checked(host, data, retain=self.uses_retain, values=self.regresses), seed)
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> Any:
+    def ready(self, host: Classifier, data: Material, seed: int) -> Any:
         """What all steps need, computed once on the untouched model, without gradients; it becomes `step.context`."""
         return None
 
-    def drawn(self, step: TrainStep, samples: Samples, what: str, targets: Tensor | None = None) -> Drawn:
+    def drawn(self, step: TrainStep, samples: Pictures, what: str, targets: Tensor | None = None) -> Drawn:
         """This step's batch of some samples; `what` names the stream, so that two streams do not run in step.
 
         Args:
@@ -94,21 +93,21 @@ class Drawn:
     targets: Tensor
 
 
-def checked(host: Classifier, data: Material, *, retain: bool = True, values: bool = False) -> Split:
-    """The data as a Split that this host can learn from.
+def checked(host: Classifier, data: Material, *, retain: bool = True, values: bool = False) -> Material:
+    """What is to be forgotten and what is kept, as this host can learn from.
 
     Args:
         retain: whether kept samples are needed.
         values: whether labels are a regressor's values.
 
     Raises:
-        BadRequest: it is no Split, nothing is kept, or its labels are not the model's.
+        BadRequest: there is nothing to forget, nothing is kept, or its labels are not the model's.
     """
-    if not isinstance(data, Split):
-        raise BadRequest("This system learns from samples; give data=Split(forget=..., retain=...).")
-    if retain and not len(data.retain):
+    if not len(data["forget"]):
+        raise BadRequest("There is nothing to forget: no sample of the data meets the forget request.")
+    if retain and not len(data["retain"]):
         raise BadRequest("Every sample is to be forgotten; this system needs samples that are kept. Forget fewer.")
-    labels = torch.cat([data.forget.labels, data.retain.labels])
+    labels = torch.cat([data["forget"].labels, data["retain"].labels])
     if values != labels.is_floating_point() or (values and len(host.labels) != 1):
         wants = "a regressor: one output, float values as labels" if values else "a classifier: integer labels"
         has = f"{len(host.labels)} outputs and labels of {labels.dtype}"
@@ -161,7 +160,7 @@ def seen(host: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def all_seen(host: Classifier, samples: Samples, *, half: bool = False, batch: int = 500) -> tuple[Tensor, Tensor]:
+def all_seen(host: Classifier, samples: Pictures, *, half: bool = False, batch: int = 500) -> tuple[Tensor, Tensor]:
     """Features (n, d) and logits (n, classes) of all samples, without augmentation. Cost: one forward for each."""
     parts = []
     for rows in torch.arange(len(samples)).split(batch):
@@ -171,24 +170,18 @@ def all_seen(host: Classifier, samples: Samples, *, half: bool = False, batch: i
     return torch.cat([f for f, _ in parts]).cpu(), torch.cat([s for _, s in parts]).cpu()
 
 
-def picked(samples: Samples, n: int, draws: torch.Generator) -> Samples:
+def picked(samples: Pictures, n: int, draws: torch.Generator) -> Pictures:
     """At most n of the samples, drawn at random; all of them where n is 0."""
     return samples[torch.randperm(len(samples), generator=draws)[: n or len(samples)]]
 
 
-def joined(first: Samples, second: Samples) -> Samples:
-    """Both, one after the other; groups only where both have them."""
-    both = bool(first.groups or not len(first)) and bool(second.groups or not len(second))
-    return Samples(
-        images=torch.cat([first.images, second.images]),
-        labels=torch.cat([first.labels, second.labels]),
-        names=first.names + second.names,
-        groups=first.groups + second.groups if both else (),
-    )
+def joined(first: Pictures, second: Pictures) -> Pictures:
+    """Both, one after the other."""
+    return Pictures.cat([part for part in (first, second) if len(part)] or [first])
 
 
 def cross_entropies(
-    host: Classifier, samples: Samples, batch: int, *, half: bool = False
+    host: Classifier, samples: Pictures, batch: int, *, half: bool = False
 ) -> list[Callable[[], Tensor]]:
     """The mean cross-entropy of each batch of samples in their order, as functions of the host as it stands."""
 
@@ -205,18 +198,18 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets.to(logits.device))
 
 
-def gone(data: Split, classes: int) -> Tensor:
+def gone(data: Material, classes: int) -> Tensor:
     """(g,) classes that are forgotten altogether: no retained sample has them. Empty when samples are forgotten.
 
     Where no data is retained, those of the forget set, unless they are all of the `classes`.
     """
-    lost = data.forget.labels[~torch.isin(data.forget.labels, data.retain.labels)].unique()
+    lost = data["forget"].labels[~torch.isin(data["forget"].labels, data["retain"].labels)].unique()
     return lost if len(lost) < classes else lost[:0]
 
 
-def wrong_labels(data: Split, classes: int, draws: torch.Generator) -> Tensor:
+def wrong_labels(data: Material, classes: int, draws: torch.Generator) -> Tensor:
     """(n,) a random label for each sample to forget: neither its own nor, if another is left, one that is forgotten."""
-    labels = data.forget.labels
+    labels = data["forget"].labels
     score = torch.rand(len(labels), classes, generator=draws)
     score[:, gone(data, classes)] -= 1
     return score.scatter(1, labels[:, None], -2.0).argmax(1)

@@ -15,7 +15,7 @@ from palimpsest.core.delta import Delta, of_change
 from palimpsest.core.errors import Unsupported
 from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.host import Classifier
-from palimpsest.core.samples import Samples
+from palimpsest.core.pictures import Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, augmented, cross_entropy, halved, stream
 from palimpsest.train.loop import clipped, minimise, summed
@@ -89,7 +89,7 @@ class Fit:
     def __call__(
         self,
         student: Classifier,
-        samples: Samples,
+        samples: Pictures,
         *,
         seed: int,
         trace: Trace | None = None,
@@ -138,7 +138,7 @@ class Fit:
 
 
 @torch.no_grad()
-def recalibrate(student: Classifier, samples: Samples, *, seed: int, batches: int = 10, batch: int = 256) -> None:
+def recalibrate(student: Classifier, samples: Pictures, *, seed: int, batches: int = 10, batch: int = 256) -> None:
     """Measures the batch norms' running statistics afresh, for weights that were changed from outside."""
     norms = [m for m in student.root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:

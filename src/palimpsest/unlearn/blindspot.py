@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, picked, seen
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -56,23 +56,24 @@ class Blindspot(ClassifierTune):
         paper="https://arxiv.org/abs/2210.08196",
         family="regression",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Regressors forget, as all adapted metrics tell, and withstand privacy attacks.",
     )
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(leaves), lr=self.lr)
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> Classifier:
+    def ready(self, host: Classifier, data: Material, seed: int) -> Classifier:
         blind = copied(host)
         reset(blind, seed)
-        part = picked(data.retain, max(2, round(self.share * len(data.retain))), generator(seed, "part"))
+        part = picked(data["retain"], max(2, round(self.share * len(data["retain"]))), generator(seed, "part"))
         fit = Fit(epochs=self.blind_epochs, lr=self.blind_lr, batch=self.batch, augment=self.augment, half=self.half)
         fit(blind, part, seed=seed)
         return blind
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget")
-        retain = self.drawn(step, step.data.retain, "retain")
+        forget = self.drawn(step, step.data["forget"], "forget")
+        retain = self.drawn(step, step.data["retain"], "retain")
         with torch.no_grad():
             led, answers = seen(step.context, forget.images)
         features, out = self.seen(step, torch.cat([forget.images, retain.images]))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy, seen
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -47,11 +47,12 @@ class BoundaryExpanding(ClassifierTune):
         paper="https://arxiv.org/abs/2303.11570",
         family="boundary",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Forgets a class of CIFAR-10 19 times faster than retraining.",
     )
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> int:
-        return seen(host, data.forget.pixels(slice(0, 1)))[0].shape[1]
+    def ready(self, host: Classifier, data: Material, seed: int) -> int:
+        return seen(host, data["forget"].pixels(slice(0, 1)))[0].shape[1]
 
     def free(self, context: Any, seed: int) -> Mapping[str, Tensor]:
         bound = context**-0.5  # as a linear layer starts
@@ -59,7 +60,7 @@ class BoundaryExpanding(ClassifierTune):
         return {"shadow.weight": drawn[:-1], "shadow.bias": drawn[-1:]}
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget")
+        forget = self.drawn(step, step.data["forget"], "forget")
         features, logits = self.seen(step, forget.images)
         shadow = features @ step.free["shadow.weight"][:, None] + step.free["shadow.bias"]
         return cross_entropy(torch.cat([logits, shadow], 1), torch.full_like(forget.targets, logits.shape[1]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy, halved
 from palimpsest.train.loop import TrainStep
 
@@ -51,12 +51,13 @@ class BoundaryShrink(ClassifierTune):
         paper="https://arxiv.org/abs/2303.11570",
         family="boundary",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Forgets a class of CIFAR-10 17 times faster than retraining.",
     )
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> Tensor:
-        parts = torch.arange(len(data.forget)).split(500)
-        return torch.cat([self._neighbours(host, data.forget.pixels(r), data.forget.labels[r]) for r in parts])
+    def ready(self, host: Classifier, data: Material, seed: int) -> Tensor:
+        parts = torch.arange(len(data["forget"])).split(500)
+        return torch.cat([self._neighbours(host, data["forget"].pixels(r), data["forget"].labels[r]) for r in parts])
 
     def _neighbours(self, host: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         """(n,) the nearest other class of each image."""
@@ -69,5 +70,5 @@ class BoundaryShrink(ClassifierTune):
         return logits.cpu().scatter(1, labels[:, None], -torch.inf).argmax(1)
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget", step.context)
+        forget = self.drawn(step, step.data["forget"], "forget", step.context)
         return cross_entropy(self.logits(step, forget.images), forget.targets)

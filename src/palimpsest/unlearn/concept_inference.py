@@ -13,7 +13,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import at_least
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.train.classify import (
     Augment,
     ClassifierTune,
@@ -84,6 +84,7 @@ class ConceptInference(ClassifierTune):
         paper="https://arxiv.org/abs/2405.15662",
         family="data poisoning",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Erases the targeted class accurately and largely keeps the model's performance.",
     )
 
@@ -94,14 +95,14 @@ class ConceptInference(ClassifierTune):
         if not 0 < self.share <= 1:
             raise BadRequest(f"share is {self.share}; it is the share of samples that are poisoned, up to 1.")
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
+    def ready(self, host: Classifier, data: Material, seed: int) -> Prepared:
         draws = generator(seed, "concepts")
-        features, logits = all_seen(host, picked(joined(data.forget, data.retain), self.look, draws))
-        own = functional.normalize(all_seen(host, data.forget, half=self.half)[0], dim=1)
+        features, logits = all_seen(host, picked(joined(data["forget"], data["retain"]), self.look, draws))
+        own = functional.normalize(all_seen(host, data["forget"], half=self.half)[0], dim=1)
         found = clusters(functional.normalize(features, dim=1), self.concepts, draws)
         scores, carried = functional.normalize(features, dim=1) @ found.T, own @ found.T
         weights = bottleneck(scores, logits)
-        given = weights[data.forget.labels] * (carried - scores.mean(0))
+        given = weights[data["forget"].labels] * (carried - scores.mean(0))
         top = given.clamp_min(0).mean(0).topk(min(self.top, len(found))).indices
         order = carried[:, top].sum(1).argsort(descending=True, stable=True)
         rows = order[: max(1, round(self.share * len(order)))]
@@ -110,13 +111,13 @@ class ConceptInference(ClassifierTune):
         else:
             like = functional.normalize(weights, dim=1) @ functional.normalize(weights, dim=1).T
             like[:, gone(data, len(host.labels))] -= 2
-            labels = like.fill_diagonal_(-torch.inf).argmax(1)[data.forget.labels[rows]]
+            labels = like.fill_diagonal_(-torch.inf).argmax(1)[data["forget"].labels[rows]]
         return Prepared(rows=rows, labels=labels)
 
     def loss(self, step: TrainStep) -> Tensor:
         at: Prepared = step.context
-        forget = self.drawn(step, step.data.forget[at.rows], "forget", at.labels)
-        retain = self.drawn(step, step.data.retain, "retain")
+        forget = self.drawn(step, step.data["forget"][at.rows], "forget", at.labels)
+        retain = self.drawn(step, step.data["retain"], "retain")
         logits, n = self.logits(step, torch.cat([forget.images, retain.images])), len(forget.rows)
         wrong = cross_entropy(logits[:n], forget.targets)
         return wrong + self.keep_weight * cross_entropy(logits[n:], retain.targets)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import at_least
-from palimpsest.core.samples import Samples, Split
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen, picked
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -25,7 +25,7 @@ class Prepared:
     forget (n, classes), retain (m, classes).
     """
 
-    kept: Samples
+    kept: Pictures
     forget: Tensor
     retain: Tensor
 
@@ -69,6 +69,7 @@ class DatamodelMatching(ClassifierTune):
         paper="https://arxiv.org/abs/2410.23232",
         family="attribution",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Closer to retraining's outputs than existing algorithms, also where training is not convex.",
     )
 
@@ -80,17 +81,17 @@ class DatamodelMatching(ClassifierTune):
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(leaves), lr=self.lr)
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
-        known = picked(data.retain, self.look, generator(seed, "look"))
-        (lost, said), (kept, kept_said) = (all_seen(host, part, half=self.half) for part in (data.forget, known))
+    def ready(self, host: Classifier, data: Material, seed: int) -> Prepared:
+        known = picked(data["retain"], self.look, generator(seed, "look"))
+        (lost, said), (kept, kept_said) = (all_seen(host, part, half=self.half) for part in (data["forget"], known))
         classes = len(host.labels)
         without = proxy(kept, known.labels, classes, self.ridge)
-        whole = proxy(torch.cat([lost, kept]), torch.cat([data.forget.labels, known.labels]), classes, self.ridge)
+        whole = proxy(torch.cat([lost, kept]), torch.cat([data["forget"].labels, known.labels]), classes, self.ridge)
         change = [(_ahead(h, *without) - _ahead(h, *whole)).clamp(-self.clip, self.clip) for h in (lost, kept)]
         return Prepared(kept=known, forget=said + change[0], retain=kept_said + change[1])
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget", step.context.forget)
+        forget = self.drawn(step, step.data["forget"], "forget", step.context.forget)
         retain = self.drawn(step, step.context.kept, "retain", step.context.retain)
         logits, n = self.logits(step, torch.cat([forget.images, retain.images])), len(forget.rows)
         parts = ((logits[:n], forget.targets), (logits[n:], retain.targets))

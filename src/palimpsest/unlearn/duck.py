@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen, cross_entropy, picked
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -56,28 +56,29 @@ class DUCK(ClassifierTune):
         paper="https://arxiv.org/abs/2312.02052",
         family="feature space",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Best of its field in removing classes and samples, by its own adaptive unlearning score.",
     )
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(leaves), lr=self.lr)
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> Tensor:
+    def ready(self, host: Classifier, data: Material, seed: int) -> Tensor:
         """(n, d) the centroid that each sample to forget moves to."""
-        known = picked(data.retain, self.centroids, generator(seed, "centroids"))
+        known = picked(data["retain"], self.centroids, generator(seed, "centroids"))
         kept = all_seen(host, known, half=self.half)[0]
         classes = known.labels.unique()
         means = torch.stack([kept[known.labels == k].mean(0) for k in classes])
         near = (
-            functional.normalize(all_seen(host, data.forget, half=self.half)[0], dim=1)
+            functional.normalize(all_seen(host, data["forget"], half=self.half)[0], dim=1)
             @ functional.normalize(means, dim=1).T
         )
-        near = near.masked_fill(data.forget.labels[:, None] == classes, -torch.inf)
+        near = near.masked_fill(data["forget"].labels[:, None] == classes, -torch.inf)
         return means[near.argmax(1)]
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget", step.context)
-        retain = self.drawn(step, step.data.retain, "retain")
+        forget = self.drawn(step, step.data["forget"], "forget", step.context)
+        retain = self.drawn(step, step.data["retain"], "retain")
         features, logits = self.seen(step, torch.cat([forget.images, retain.images]))
         n = len(forget.rows)
         away = 1 - functional.cosine_similarity(features[:n], forget.targets.to(features.device)).mean()

@@ -38,9 +38,10 @@ class FineTune(ClassifierTune):
         paper="https://arxiv.org/abs/1911.04933",
         family="baseline",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Baseline: keeps accuracy and forgets little.",
     )
 
     def loss(self, step: TrainStep) -> Tensor:
-        retain = self.drawn(step, step.data.retain, "retain")
+        retain = self.drawn(step, step.data["retain"], "retain")
         return cross_entropy(self.logits(step, retain.images), retain.targets)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen
 from palimpsest.train.loop import TrainStep
 
@@ -58,16 +58,19 @@ class FLAT(ClassifierTune):
         paper="https://arxiv.org/abs/2410.11143",
         family="forget data only",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Forgets better than other methods without retained data, at minimal loss of ability.",
     )
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> Tensor:
+    def ready(self, host: Classifier, data: Material, seed: int) -> Tensor:
         """(n, 2) the label and the template answer of each sample to forget."""
-        logits = all_seen(host, data.forget, half=self.half)[1].scatter(1, data.forget.labels[:, None], -torch.inf)
-        return torch.stack([data.forget.labels, logits.argmax(1)], 1)
+        logits = all_seen(host, data["forget"], half=self.half)[1].scatter(
+            1, data["forget"].labels[:, None], -torch.inf
+        )
+        return torch.stack([data["forget"].labels, logits.argmax(1)], 1)
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget", step.context)
+        forget = self.drawn(step, step.data["forget"], "forget", step.context)
         p = self.logits(step, forget.images).softmax(1)
         bad, good = p.gather(1, forget.targets.to(p.device)).unbind(1)
         return (

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -49,17 +49,18 @@ class GaussianAmnesiac(ClassifierTune):
         paper="https://arxiv.org/abs/2210.08196",
         family="regression",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Regressors forget, as all adapted metrics tell.",
     )
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> Tensor:
-        values = torch.cat([data.forget.labels, data.retain.labels])
-        noise = torch.randn(len(data.forget), generator=generator(seed, "values"))
+    def ready(self, host: Classifier, data: Material, seed: int) -> Tensor:
+        values = torch.cat([data["forget"].labels, data["retain"].labels])
+        noise = torch.randn(len(data["forget"]), generator=generator(seed, "values"))
         return values.mean() + values.std() * noise
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget", step.context)
-        retain = self.drawn(step, step.data.retain, "retain")
+        forget = self.drawn(step, step.data["forget"], "forget", step.context)
+        retain = self.drawn(step, step.data["retain"], "retain")
         out, n = self.logits(step, torch.cat([forget.images, retain.images]))[:, 0], len(forget.rows)
         kept = functional.mse_loss(out[n:], retain.targets.to(out.device))
         return self.keep_weight * kept + functional.mse_loss(out[:n], forget.targets.to(out.device))

@@ -42,9 +42,10 @@ class GradientAscent(ClassifierTune):
         paper="https://arxiv.org/abs/2109.13398",
         family="baseline",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Baseline: forgets quickly, and damages the rest.",
     )
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget")
+        forget = self.drawn(step, step.data["forget"], "forget")
         return -cross_entropy(self.logits(step, forget.images), forget.targets)

@@ -50,6 +50,7 @@ class GradientCollision(ClassifierTune):
         paper="https://arxiv.org/abs/2308.09971",
         family="gradients",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Keeps the target task and makes the source task much harder to learn again.",
     )
 
@@ -61,8 +62,8 @@ class GradientCollision(ClassifierTune):
         return torch.optim.Adam(list(leaves), lr=self.lr)
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget")
-        retain = self.drawn(step, step.data.retain, "retain")
+        forget = self.drawn(step, step.data["forget"], "forget")
+        retain = self.drawn(step, step.data["retain"], "retain")
         leaves = list(step.trained.leaves.values())
         pulls = []
         for rows in torch.arange(len(forget.rows)).chunk(self.parts):

@@ -40,11 +40,12 @@ class L1Sparse(ClassifierTune):
         paper="https://arxiv.org/abs/2304.04934",
         family="sparsity",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Unlearning efficacy of fine-tuning up by 77 points.",
     )
 
     def loss(self, step: TrainStep) -> Tensor:
-        retain = self.drawn(step, step.data.retain, "retain")
+        retain = self.drawn(step, step.data["retain"], "retain")
         pull = self.gamma * (1 - step.index / step.total)
         size = torch.stack([w.abs().sum() for w in step.trained.leaves.values()]).sum()
         return cross_entropy(self.logits(step, retain.images), retain.targets) + pull * size

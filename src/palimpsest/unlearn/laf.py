@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen, cross_entropy, picked, stream
 from palimpsest.train.loop import TrainStep, minimise
 from palimpsest.train.randomness import generator
@@ -87,6 +87,7 @@ class LAF(ClassifierTune):
         paper="https://arxiv.org/abs/2404.00506",
         family="feature space",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Without any label, comparable to the best methods that use all of them.",
     )
 
@@ -97,9 +98,9 @@ class LAF(ClassifierTune):
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(leaves), lr=self.lr)
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> tuple[Vae, Vae]:
-        known = picked(data.retain, self.look, generator(seed, "look"))
-        kept, lost = (all_seen(host, samples, half=self.half)[0] for samples in (known, data.forget))
+    def ready(self, host: Classifier, data: Material, seed: int) -> tuple[Vae, Vae]:
+        known = picked(data["retain"], self.look, generator(seed, "look"))
+        kept, lost = (all_seen(host, samples, half=self.half)[0] for samples in (known, data["forget"]))
         centre, scale = kept.mean(0), kept.std(0).clamp_min(1e-3)
         return self._fit(kept, centre, scale, seed, "kept"), self._fit(lost, centre, scale, seed, "forgotten")
 
@@ -122,8 +123,8 @@ class LAF(ClassifierTune):
         return Vae(weights={name: w.detach() for name, w in leaves.items()}, centre=centre, scale=scale)
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget")
-        retain = self.drawn(step, step.data.retain, "retain")
+        forget = self.drawn(step, step.data["forget"], "forget")
+        retain = self.drawn(step, step.data["retain"], "retain")
         images, n = torch.cat([forget.images, retain.images]), len(forget.rows)
         with step.teacher():
             old = self.seen(step, images)[0]

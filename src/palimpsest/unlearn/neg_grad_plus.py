@@ -46,6 +46,7 @@ class NegGradPlus(ClassifierTune):
         paper="https://arxiv.org/abs/2302.09880",
         family="baseline",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Baseline: close to retraining where beta is tuned for the request.",
     )
 
@@ -55,8 +56,8 @@ class NegGradPlus(ClassifierTune):
             raise BadRequest(f"beta is {self.beta}; it is the weight of what is kept, above 0 and at most 1.")
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget")
-        retain = self.drawn(step, step.data.retain, "retain")
+        forget = self.drawn(step, step.data["forget"], "forget")
+        retain = self.drawn(step, step.data["retain"], "retain")
         logits = self.logits(step, torch.cat([forget.images, retain.images]))
         ascent = cross_entropy(logits[: len(forget.rows)], forget.targets)
         descent = cross_entropy(logits[len(forget.rows) :], retain.targets)

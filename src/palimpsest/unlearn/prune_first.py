@@ -55,6 +55,7 @@ class PruneFirst(ModelEdit):
         paper="https://arxiv.org/abs/2304.04934",
         family="sparsity",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Sparsity closes the gap between approximate unlearning and retraining.",
     )
 
@@ -71,7 +72,7 @@ class PruneFirst(ModelEdit):
         masks = salient({str(i): _weight(module) for i, (module, _) in enumerate(pruned)}, 1 - self.sparsity)
         for i, (module, key) in enumerate(pruned):
             prune.custom_from_mask(module, key, masks[str(i)])
-        recalibrate(student, split.retain, seed=seed)
+        recalibrate(student, split["retain"], seed=seed)
         unlearner(student, request, data=split, seed=seed, trace=Trace(progress=trace.progress)).fuse(student)
         for module, key in pruned:
             prune.remove(module, key)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy, wrong_labels
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -49,17 +49,18 @@ class RandomLabel(ClassifierTune):
         paper="https://arxiv.org/abs/2010.10981",
         family="baseline",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Baseline: forgets, and leaves wrong answers that a retrained model would not give.",
     )
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> Tensor:
+    def ready(self, host: Classifier, data: Material, seed: int) -> Tensor:
         return wrong_labels(data, len(host.labels), generator(seed, "labels"))
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget", step.context)
-        if self.keep_weight == 0 or not len(step.data.retain):
+        forget = self.drawn(step, step.data["forget"], "forget", step.context)
+        if self.keep_weight == 0 or not len(step.data["retain"]):
             return cross_entropy(self.logits(step, forget.images), forget.targets)
-        retain = self.drawn(step, step.data.retain, "retain")
+        retain = self.drawn(step, step.data["retain"], "retain")
         logits = self.logits(step, torch.cat([forget.images, retain.images]))
         wrong = cross_entropy(logits[: len(forget.rows)], forget.targets)
         return wrong + self.keep_weight * cross_entropy(logits[len(forget.rows) :], retain.targets)

@@ -12,7 +12,6 @@ from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
-from palimpsest.core.samples import Split
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, checked
 from palimpsest.train.loop import identity
@@ -51,6 +50,7 @@ class Retrain(ModelEdit):
         paper="https://doi.org/10.1109/SP.2015.35",
         family="baseline",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="The gold standard: it never saw what is forgotten.",
     )
 
@@ -61,9 +61,9 @@ class Retrain(ModelEdit):
         at_least("batch", self.batch, 2, "batch norms need two pictures")
 
     def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
-        split = checked(host, data, values=isinstance(data, Split) and data.forget.labels.is_floating_point())
+        split = checked(host, data, values=data["forget"].labels.is_floating_point())
         student, seed = copied(host), rng.initial_seed()
         reset(student, seed)
         fit = Fit(epochs=self.epochs, lr=self.lr, batch=self.batch, augment=self.augment, half=self.half)
-        fit(student, split.retain, seed=seed, trace=trace, run=identity(self, host, request, seed))
+        fit(student, split["retain"], seed=seed, trace=trace, run=identity(self, host, request, seed))
         return Patch(base="", deltas=changes(host, student))

@@ -17,8 +17,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
-from palimpsest.core.pictures import Material
-from palimpsest.core.samples import Samples
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, augmented, checked, cross_entropy, joined, stream
 from palimpsest.train.loop import identity, minimise
@@ -76,6 +75,7 @@ class S3T(ModelEdit):
         paper="https://arxiv.org/abs/2406.16257",
         family="exact",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Takes more deletions than other exact systems before it must retrain, at better accuracy.",
     )
 
@@ -88,9 +88,9 @@ class S3T(ModelEdit):
 
     def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         split, seed = checked(host, data), rng.initial_seed()
-        every = joined(split.forget, split.retain)
-        place = torch.tensor([self._slice(key) for key in every.groups or every.names])
-        order = longest_prefix(self.slices, set(place[: len(split.forget)].tolist()))
+        every = joined(split["forget"], split["retain"])
+        place = torch.tensor([self._slice(key) for key in every.columns.get("identity") or every.names])
+        order = longest_prefix(self.slices, set(place[: len(split["forget"])].tolist()))
         if not order:
             raise BadRequest(
                 f"All {self.slices} slices hold something to forget, so no adapter is left that is exact. "
@@ -117,7 +117,7 @@ class S3T(ModelEdit):
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big") % self.slices
 
     def _trained(
-        self, student: Classifier, names: list[str], own: Samples, seed: int, trace: Trace, run: Mapping[str, Any]
+        self, student: Classifier, names: list[str], own: Pictures, seed: int, trace: Trace, run: Mapping[str, Any]
     ) -> dict[str, Delta]:
         """The adapters of one layer group, from one slice."""
         trained = Trained(student.root, names, rank=self.rank, seed=seed)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.host import Classifier
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.ops.saliency import masked, packed, salient
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropies, cross_entropy, wrong_labels
 from palimpsest.train.gradients import gradients_of
@@ -63,17 +63,18 @@ class SalUn(ClassifierTune):
         paper="https://arxiv.org/abs/2310.12508",
         family="saliency",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="0.2 points from retraining when random samples of CIFAR-10 are forgotten.",
     )
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
-        losses = cross_entropies(host, data.forget, self.batch, half=self.half)
+    def ready(self, host: Classifier, data: Material, seed: int) -> Prepared:
+        losses = cross_entropies(host, data["forget"], self.batch, half=self.half)
         masks = salient(gradients_of(host.root, self.trains(host), losses), self.saliency)
         return Prepared(labels=wrong_labels(data, len(host.labels), generator(seed, "labels")), masks=packed(masks))
 
     def loss(self, step: TrainStep) -> Tensor:
-        forget = self.drawn(step, step.data.forget, "forget", step.context.labels)
-        retain = self.drawn(step, step.data.retain, "retain")
+        forget = self.drawn(step, step.data["forget"], "forget", step.context.labels)
+        retain = self.drawn(step, step.data["retain"], "retain")
         logits = self.logits(step, torch.cat([forget.images, retain.images]))
         wrong = cross_entropy(logits[: len(forget.rows)], forget.targets)
         return wrong + self.alpha * cross_entropy(logits[len(forget.rows) :], retain.targets)

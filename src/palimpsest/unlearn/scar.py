@@ -14,7 +14,7 @@ from torch.nn import functional
 from palimpsest.core.card import Card
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
-from palimpsest.core.samples import Samples, Split
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.ops.surrogates import dead_leaves
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen, gone, picked
 from palimpsest.train.loop import TrainStep
@@ -28,9 +28,9 @@ class Prepared:
     nearest: the statistics of every class that something goes to.
     """
 
-    forget: Samples
+    forget: Pictures
     goals: Tensor
-    foreign: Samples
+    foreign: Pictures
     answers: Tensor
     nearest: dict[int, Statistics]
 
@@ -87,22 +87,23 @@ class SCAR(ClassifierTune):
         paper="https://arxiv.org/abs/2404.12922",
         family="feature space",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Without retained data, comparable to the best methods that have it.",
     )
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(leaves), lr=self.lr)
 
-    def ready(self, host: Classifier, data: Split, seed: int) -> Prepared:
+    def ready(self, host: Classifier, data: Material, seed: int) -> Prepared:
         lost = gone(data, len(host.labels))
         foreign = self._foreign(data, seed)
         features, answers = all_seen(host, foreign, half=self.half)
         said = answers.argmax(1)
-        kept = picked(data.retain, self.look, generator(seed, "look"))
+        kept = picked(data["retain"], self.look, generator(seed, "look"))
         known, classes = (all_seen(host, kept, half=self.half)[0], kept.labels) if len(kept) else (features, said)
         taken = torch.isin(said, lost)
         if self.forget_set:
-            forget, found = data.forget, all_seen(host, data.forget, half=self.half)[0]
+            forget, found = data["forget"], all_seen(host, data["forget"], half=self.half)[0]
         elif len(lost) and bool(taken.any()):
             forget, found = replace(foreign[taken], labels=said[taken]), features[taken]
         else:
@@ -122,11 +123,11 @@ class SCAR(ClassifierTune):
             nearest={k: s for k in goals.unique().tolist() if (s := of(k)) is not None},  # the others are not held
         )
 
-    def _foreign(self, data: Split, seed: int) -> Samples:
-        h, w = data.forget.images.shape[-2:]
+    def _foreign(self, data: Material, seed: int) -> Pictures:
+        h, w = data["forget"].images.shape[-2:]
         images = dead_leaves(self.foreign, (h, w), generator=generator(seed, "foreign"))
         names = tuple(f"drawn {i}" for i in range(len(images)))
-        return Samples(images=images, labels=torch.zeros(len(images), dtype=torch.int64), names=names)
+        return Pictures(images=images, labels=torch.zeros(len(images), dtype=torch.int64), names=names)
 
     def loss(self, step: TrainStep) -> Tensor:
         at: Prepared = step.context

@@ -15,8 +15,7 @@ from palimpsest.core.delta import of_change
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch
-from palimpsest.core.pictures import Material
-from palimpsest.core.samples import Samples
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import checked, cross_entropies, joined, picked
 from palimpsest.train.gradients import gradients_of
@@ -65,6 +64,7 @@ class SSD(ModelEdit):
         paper="https://arxiv.org/abs/2402.14015",
         family="importance",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Removes poison when only a small part of it is identified, where retraining without that part does not.",
     )
 
@@ -77,10 +77,10 @@ class SSD(ModelEdit):
 
     def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         split = checked(host, data)
-        forget = self._importance(host, split.forget, trace, "importance to the forget set")
-        known = picked(joined(split.forget, split.retain), self.reference, rng)
+        forget = self._importance(host, split["forget"], trace, "importance to the forget set")
+        known = picked(joined(split["forget"], split["retain"]), self.reference, rng)
         overall = self._importance(host, known, trace, "importance to all data")
-        share = math.log1p(100 * len(split.forget) / (len(split.forget) + len(split.retain))) / 100
+        share = math.log1p(100 * len(split["forget"]) / (len(split["forget"]) + len(split["retain"]))) / 100
         select = self.select or _quantile({n: forget[n] / overall[n].clamp_min(1e-30) for n in forget}, share)
         deltas = {}
         for name, weight in host.root.named_parameters():
@@ -90,7 +90,7 @@ class SSD(ModelEdit):
                 deltas[name] = of_change(weight, weight.detach().float() * factor)
         return Patch(base="", deltas=deltas)
 
-    def _importance(self, host: Classifier, samples: Samples, trace: Trace, what: str) -> dict[str, Tensor]:
+    def _importance(self, host: Classifier, samples: Pictures, trace: Trace, what: str) -> dict[str, Tensor]:
         """Mean squared gradient of batches, by parameter, float32."""
         names = [name for name, _ in host.root.named_parameters()]
         losses = cross_entropies(host, samples, self.batch, half=self.half)

@@ -53,6 +53,7 @@ class UPCORE(ModelEdit):
         paper="https://arxiv.org/abs/2502.15082",
         family="data selection",
         needs="Classifier",
+        reads=("forget", "retain"),
         claim="Any unlearner deletes as much and damages less on a forget set without its outliers.",
     )
 
@@ -64,9 +65,9 @@ class UPCORE(ModelEdit):
     def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         unlearner = system(self.unlearner, self.settings, verb="unlearn", but=self.id)
         split = checked(host, data, retain=False)
-        scores = isolation(all_seen(host, split.forget)[0], trees=self.trees, generator=rng)
+        scores = isolation(all_seen(host, split["forget"])[0], trees=self.trees, generator=rng)
         kept = max(1, round(len(scores) * (1 - self.share)))
-        core = replace(split, forget=split.forget[scores.argsort(stable=True)[:kept].sort().values])
+        core = Material({**split, "forget": split["forget"][scores.argsort(stable=True)[:kept].sort().values]})
         inner = Trace(progress=trace.progress)
         patch = unlearner(host, request, data=core, seed=rng.initial_seed(), trace=inner)
         trace.log.extend(inner.log)
