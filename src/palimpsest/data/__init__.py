@@ -1,1 +1,1 @@
-"""Users' pictures: folders, parquet tables and arrays as Samples, and forget requests that split them."""
+"""Users' pictures, with what is known of them, from folders, parquet tables and arrays; forget requests; lists."""
