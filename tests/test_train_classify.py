@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from digits_fixture import class_split, classifier, digits, sample_split
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.train.classify import augmented, gone, joined, seen, stream, wrong_labels
 from palimpsest.train.scratch import copied, recalibrate, reset
 
@@ -19,11 +19,11 @@ def test_reset_and_recalibration() -> None:
     weight = student.root.body[4].weight
     assert float(weight.abs().max()) <= (16 * 9) ** -0.5
     assert abs(float(weight.std()) * 3**0.5 * 12 - 1) < 0.05
-    recalibrate(student, split.retain, seed=0, batches=4, batch=10_000)
+    recalibrate(student, split["retain"], seed=0, batches=4, batch=10_000)
     norm = student.root.body[1]
     assert isinstance(norm, nn.BatchNorm2d)
     with torch.no_grad():
-        out = student.root.body[0](split.retain.pixels())
+        out = student.root.body[0](split["retain"].pixels())
     torch.testing.assert_close(norm.running_mean, out.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(norm.running_var, out.var((0, 2, 3)), atol=1e-5, rtol=1e-3)
     assert norm.momentum == 0.1
@@ -33,14 +33,14 @@ def test_reset_and_recalibration() -> None:
 def test_wrong_labels_are_wrong_and_never_forgotten_ones() -> None:
     train = digits()[0]
     lost = torch.isin(train.labels, torch.tensor([3, 5]))
-    split = Split(forget=train[lost], retain=train[~lost])
+    split = Material({"forget": train[lost], "retain": train[~lost]})
     wrong = wrong_labels(split, 10, torch.Generator().manual_seed(0))
     assert set(wrong.tolist()) == set(range(10)) - {3, 5}
     counts = torch.bincount(wrong, minlength=10)[[0, 1, 2, 4, 6, 7, 8, 9]].float()
     assert counts.max() / counts.min() < 2, "the labels are not uniform"
     mixed = sample_split()
     wrong = wrong_labels(mixed, 10, torch.Generator().manual_seed(0))
-    assert not bool((wrong == mixed.forget.labels).any())
+    assert not bool((wrong == mixed["forget"].labels).any())
     assert len(wrong.unique()) == 10
 
 
@@ -48,7 +48,7 @@ def test_classes_that_are_gone() -> None:
     assert gone(class_split(4), 10).tolist() == [4]
     assert gone(sample_split(), 10).tolist() == []
     alone = class_split(4)
-    assert gone(replace(alone, retain=alone.retain[:0]), 10).tolist() == [4]
+    assert gone(Material({**alone, "retain": alone["retain"][:0]}), 10).tolist() == [4]
 
 
 def test_rows_of_a_step_depend_on_seed_and_step_alone_and_cover_all() -> None:
@@ -80,9 +80,10 @@ def test_features_are_what_the_head_reads() -> None:
         torch.testing.assert_close(logits, host.logits(x))
 
 
-def test_joining_keeps_groups_only_where_all_have_them() -> None:
+def test_joining_keeps_identities_only_where_all_have_them() -> None:
     split = class_split()
-    both = joined(split.forget, split.retain)
+    both = joined(split["forget"], split["retain"])
     assert len(both) == len(digits()[0])
-    assert len(both.groups) == len(both)
-    assert joined(replace(split.forget, groups=()), split.retain).groups == ()
+    assert len(both.columns["identity"]) == len(both)
+    assert joined(replace(split["forget"], columns={}), split["retain"]).columns == {}
+    assert joined(split["forget"], split["retain"][:0]).columns == split["forget"].columns

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from digits_fixture import class_split, classifier
 from palimpsest.core.patch import Patch
-from palimpsest.core.samples import Samples, Split
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.train.classify import wrong_labels
 from palimpsest.train.randomness import generator
 
 ONE = {"steps": 1, "lr": 0.1, "batch": 10_000, "augment": "none"}
 
 
-def small(retain: int) -> Split:
+def small(retain: int) -> Material:
     """Class 3, 40 samples of it, against some of the others."""
     split = class_split()
-    return Split(forget=split.forget[:40], retain=split.retain[:retain])
+    return Material({"forget": split["forget"][:40], "retain": split["retain"][:retain]})
 
 
-def features(samples: Samples) -> Tensor:
+def features(samples: Pictures) -> Tensor:
     with torch.no_grad():
         return classifier().root.body(samples.pixels())
 
@@ -48,6 +48,6 @@ def clipped(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: g * min(1.0, 1 / norm) for n, g in gradients.items()}
 
 
-def drawn_labels(split: Split) -> Tensor:
+def drawn_labels(split: Material) -> Tensor:
     """The random labels that seed 0 draws."""
     return wrong_labels(split, 10, generator(0, "labels"))

@@ -15,7 +15,7 @@ def test_boundary_expanding_trains_a_shadow_class_and_drops_it() -> None:
     method = BoundaryExpanding(**ONE)
     shadow = method.free(512, 0)
     assert float(shadow["shadow.weight"].abs().max()) <= 512**-0.5
-    x = split.forget.pixels()
+    x = split["forget"].pixels()
 
     def loss(net: nn.Module) -> Tensor:
         h = net.body(x)

@@ -15,7 +15,7 @@ from unlearn.steps import ONE, assert_step, slopes, small
 
 def test_boundary_shrink_goes_to_the_nearest_other_class() -> None:
     split = small(90)
-    x, y = split.forget.pixels().requires_grad_(True), split.forget.labels
+    x, y = split["forget"].pixels().requires_grad_(True), split["forget"].labels
     net = copy.deepcopy(classifier().root)
     F.cross_entropy(net(x), y).backward()
     assert x.grad is not None
@@ -33,5 +33,5 @@ def test_a_class_goes_and_the_others_stay() -> None:
     rest = test[test.labels != 3]
     for method in (SalUn(steps=40, lr=3e-3, augment="none"), BoundaryShrink(steps=50, lr=1e-3, augment="none")):
         with method(classifier(), REQUEST, data=split).applied(classifier()):
-            assert accuracy(classifier(), split.forget) < 10
+            assert accuracy(classifier(), split["forget"]) < 10
             assert accuracy(classifier(), rest) > 85

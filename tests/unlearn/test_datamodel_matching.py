@@ -12,7 +12,7 @@ from unlearn.steps import features
 
 def test_datamodel_matching_predicts_and_matches() -> None:
     split, host = class_split(), classifier()
-    kept, labels = features(split.retain), split.retain.labels
+    kept, labels = features(split["retain"]), split["retain"].labels
     w, b = proxy(kept, labels, 10, 1e-3)
     spread = kept.std(0).mean()
     w, b = (w * spread).requires_grad_(True), b.clone().requires_grad_(True)
@@ -23,7 +23,7 @@ def test_datamodel_matching_predicts_and_matches() -> None:
     assert float((goal.forget.argmax(1) == 3).float().mean()) < 0.05
     assert float((goal.retain.argmax(1) == goal.kept.labels).float().mean()) > 0.98
     with method(host, REQUEST, data=split).applied(host), torch.no_grad():
-        after = host.logits(split.forget.pixels())
+        after = host.logits(split["forget"].pixels())
     assert float((after - goal.forget).square().mean()) < 0.3 * float(
-        (host.logits(split.forget.pixels()) - goal.forget).square().mean()
+        (host.logits(split["forget"].pixels()) - goal.forget).square().mean()
     )

@@ -11,5 +11,5 @@ from unlearn.steps import ONE, assert_step, slopes, small
 
 def test_fine_tune() -> None:
     split = small(90)
-    x, y = split.retain.pixels(), split.retain.labels
+    x, y = split["retain"].pixels(), split["retain"].labels
     assert_step(FineTune(**ONE)(classifier(), REQUEST, data=split), slopes(lambda net: F.cross_entropy(net(x), y)))

@@ -14,7 +14,7 @@ from unlearn.steps import ONE, assert_step, slopes, small
 @pytest.mark.parametrize("divergence", ["kl", "js", "pearson", "tv"])
 def test_flat(divergence: str) -> None:
     split = small(90)
-    x, y = split.forget.pixels(), split.forget.labels
+    x, y = split["forget"].pixels(), split["forget"].labels
     with torch.no_grad():
         runner_up = classifier().logits(x).topk(2).indices
     template = torch.where(runner_up[:, 0] == y, runner_up[:, 1], runner_up[:, 0])

@@ -11,6 +11,6 @@ from unlearn.steps import ONE, assert_step, clipped, slopes, small
 
 def test_gradient_ascent_climbs() -> None:
     split = small(90)
-    x, y = split.forget.pixels(), split.forget.labels
+    x, y = split["forget"].pixels(), split["forget"].labels
     expect = clipped(slopes(lambda net: -F.cross_entropy(net(x), y)))
     assert_step(GradientAscent(**ONE)(classifier(), REQUEST, data=split), expect)

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from digits_fixture import REQUEST, classifier
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.unlearn.gradient_collision import GradientCollision
 from unlearn.steps import ONE, slopes, small
 
 
 def test_gradient_collision_sums_cosines_of_pairs() -> None:
     split = small(90)
-    f, r = split.forget[:4], split.retain
-    split = Split(forget=f, retain=r)
+    f, r = split["forget"][:4], split["retain"]
+    split = Material({"forget": f, "retain": r})
 
     def loss(net: nn.Module) -> Tensor:
         pulls = []

@@ -14,7 +14,7 @@ from unlearn.steps import ONE, assert_step, slopes, small
 
 def test_l1_sparse_fades_out() -> None:
     split = small(90)
-    x, y = split.retain.pixels(), split.retain.labels
+    x, y = split["retain"].pixels(), split["retain"].labels
 
     def loss(gamma: float) -> Callable[[nn.Module], Tensor]:
         return lambda net: F.cross_entropy(net(x), y) + gamma * sum(p.abs().sum() for p in net.parameters())  # type: ignore[return-value]

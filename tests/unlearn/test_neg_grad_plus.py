@@ -12,7 +12,7 @@ from unlearn.steps import ONE, assert_step, clipped, slopes, small
 
 def test_neg_grad_plus_weighs_both() -> None:
     split = small(90)
-    f, r = split.forget, split.retain
+    f, r = split["forget"], split["retain"]
 
     def loss(net: nn.Module) -> Tensor:
         return 0.3 * F.cross_entropy(net(r.pixels()), r.labels) - 0.7 * F.cross_entropy(net(f.pixels()), f.labels)

@@ -19,4 +19,4 @@ def test_prune_first_keeps_the_mask_while_it_unlearns() -> None:
             gone = float((w == 0).float().mean())
             expect = float(((w - patch.deltas[name].dense(w.shape)).abs() < cut).float().mean())
             assert abs(gone - expect) < 0.01, name
-        assert accuracy(host, split.retain) > 95
+        assert accuracy(host, split["retain"]) > 95

@@ -12,7 +12,7 @@ from unlearn.steps import ONE, assert_step, drawn_labels, slopes, small
 
 def test_random_label() -> None:
     split = small(90)
-    f, r, wrong = split.forget, split.retain, drawn_labels(split)
+    f, r, wrong = split["forget"], split["retain"], drawn_labels(split)
 
     def loss(net: nn.Module) -> Tensor:
         return F.cross_entropy(net(f.pixels()), wrong) + 0.5 * F.cross_entropy(net(r.pixels()), r.labels)

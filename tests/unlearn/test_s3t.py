@@ -9,21 +9,21 @@ import torch
 
 from digits_fixture import REQUEST, accuracy, class_split, classifier, digits
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.samples import Split
+from palimpsest.core.pictures import Material
 from palimpsest.unlearn.s3t import S3T, layer_groups, longest_prefix
 
 
 def test_s3t_is_exact() -> None:
     train = digits()[0]
-    chosen = torch.tensor([g in ("hand7", "hand9") for g in train.groups])
-    split = Split(forget=train[chosen], retain=train[~chosen])
+    chosen = torch.tensor([g in ("hand7", "hand9") for g in train.columns["identity"]])
+    split = Material({"forget": train[chosen], "retain": train[~chosen]})
     method = S3T(slices=3, epochs=2, rank=4)
     one = method(classifier(), REQUEST, data=split)
-    shuffled = split.retain[torch.randperm(len(split.retain), generator=torch.Generator().manual_seed(1))]
+    shuffled = split["retain"][torch.randperm(len(split["retain"]), generator=torch.Generator().manual_seed(1))]
     two = method(
         classifier(),
         REQUEST,
-        data=Split(forget=replace(split.forget, images=255 - split.forget.images), retain=shuffled),
+        data=Material({"forget": replace(split["forget"], images=255 - split["forget"].images), "retain": shuffled}),
     )
     assert one.deltas.keys() == two.deltas.keys()
     for name, delta in one.deltas.items():
@@ -32,21 +32,22 @@ def test_s3t_is_exact() -> None:
     touched = {method._slice(g) for g in ("hand7", "hand9")}
     assert len(one.deltas) == len(longest_prefix(3, touched))  # one layer a slice
     with pytest.raises(BadRequest, match="retrain"):
-        method(classifier(), REQUEST, data=replace_groups(class_split()))
+        method(classifier(), REQUEST, data=unnamed(class_split()))
 
 
-def replace_groups(split: Split) -> Split:
-    return Split(forget=replace(split.forget, groups=()), retain=replace(split.retain, groups=()))
+def unnamed(split: Material) -> Material:
+    """Without a word of who wrote what."""
+    return Material({name: replace(pictures, columns={}) for name, pictures in split.items()})
 
 
 def test_s3t_learns_from_what_is_left() -> None:
     train = digits()[0]
-    chosen = torch.tensor([g == "hand7" for g in train.groups])
-    split = Split(forget=train[chosen], retain=train[~chosen])
+    chosen = torch.tensor([g == "hand7" for g in train.columns["identity"]])
+    split = Material({"forget": train[chosen], "retain": train[~chosen]})
     host = classifier()
     patch = S3T(slices=3, epochs=10, rank=0, lr=1e-2, augment="none", fresh=True)(host, REQUEST, data=split)
     with patch.applied(host):
-        assert accuracy(host, split.retain) > 60
+        assert accuracy(host, split["retain"]) > 60
 
 
 def test_longest_prefix_of_cyclic_sequences() -> None:

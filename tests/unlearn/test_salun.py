@@ -13,7 +13,7 @@ from unlearn.steps import ONE, assert_step, drawn_labels, slopes, small
 
 def test_salun_moves_the_salient_half_only() -> None:
     split = small(90)
-    f, r, wrong = split.forget, split.retain, drawn_labels(split)
+    f, r, wrong = split["forget"], split["retain"], drawn_labels(split)
     saliency = slopes(lambda net: F.cross_entropy(net(f.pixels()), f.labels))
     sizes = torch.cat([g.abs().reshape(-1) for g in saliency.values()])
     median = sizes.sort(descending=True).values[round(0.5 * len(sizes)) - 1]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from digits_fixture import REQUEST, accuracy, class_split, classifier, digits, sample_split
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.scratch import copied
@@ -23,7 +24,7 @@ from unlearn.steps import features, small
 def test_scar_distance(shrinkings: int) -> None:
     """Mean and covariance are of the roots; the mean is of unit norm, and so is what is measured."""
     split = small(300)
-    h, labels = features(split.retain)[:, :12], split.retain.labels
+    h, labels = features(split["retain"])[:, :12], split["retain"].labels
     own = (h[labels == 5].double() + 1e-4).sqrt() * (h[labels == 5] > 0)  # features after a ReLU
     s = torch.zeros(12, 12).double()
     for row in own:
@@ -44,7 +45,7 @@ def test_scar_distance(shrinkings: int) -> None:
 
 def test_scar_goes_to_the_nearest_class_but_its_own() -> None:
     split = small(300)
-    h, labels = features(split.retain)[:, :12], split.retain.labels
+    h, labels = features(split["retain"])[:, :12], split["retain"].labels
     of = partial(statistics, h, labels, shrinkings=2)
     classes = [k for k in range(10) if k != 3]
     every = torch.stack([distance(h, s) for k in classes if (s := of(k)) is not None], 1)
@@ -76,7 +77,7 @@ def test_scar_forgets_without_retained_pictures_and_without_the_forget_set() -> 
     host, rest = classifier(), test[test.labels != 3]
     for method in (SCAR(steps=60, lr=2e-3), SCAR(steps=100, lr=2e-3, forget_set=False)):
         with method(host, REQUEST, data=split).applied(host):
-            assert accuracy(host, split.forget) < 50
+            assert accuracy(host, split["forget"]) < 50
             assert accuracy(host, rest) > 90
     with pytest.raises(BadRequest, match="whole classes"):
         SCAR(forget_set=False, steps=1)(host, REQUEST, data=sample_split())
@@ -84,7 +85,7 @@ def test_scar_forgets_without_retained_pictures_and_without_the_forget_set() -> 
 
 def test_scar_reads_no_forgotten_picture_without_the_forget_set() -> None:
     split = small(300)
-    other = replace(split, forget=replace(split.forget, images=255 - split.forget.images))
+    other = Material({**split, "forget": replace(split["forget"], images=255 - split["forget"].images)})
     one, two = (SCAR(steps=2, forget_set=False)(classifier(), REQUEST, data=d) for d in (split, other))
     assert one.deltas.keys() == two.deltas.keys()
     for name, delta in one.deltas.items():

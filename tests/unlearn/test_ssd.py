@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from digits_fixture import REQUEST, classifier
-from palimpsest.core.samples import Samples, Split
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.unlearn.ssd import SSD
 from unlearn.steps import small
 
@@ -18,7 +18,7 @@ from unlearn.steps import small
 def test_selective_synaptic_dampening() -> None:
     split = small(300)
 
-    def importance(samples: Samples) -> dict[str, Tensor]:
+    def importance(samples: Pictures) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for i in range(len(samples)):
             net = copy.deepcopy(classifier().root).requires_grad_(True)
@@ -28,13 +28,13 @@ def test_selective_synaptic_dampening() -> None:
                 found[n] = found.get(n, torch.zeros_like(p)) + p.grad.square() / len(samples)
         return found
 
-    split = Split(forget=split.forget[:10], retain=split.retain[:30])
-    both = Samples(
-        images=torch.cat([split.forget.images, split.retain.images]),
-        labels=torch.cat([split.forget.labels, split.retain.labels]),
-        names=split.forget.names + split.retain.names,
+    split = Material({"forget": split["forget"][:10], "retain": split["retain"][:30]})
+    both = Pictures(
+        images=torch.cat([split["forget"].images, split["retain"].images]),
+        labels=torch.cat([split["forget"].labels, split["retain"].labels]),
+        names=split["forget"].names + split["retain"].names,
     )
-    f, d = importance(split.forget), importance(both)
+    f, d = importance(split["forget"]), importance(both)
     patch = SSD(select=3.0, strength=0.7, batch=1)(classifier(), REQUEST, data=split)
     assert patch.deltas
     for name, w in classifier().root.named_parameters():
@@ -46,7 +46,7 @@ def test_selective_synaptic_dampening() -> None:
 
 def test_dampening_selects_a_share_of_the_weights_that_goes_with_the_share_of_the_data() -> None:
     whole = small(300)
-    split = Split(forget=whole.forget[:10], retain=whole.retain[:30])
+    split = Material({"forget": whole["forget"][:10], "retain": whole["retain"][:30]})
     patch = SSD(batch=8)(classifier(), REQUEST, data=split)
     weights = dict(classifier().root.named_parameters())
     moved = sum(int((d.dense(weights[n].shape) != 0).sum()) for n, d in patch.deltas.items())

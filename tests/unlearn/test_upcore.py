@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from digits_fixture import REQUEST, classifier
+from palimpsest.core.pictures import Material
 from palimpsest.ops.isolation_forest import isolation
 from palimpsest.train.classify import all_seen
 from palimpsest.train.inner import system
@@ -16,10 +17,10 @@ from unlearn.steps import small
 
 def test_upcore_gives_the_core_to_the_unlearner() -> None:
     split = small(300)
-    odd = replace(split.forget, images=torch.cat([255 - split.forget.images[:4], split.forget.images[4:]]))
-    split = replace(split, forget=odd)
+    odd = replace(split["forget"], images=torch.cat([255 - split["forget"].images[:4], split["forget"].images[4:]]))
+    split = Material({**split, "forget": odd})
     scores = isolation(all_seen(classifier(), odd)[0], trees=100, generator=torch.Generator().manual_seed(0))
-    core = replace(split, forget=odd[scores.argsort()[:36].sort().values])
+    core = Material({**split, "forget": odd[scores.argsort()[:36].sort().values]})
     patch = UPCORE(share=0.1, unlearner="finetune", settings="steps=2")(classifier(), REQUEST, data=split)
     assert patch.provenance["method"] == "unlearn/upcore"
     settings = "steps=2 lr=0.01 augment=none"
