@@ -198,7 +198,7 @@ def test_copies_of_what_is_forgotten_are_told() -> None:
     request = ForgetRequest.parse("class:0")
     assert repeated(split(data, request)) == [("1", "2")]
     assert told(data, request) == [
-        "forget   class 0: 2 of 4 pictures",
+        "asked    class 0: 2 pictures to forget, 2 to keep",
         "copies   1 retained pictures equal one to forget, pixel by pixel: 2 is 1",
     ]
 

@@ -124,7 +124,8 @@ def resolved(data: Dataset, request: ForgetRequest) -> ForgetRequest:
 def told(data: Dataset, request: ForgetRequest) -> list[str]:
     """What a user should see of a request before work begins, a line each: what is meant, and copies that stay."""
     clear, material = resolved(data, request), split(data, request)
-    lines = [f"forget   {clear.kind} {listed(clear.items)}: {len(material['forget'])} of {len(data.samples)} pictures"]
+    forget, retain = len(material["forget"]), len(material["retain"])
+    lines = [f"asked    {clear.kind} {listed(clear.items)}: {forget} pictures to forget, {retain} to keep"]
     copies = repeated(material)
     if copies:
         shown = "; ".join(f"{kept} is {gone}" for gone, kept in copies[:NAMED]) + (
