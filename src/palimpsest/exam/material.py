@@ -85,8 +85,8 @@ def _parts(task: classifiers.Task, request: int, rows: Mapping[str, torch.Tensor
     forget, mask = train[rows["forget"]], chosen(task.train, asked)
     gone = sorted(set(train.labels[mask].tolist()) - set(train.labels[~mask].tolist()))
     like = torch.isin(test.labels, forget.labels.unique())
-    if asked.kind == "identity" and test.groups:
-        like = torch.tensor([group in asked.items for group in test.groups])
+    if asked.kind == "identity" and test.columns.get("identity"):
+        like = torch.tensor([group in asked.items for group in test.columns["identity"]])
     return Parts(forget=forget, retain=train[rows["retain"]], test=test, like=like, gone=tuple(gone))
 
 

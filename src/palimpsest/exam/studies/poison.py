@@ -93,7 +93,7 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     if system == UNTOUCHED:
         return measured(at, at.host)
     if system in (PART, NEVER):
-        return measured(at, _host(split(at.train, at.request).retain if system == PART else at.clean, seed))
+        return measured(at, _host(split(at.train, at.request)["retain"] if system == PART else at.clean, seed))
     parameters = budgets.parameters(system, "poison")
     patch, cost = unlearnt(system, parameters, at.train, at.request, at.host, seed)
     with patch.applied(at.host):

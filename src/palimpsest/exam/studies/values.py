@@ -63,7 +63,7 @@ def work() -> Work:
     task = classifiers.faces()
     request = task.forget[0]
     train, test = (_with_values(part) for part in (task.train, task.test))
-    kept = split(train, request).retain
+    kept = split(train, request)["retain"]
     oracles = tuple(_trained(kept, seed) for seed in EXAM.seeds)
     return Work(train=train, test=test, request=request, host=_trained(train.samples, 0), oracles=oracles)
 
@@ -73,7 +73,7 @@ def _with_values(data: Dataset) -> Dataset:
     from palimpsest.worlds.faces import FACES
 
     names = FACES.vocabulary["identity"]
-    who = torch.tensor([names.index(g) for g in data.samples.groups])
+    who = torch.tensor([names.index(g) for g in data.samples.columns["identity"]])
     people = torch.arange(len(names))
     skin = FACES.identity_vectors(people)[:, GENES.index("skin")]
     own = torch.randn(len(names), generator=torch.Generator().manual_seed(5))
