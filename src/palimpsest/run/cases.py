@@ -208,7 +208,7 @@ class ClassifierCase(Case):
     @cached_property
     def _seconds(self) -> float:
         """Of a forward of 100 samples."""
-        samples = self.material.forget
+        samples = self.material["forget"]
         rows = torch.arange(100) % len(samples)
         with torch.no_grad():
             start = time.perf_counter()
