@@ -18,7 +18,7 @@ from palimpsest.core import catalog
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.declared import fitted
-from palimpsest.core.errors import BadRequest, Touched, Unsupported
+from palimpsest.core.errors import BadRequest, Damaged, Touched, Unsupported
 from palimpsest.core.fields import checked, types_of
 from palimpsest.core.fingerprint import hook_count, quick_state
 from palimpsest.core.host import CAPABILITIES, Denoiser, Guide, Host, capabilities
@@ -204,6 +204,8 @@ class SamplingEdit(ModelEdit, ABC):
         """Makes `host.sample` use the hook's rule until the context ends."""
         params = hook.read(_Params)
         method, request = cls.from_plain(params["parameters"]), params["request"]
+        if hook.tensors and cls.learn is SamplingEdit.learn:
+            raise Damaged(f"The patch's hook {hook.id} holds tensors, but its system learns none.")
         with guiding(host, hook, lambda: method.guide(host, request, hook.tensors)):
             yield
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest, Unsupported
+from palimpsest.core.declared import shown
+from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
 from palimpsest.core.method import SamplingEdit, at_least
 from palimpsest.core.trace import Trace
@@ -111,6 +112,8 @@ class ConceptSteerers(SamplingEdit):
         return directions
 
     def guide(self, host: Denoiser, request: Request, learned: Mapping[str, Tensor]) -> Guide:
+        if set(learned) != set(self._blocks(host)):
+            raise Damaged(f"The patch steers {shown(sorted(learned))}, not the text encoders of {host.name}.")
         ready: list[Cond] = []
 
         def rule(step: Step) -> Tensor:
@@ -153,7 +156,10 @@ class ConceptSteerers(SamplingEdit):
                     found.setdefault(name, []).append(states.clone())
                 if name not in shifts:
                     return output
-                moved = states + shifts[name][: states.shape[1]].to(states)
+                shift = shifts[name][: states.shape[1]]
+                if shift.shape != states.shape[1:]:
+                    raise Damaged(f"A direction of shape {tuple(shifts[name].shape)} does not fit states of {name}.")
+                moved = states + shift.to(states)
                 return moved if isinstance(output, Tensor) else (moved, *output[1:])
 
             return run

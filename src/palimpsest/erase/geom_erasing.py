@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest, Damaged
+from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
 from palimpsest.core.method import at_least, guiding
 from palimpsest.core.patch import Hook
@@ -57,6 +57,12 @@ class Prepared:
     pictures: Drawn
     cond: Cond
     weight: Tensor
+
+
+class Params(TypedDict):
+    """Of the hook."""
+
+    negative: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +129,13 @@ class GeomErasing(FineTune):
         located = isinstance(data, Detected) and data.masks is not None
         cells = range(1, self.bins**2 + 1) if located else ()
         texts = [" ".join([c.name, *map(str, cells)]) for c in request.target]
-        return (Hook(id=self.id, params={"negative": ", ".join(texts)}),)
+        return (Hook(id=self.id, params=Params(negative=", ".join(texts))),)
 
     @classmethod
     @contextmanager
     def attach(cls, host: Any, hook: Hook) -> Iterator[None]:
         """Guides away from the hook's text until the context ends."""
-        try:
-            negative = str(hook.params["negative"])
-        except (KeyError, TypeError) as e:
-            raise Damaged(f"The patch's hook {hook.id} is not what this version writes: {e}.") from e
+        negative = hook.read(Params)["negative"]
         with guiding(host, hook, lambda: against(host, negative)):
             yield
 

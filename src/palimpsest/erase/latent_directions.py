@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import Unsupported
+from palimpsest.core.errors import Damaged, Unsupported
 from palimpsest.core.host import Denoiser, Guide, Step
 from palimpsest.core.method import SamplingEdit, at_least
 from palimpsest.core.pictures import Material
@@ -122,6 +122,8 @@ class LatentDirections(SamplingEdit):
         return v.detach()
 
     def guide(self, host: Denoiser, request: Request, learned: Mapping[str, Tensor]) -> Guide:
+        if len({v.shape for v in learned.values()}) != 1:
+            raise Damaged("The patch's directions are not of one shape; it is damaged.")
         v = self.strength * torch.stack(list(learned.values())).sum(0)
 
         def rule(step: Step) -> Tensor:
@@ -137,6 +139,8 @@ def added(host: Denoiser, v: Tensor, rows: slice) -> Iterator[None]:
     """While open, v (c, h, w) is added to these rows of the bottleneck's output; it is resized to other pictures."""
 
     def add(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        if v.ndim != 3 or len(v) != output.shape[1]:
+            raise Damaged(f"A direction of shape {tuple(v.shape)} does not fit {output.shape[1]} channels.")
         fitted = v[None].to(output)
         if fitted.shape[-2:] != output.shape[-2:]:
             fitted = interpolate(fitted, size=output.shape[-2:], mode="bilinear", align_corners=False)

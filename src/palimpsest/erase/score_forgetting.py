@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest, Damaged
+from palimpsest.core.declared import Within
+from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
 from palimpsest.core.method import at_least, guiding
 from palimpsest.core.patch import Hook
@@ -40,6 +41,12 @@ class Prepared:
     forget: int
     shape: torch.Size
     fake: dict[str, Tensor]
+
+
+class Params(TypedDict):
+    """Of the hook."""
+
+    start: Annotated[float, Within(0, 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +115,13 @@ class ScoreForgetting(FineTune):
             raise BadRequest("low < high, start and forget_share are shares: between 0 and 1.")
 
     def hooks(self, request: Request, data: Material, fitted: Fitted) -> tuple[Hook, ...]:
-        return (Hook(id=self.id, params={"start": self.start}),)
+        return (Hook(id=self.id, params=Params(start=self.start)),)
 
     @classmethod
     @contextmanager
     def attach(cls, host: Any, hook: Hook) -> Iterator[None]:
         """Makes `host.sample` end after one prediction, until the context ends."""
-        try:
-            start = float(hook.params["start"])
-        except (KeyError, TypeError, ValueError) as e:
-            raise Damaged(f"The patch's hook {hook.id} is not what this version writes: {e}.") from e
+        start = hook.read(Params)["start"]
         with guiding(host, hook, lambda: one_step(start)):
             yield
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import Damaged
+from palimpsest.core.declared import Within
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Hook, Patch, merge
@@ -26,6 +26,12 @@ from palimpsest.train.asked import Asked
 from palimpsest.train.each import each_target
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.training import Training
+
+
+class Params(TypedDict):
+    """Of the hook."""
+
+    names: Annotated[list[str], Within(least=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +165,11 @@ class SPM(ModelEdit, Training):
             for part, t in d.tensors().items()
         }
         names = [c.name for c in request.target]
-        return Patch(base="", hooks=(Hook(id=self.id, params={"names": names}, tensors=tensors),))
+        return Patch(base="", hooks=(Hook(id=self.id, params=Params(names=names), tensors=tensors),))
 
     @classmethod
     @contextmanager
     def attach(cls, host: Any, hook: Hook) -> Iterator[None]:
         """Lets the membranes act, each row through its own gates, until the context ends."""
-        try:
-            names = list(hook.params["names"])
-        except (KeyError, TypeError) as e:
-            raise Damaged(f"The patch's hook {hook.id} is not what this version writes: {e}.") from e
-        with gated(host, names, hook.tensors):
+        with gated(host, hook.read(Params)["names"], hook.tensors):
             yield

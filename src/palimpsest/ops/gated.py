@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from palimpsest.core.declared import shown
 from palimpsest.core.delta import LowRank
 from palimpsest.core.errors import Damaged, WrongBase
 from palimpsest.core.host import Cond, Denoiser
@@ -34,14 +35,19 @@ def gated(host: Denoiser, names: Sequence[str], tensors: Mapping[str, Tensor]) -
     except (KeyError, ValueError) as e:
         raise Damaged(f"The membranes are not what this version writes: {e}.") from e
     modules = dict(host.root.named_modules())
-    missing = sorted(name for name in layers if name.rpartition(".")[0] not in modules)
-    if missing:
-        raise WrongBase(f"A membrane belongs to {missing[0]!r}, which {host.name} does not have.")
+    for name, membranes in layers.items():
+        module = modules.get(name.removesuffix(".weight"))
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            raise WrongBase(f"A membrane belongs to {shown(name, 120)}, which {host.name} does not have.")
+        for k, membrane in membranes:
+            membrane.fits(module.weight.shape)
+            if not 0 <= k < len(names):
+                raise Damaged(f"A membrane is of concept {k}, of {len(names)}; the patch is damaged.")
     gates = Gates(host, names)
     with ExitStack() as stack:
         stack.enter_context(host.looking(gates.look))
         for name, membranes in layers.items():
-            module = modules[name.rpartition(".")[0]]
+            module = modules[name.removesuffix(".weight")]
             stack.callback(module.register_forward_hook(_through(gates, membranes)).remove)
         yield
 
@@ -81,6 +87,8 @@ def _layers(tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[int, LowRank]
         if part == "up":
             membrane = LowRank(up=tensors[key], down=tensors[f"{k}|{name}|down"])
             found.setdefault(name, []).append((int(k), membrane))
+        elif part != "down" or f"{k}|{name}|up" not in tensors:
+            raise ValueError(f"{shown(key, 120)} belongs to none")
     return found
 
 
