@@ -13,6 +13,7 @@ from hosts_fixtures import host_of
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import Damaged, WrongBase
 from palimpsest.core.patch import Hook, Patch
+from palimpsest.core.sampling import Sampling
 from palimpsest.erase.concept_steerers import ConceptSteerers
 
 SAID = {"parameters": {}, "request": Request(target=(Concept(name="star"),)).plain()}
@@ -68,12 +69,12 @@ def encoder(host: Any) -> str:
 def test_hostile_hooks_are_refused(id_: str, params: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     host = host_of("sd")
     named = {k.replace("{encoder}", encoder(host)): t for k, t in tensors.items()}
-    before = host.sample(["a star"], [0], steps=1)
+    before = host.sample(["a star"], [0], Sampling(steps=1))
     patch = Patch(base=host.fingerprint(), hooks=(Hook(id=id_, params=params, tensors=named),))
     with pytest.raises((Damaged, WrongBase)), patch.applied(host):
-        host.sample(["a star"], [0], steps=1)
+        host.sample(["a star"], [0], Sampling(steps=1))
     assert host.guide is None
-    assert torch.equal(host.sample(["a star"], [0], steps=1), before)
+    assert torch.equal(host.sample(["a star"], [0], Sampling(steps=1)), before)
 
 
 def test_what_they_are_made_from_is_accepted() -> None:
@@ -89,4 +90,4 @@ def test_what_they_are_made_from_is_accepted() -> None:
     ]
     for hook in good:
         with Patch(base=host.fingerprint(), hooks=(hook,)).applied(host):
-            assert host.sample(["a star"], [0], steps=1).shape[0] == 1
+            assert host.sample(["a star"], [0], Sampling(steps=1)).shape[0] == 1
