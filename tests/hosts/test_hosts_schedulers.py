@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -18,7 +19,7 @@ from diffusers import (
 )
 
 from hosts_fixtures import PROMPTS, SEEDS, SIZE, STEPS, TOLERANCE, as_usual, by_diffusers, largest, pipeline_of
-from palimpsest.core.sampling import Sampling
+from palimpsest.core.sampling import Sampling, Start
 from palimpsest.hosts.sd import SDHost
 
 # diffusers' Euler-type schedulers hand tensors to numpy in a way that new numpy versions complain about.
@@ -59,3 +60,25 @@ def test_a_guide_works_under_every_scheduler(scheduler: type, settings: dict[str
     native = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=2.0))
     guided = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=2.0), guide=as_usual)
     assert largest(native, guided) <= 10 * TOLERANCE
+
+
+@pytest.mark.parametrize(("scheduler", "settings"), SCHEDULERS)
+def test_a_walk_starts_from_given_latents_under_every_scheduler(scheduler: type, settings: dict[str, Any]) -> None:
+    """From noise it is plain sampling; from the middle the rest of the schedule is walked, at the right noise."""
+    host = SDHost(pipeline_of("sd_v", scheduler, **settings), name="sd_v")
+    how = Sampling(steps=STEPS, size=SIZE, guidance=1.0)
+    plain = host.walk(PROMPTS, SEEDS, how)
+    x0 = torch.zeros_like(plain.x)
+    whole = host.walk(PROMPTS, SEEDS, how, start=Start(x0=x0, share=1.0))
+    half = host.walk(PROMPTS, SEEDS, how, start=Start(x0=x0, share=0.5))
+    assert len(whole) == len(plain)
+    assert 0 < len(half) < len(plain)
+    step = next(half)
+    sigma = host.noise(step.t)[1]
+    noise = torch.cat([torch.randn(x0[:1].shape, generator=torch.Generator().manual_seed(s)) for s in SEEDS])
+    torch.testing.assert_close(step.x, sigma * noise, atol=1e-4, rtol=1e-3)  # what the network reads: x0 is zero
+    for _ in half:
+        pass
+    assert half.x.isfinite().all()
+    again = host.walk(PROMPTS, SEEDS, how, start=Start(x=sigma * noise, share=0.5))
+    torch.testing.assert_close(next(again).x, step.x, atol=1e-4, rtol=1e-3)

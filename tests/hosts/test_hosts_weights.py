@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from hosts_fixtures import folder_of, host_of
 from palimpsest.core.errors import Damaged
+from palimpsest.core.fingerprint import fingerprint
+from palimpsest.hosts import weights
 from palimpsest.hosts.load import load
 from palimpsest.hosts.weights import unprefixed
 
@@ -124,3 +127,38 @@ def test_numbers_that_are_not_finite_are_refused_before_anything_is_drawn(value:
     rewrite(weights_of(folder / "unet"), spoilt)
     with pytest.raises(Damaged, match=r"1 tensors of .* not finite, first 'unet"):
         load(folder)
+
+
+# -- fingerprints that are kept ------------------------------------------------------------------------
+
+
+def test_a_large_models_fingerprint_is_hashed_once_for_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "LARGE", 1)
+    hashed: list[str] = []
+    monkeypatch.setattr(weights, "fingerprint", lambda root: hashed.append("once") or fingerprint(root))
+    file = tmp_path / "model.safetensors"
+    net = torch.nn.Linear(3, 2)
+    save_file({k: t.contiguous() for k, t in net.state_dict().items()}, str(file))
+
+    def read_again() -> weights.Weights:
+        model = torch.nn.Linear(3, 2)
+        model.load_state_dict(load_file(str(file)))
+        found = weights.Weights(model)
+        found.come_from([file])
+        return found
+
+    whole = fingerprint(net)
+    assert (read_again().fingerprint(), len(hashed)) == (whole, 1)
+    assert (read_again().fingerprint(), len(hashed)) == (whole, 1)  # kept by path, size and time
+    changed = read_again()
+    changed._root.bias.data[0] += 1e-6
+    assert changed.fingerprint() != whole  # what is in memory decides, whatever the files were
+    assert len(hashed) == 2
+    os.utime(file, ns=(1, 1))
+    assert (read_again().fingerprint(), len(hashed)) == (whole, 3)
+    for kept in (tmp_path / "cache" / "fingerprints").iterdir():
+        kept.write_text("not a hash")
+    assert (read_again().fingerprint(), len(hashed)) == (whole, 4)

@@ -22,7 +22,7 @@ class AutoencoderHost:
     def __init__(self, model: Any, *, name: str, folder: Path | None = None) -> None:
         self.root, self.name, self.folder = model, name, folder
         model.eval().requires_grad_(False)
-        self._weights = Weights(model)
+        self.weights = Weights(model)
 
     @property
     def device(self) -> torch.device:
@@ -34,7 +34,7 @@ class AutoencoderHost:
 
     def fingerprint(self) -> str:
         """sha256 of all tensors; hashed again only when their quick state has changed."""
-        return self._weights.fingerprint()
+        return self.weights.fingerprint()
 
     def settings(self) -> dict[str, Any]:
         """What decides latents and pictures beside tensors, as plain JSON."""

@@ -69,7 +69,7 @@ class DiffusionHost(ABC):
             )
         if pipeline.vae.config.get("force_upcast", False) and self.dtype == torch.float16:
             pipeline.vae.float()  # this autoencoder overflows in half precision; the pipeline upcasts it as well
-        self._weights = Weights(self.root)
+        self.weights = Weights(self.root)
 
     # -- what families say -------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class DiffusionHost(ABC):
 
     def fingerprint(self) -> str:
         """sha256 of all tensors; hashed again only when their quick state has changed."""
-        return self._weights.fingerprint()
+        return self.weights.fingerprint()
 
     # -- the model as functions --------------------------------------------------------------------------
 

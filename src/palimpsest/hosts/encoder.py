@@ -39,7 +39,7 @@ class EncoderHost:
         self.root, self.name, self.folder = model, name, folder
         self.preprocessing = preprocessing or Preprocessing()
         model.eval().requires_grad_(False)
-        self._weights = Weights(model)
+        self.weights = Weights(model)
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +60,7 @@ class EncoderHost:
 
     def fingerprint(self) -> str:
         """sha256 of all tensors; hashed again only when their quick state has changed."""
-        return self._weights.fingerprint()
+        return self.weights.fingerprint()
 
     def settings(self) -> dict[str, Any]:
         """What decides the answers beside tensors, as plain JSON."""

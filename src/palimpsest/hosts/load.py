@@ -18,7 +18,7 @@ from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.host import Host
 from palimpsest.core.patch import refuse_pickle
 from palimpsest.hosts.source import CONFIG, INDEX, PICKLES, Family, Source, config_of, keys_of
-from palimpsest.hosts.weights import refuse_odd
+from palimpsest.hosts.weights import Weights, refuse_odd
 from palimpsest.worlds.concepts import vocabulary_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -68,6 +68,8 @@ def load(
     )
     host: Any = _first(source)
     refuse_odd(host.root, source.name)
+    if isinstance(weights := getattr(host, "weights", None), Weights):
+        weights.come_from(source.path.rglob("*.safetensors") if source.path.is_dir() else [source.path])
     if (source.path / "world.json").is_file():
         # Models of drawn worlds are small and need fewer steps than a family's default; they say how many.
         drawn = declared.read(source.path / "world.json", Drawn, "a drawn world")

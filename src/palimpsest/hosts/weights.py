@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +13,63 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from palimpsest.core.errors import Damaged
+from palimpsest import machine
+from palimpsest.core.errors import Damaged, PalimpsestError
+from palimpsest.core.files import write_text
 from palimpsest.core.fingerprint import fingerprint, quick_state, tensors_of
 from palimpsest.hosts.source import first_line, keys_of, quiet, weights_in
 
+LARGE = 2**26  # bytes of a model whose fingerprint is worth keeping
 PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, of training frameworks, of torch.compile
 BASE = ".base_layer."  # where peft puts a layer while an adapter is loaded
 COUNTER = "num_batches_tracked"  # only counts training steps, and old files lack it
 
 
 class Weights:
-    """Remembers the last fingerprint of `root` together with the quick state that it belongs to."""
+    """Remembers the last fingerprint of `root` together with the quick state that it belongs to.
+
+    A large model's fingerprint is also kept on disk, by the path, size and time of the files that it was loaded from
+    and by the sums of its tensors: who loads it again does not hash gigabytes again, and whoever changed it does.
+    """
 
     def __init__(self, root: nn.Module) -> None:
         self._root = root
+        self._files: list[tuple[str, int, int]] = []
         self._seen: dict[str, tuple[int, int, int]] | None = None
         self._fingerprint = ""
+
+    def come_from(self, files: Iterable[Path]) -> None:
+        """Tells which files the tensors were just read from."""
+        stats = [(str(f.resolve()), f.stat()) for f in sorted(files)]
+        self._files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
     def fingerprint(self) -> str:
         """sha256 of all tensors. Cost: one fast pass; a hash of all bytes where anything changed."""
         state = quick_state(self._root)
         if state != self._seen:
-            self._fingerprint, self._seen = fingerprint(self._root), state
+            kept = self._kept(state) if self._seen is None and self._files else None
+            self._fingerprint, self._seen = self._found(kept), state
         return self._fingerprint
+
+    def _kept(self, state: Mapping[str, tuple[int, int, int]]) -> Path | None:
+        """Where this model's fingerprint is kept; None for models that are hashed in no time."""
+        tensors = tensors_of(self._root)
+        if sum(t.numel() * t.element_size() for t in tensors.values()) < LARGE:
+            return None
+        sums = [(name, str(t.dtype), tuple(t.shape), state[name][2]) for name, t in tensors.items()]
+        key = hashlib.sha256(repr((self._files, sums)).encode()).hexdigest()
+        return machine.cache_folder() / "fingerprints" / key
+
+    def _found(self, kept: Path | None) -> str:
+        if kept is not None and kept.is_file():
+            content = kept.read_text(encoding="ascii", errors="replace")
+            if re.fullmatch("[0-9a-f]{64}", content):
+                return content
+        value = fingerprint(self._root)
+        if kept is not None:
+            with suppress(PalimpsestError):  # a full disk costs the next one time, nothing else
+                write_text(kept, value)
+        return value
 
 
 def loaded(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
