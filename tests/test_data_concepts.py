@@ -123,12 +123,13 @@ def test_a_drawn_worlds_words_keep_what_the_world_knows(tmp_path: Path) -> None:
         request(host, tmp_path / "c.csv")
 
 
-def test_many_concepts_from_the_command_line(tmp_path: Path) -> None:
+def test_many_concepts_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host = fresh_host("sd")
     (tmp_path / "c.csv").write_text("name,kind\nstar,object\nVan Gogh,style\nmoon,object\n")
     args = ["erase", str(tmp_path / "c.csv"), "--model", str(host.folder), "--keep", "house", "--method", "uce"]
     small = ["--prompts", "1", "--seeds", "1", "--sample-steps", "1", "--out", str(tmp_path / "out")]
     assert cli.main([*args, *small]) == 0
+    assert "read     star  object\nread     Van Gogh  style\nread     moon  object\n" in capsys.readouterr().out
     made = Patch.load(tmp_path / "out" / "patch.safetensors").provenance["request"]
     assert [(c["name"], c["kind"]) for c in made["target"]] == [
         ("star", "object"),

@@ -58,7 +58,11 @@ class Generator(Loading, Looking):
 
     def case(self) -> Any:
         from palimpsest import run
+        from palimpsest.data.concepts import is_list, read_concepts
 
+        for given in filter(is_list, (getattr(self, "target", ""), getattr(self, "keep", ""))):
+            for concept in read_concepts(given):
+                tell(f"read     {concept}")
         words: dict[str, Any] = {name: getattr(self, name) for name in ("keep", "toward") if hasattr(self, name)}
         host = self.load(self.model)
         request = run.request(host, getattr(self, "target", ""), kind=getattr(self, "kind", "object"), **words)
