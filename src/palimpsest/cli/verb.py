@@ -165,9 +165,10 @@ class Doing:
         model = str(getattr(self, "model", ""))
         if self.budget == "paper" or (self.budget is None and not model.startswith("tiny/")):
             return {}
-        from palimpsest.exam.work import BUDGETS
+        from palimpsest.exam import budgets
 
-        return BUDGETS.get(system, {})
+        kind = str(getattr(self, "forget", "")).partition(":")[0]
+        return budgets.parameters(system, f"{model.removeprefix('tiny/')}, {kind}" if kind else "")
 
 
 def _named(given: tuple[str, ...]) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def _named(given: tuple[str, ...]) -> dict[str, Any]:
     odd = [text for text, part in zip(given, parts, strict=True) if part is None]
     if odd:
         raise BadRequest(f"--data {odd[0]} does not say what the data are for; write --data NAME=DATA.")
-    return {part[1]: read(part[2]) for part in parts if part is not None}
+    return {part[1]: read(part[2], labelled=False) for part in parts if part is not None}
 
 
 _ASKS = {"target": Target, "keep": Keep, "toward": Toward, "forget": Forget}

@@ -9,7 +9,7 @@ from typing import Any
 
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
-from palimpsest.data.read import Dataset
+from palimpsest.data.dataset import Dataset
 from palimpsest.hosts.load import load
 from palimpsest.probes.attempt import Budget
 from palimpsest.receipt.make import PATCH_FILE

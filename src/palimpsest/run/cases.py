@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import time
 from abc import ABC, abstractmethod
@@ -18,6 +19,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.data.dataset import Dataset, aligned
 from palimpsest.data.forget import ForgetRequest, record, repeated, resolved, split, told
@@ -33,6 +35,7 @@ from palimpsest.run.looking import Look, judges, plan
 from palimpsest.run.requests import request
 
 Asked = str | Path | Sequence[str | Concept] | Request | ForgetRequest
+FEWEST = 20  # samples of which anything can be said
 CHECKED = 1000  # samples whose reading tells chance from knowledge
 
 
@@ -54,7 +57,7 @@ class Case(ABC):
 
     @property
     @abstractmethod
-    def material(self) -> Any:
+    def material(self) -> Material:
         """What a method learns from."""
 
     @abstractmethod
@@ -101,8 +104,8 @@ class GeneratorCase(Case):
         return plan(self.host, self.request, self.look)
 
     @property
-    def material(self) -> Any:
-        return {name: data.samples for name, data in self.data.items()} or None
+    def material(self) -> Material:
+        return Material({name: data.samples for name, data in self.data.items()})
 
     def check(self) -> None:
         _ = self.plan  # an impossible plan costs nothing
@@ -166,24 +169,28 @@ class ClassifierCase(Case):
         return self.clear.concepts()
 
     @cached_property
-    def material(self) -> Any:
+    def material(self) -> Material:
         return split(self.known, self.clear)
 
     def check(self) -> None:
         """Raises BadRequest where the model does not know what it is said to have learned from."""
         if not self.classifies or self.accept_chance:
             return
-        chance = 1 / len(self.host.labels)
+        chance, stated = 1 / len(self.host.labels), _stated(self.host)
         for part, (samples, n, rate) in self._read.items():
             # A list of samples may be of wrong labels, and of a handful nothing can be said.
-            if rate.low > chance or n < 20 or (part == "forgotten" and self.asked.kind == "samples"):
+            if n < FEWEST or (part == "forgotten" and self.asked.kind == "samples"):
+                continue
+            far = part == "retained" and rate.high < (chance + stated) / 2
+            if rate.low > chance and not far:
                 continue
             height, width = samples.images.shape[2:]
             found = (
                 f"{100 * rate.value:.0f} % of {n} {part} samples right ({100 * rate.low:.0f} to {100 * rate.high:.0f})"
             )
+            own = f", and its folder says {100 * stated:.0f} %" if far else ""
             raise BadRequest(
-                f"{self.host.name} gets {found}, and chance is {100 * chance:.0f} %: there is nothing that it could "
+                f"{self.host.name} gets {found}; chance is {100 * chance:.0f} %{own}: what it does not know it cannot "
                 f"forget. They were read at {width} x {height} pixels, their labels matched by name. Likely it learned "
                 "from pictures of another size (--size), scale or colour, its labels mean other classes, it is another "
                 "model, or it has forgotten them already. To go on all the same: --accept-chance."
@@ -197,7 +204,7 @@ class ClassifierCase(Case):
         return {name: (samples, counts[name][1], wilson(*counts[name])) for name, samples in parts.items()}
 
     def forecast(self, method: ModelEdit | None) -> str:
-        lines = [*self.known.told(), *told(self.known, self.asked)]
+        lines = [*self.known.told(), *told(self.known, self.clear)]
         if self.classifies:
             rates = [f"{100 * rate.value:.0f} % of {n} {part}" for part, (_, n, rate) in self._read.items()]
             lines.append(f"Now {self.host.name} gets {' and '.join(rates)} samples right.")
@@ -289,7 +296,16 @@ def _work(method: ModelEdit | None, speed: str) -> list[str]:
     return [told, *([" ".join(cost[0].split())] if cost else [])]
 
 
-def _right(host: Any, samples: Any) -> tuple[int, int]:
+def _stated(host: Any) -> float:
+    """The share of held-out samples that a model's own folder says it gets right; 0 where it says nothing."""
+    try:
+        config = json.loads((host.folder / "config.json").read_text(encoding="utf-8"))
+        return float(config["about"]["accuracy"]["test"]) / 100
+    except (AttributeError, OSError, KeyError, TypeError, ValueError):
+        return 0.0
+
+
+def _right(host: Any, samples: Pictures) -> tuple[int, int]:
     """How many of up to CHECKED samples, evenly picked, get their label."""
     rows = torch.linspace(0, len(samples) - 1, min(CHECKED, len(samples))).long()
     right = 0

@@ -14,7 +14,7 @@ from palimpsest.core.files import write_text
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
-from palimpsest.data.read import Dataset
+from palimpsest.data.dataset import Dataset
 from palimpsest.receipt.make import PATCH_FILE
 from palimpsest.run.cases import Asked, Case, case
 from palimpsest.run.looking import Look
