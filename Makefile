@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() 
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-fast lowest check fmt bench exam docs browser wheels clean
+.PHONY: demo test test-fast slow lowest check fmt bench exam docs browser wheels clean
 
 demo: $(VENV)/.installed
 	$(BIN)/palimpsest erase star --model tiny/sd --out demo
@@ -24,6 +24,10 @@ test: $(VENV)/.test browser
 
 test-fast: $(VENV)/.test
 	$(PYTEST) -m "not slow and not browser"
+
+# Which tests are slow is measured: tests/slow.txt, to be committed.
+slow: $(VENV)/.test browser
+	$(PYTEST) --note-slow
 
 # The oldest versions that pyproject.toml promises, in an environment of its own.
 lowest:
