@@ -27,8 +27,8 @@ from palimpsest.exam.outcome import (
     verdict,
 )
 from palimpsest.exam.tables import number
-from palimpsest.probes.classifier_evidence import answers, collect_classifier, relearnt
-from palimpsest.probes.classifier_readings import classifier_readings
+from palimpsest.probes.answered import answers, collect, relearnt
+from palimpsest.receipt.subjects.classifier import Classifier
 
 CASES: tuple[Case, ...] = (
     {"task": "digits", "request": 0, "kind": "class"},
@@ -40,7 +40,7 @@ CASES: tuple[Case, ...] = (
 )
 CHEAP, NEAR = 1 / 20, 3.0  # of retraining's passes; points of average gap that are comparable with the best
 FIELDS = ("name", "concept", "value", "low", "high", "before", "floor", "n")
-DETAILS = ("retrained", "signs", "balanced accuracy", "reached", "budget")
+DETAILS = ("signs", "balanced accuracy", "reached", "budget")
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
@@ -51,12 +51,12 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     with patch.applied(at.host):
         told = answers(at.host, at.parts)
         relearn = {"after": relearnt(at.host, at.parts.forget)} if at.parts.gone else {}
-    evidence = collect_classifier(
-        at.host, told, at.parts, retrained=at.oracles, untouched=at.untouched, relearn=relearn
-    )
+    evidence = collect(at.host, told, at.parts, retrained=at.oracles, untouched=at.untouched, relearn=relearn)
     numbers = [
-        {f: getattr(r, f) for f in FIELDS} | {k: r.detail[k] for k in DETAILS if k in r.detail}
-        for r in classifier_readings(evidence)
+        {f: getattr(r, f) for f in FIELDS}
+        | ({} if r.references is None else {"retrained": list(r.references)})
+        | {k: r.detail[k] for k in DETAILS if k in r.detail}
+        for r in Classifier.readings(evidence)
         if r.name not in ("confusion", "accuracy of a class")
     ]
     plain = json.dumps(numbers).replace("NaN", "null").replace("-Infinity", "null").replace("Infinity", "null")

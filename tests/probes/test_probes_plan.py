@@ -12,7 +12,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest, WrongBase
 from palimpsest.core.fingerprint import hook_count
 from palimpsest.core.trace import Trace
-from palimpsest.probes.evidence import collect
+from palimpsest.probes.drawn import collect
 from palimpsest.probes.neighbours import DRAWN, Eye, neighbours
 from palimpsest.probes.plan import Plan, plan
 from palimpsest.worlds.concepts import concept, siblings
@@ -135,14 +135,14 @@ def test_collecting_draws_and_reads_every_picture_once() -> None:
     assert host.fingerprint() == before
     assert hook_count(host.root) == 0
     assert {"drawing: untouched model", "drawing: edited model", "reading: reader"} <= set(told)
-    assert evidence.pictures["before"].dtype == torch.uint8
+    assert evidence.gallery["before"].dtype == torch.uint8
 
 
 def test_collecting_is_deterministic() -> None:
     host = Scribe()
     made = small_plan(host, prompts=3, seeds=1, unrelated=1, neighbours=1)
     first, again = (collect(host, patch(host), made, [Reader()]) for _ in range(2))
-    assert all(torch.equal(first.pictures[k], again.pictures[k]) for k in first.pictures)
+    assert all(torch.equal(first.gallery[k], again.gallery[k]) for k in first.gallery)
 
 
 def test_an_edited_model_gives_the_same_evidence_as_its_patch() -> None:
@@ -150,7 +150,7 @@ def test_an_edited_model_gives_the_same_evidence_as_its_patch() -> None:
     patch(host).fuse(edited)
     made = small_plan(host, prompts=3, seeds=1, unrelated=1, neighbours=1)
     by_model, by_patch = (collect(host, e, made, [Reader()]) for e in (edited, patch(host)))
-    assert torch.equal(by_model.pictures["after"], by_patch.pictures["after"])
+    assert torch.equal(by_model.gallery["after"], by_patch.gallery["after"])
     assert by_model.patch is not None
     assert list(by_model.patch.deltas) == ["unet.weight"]
 
@@ -163,7 +163,7 @@ def test_anything_that_samples_can_be_audited() -> None:
     made = small_plan(Scribe(), prompts=3, seeds=1, unrelated=1, neighbours=1)
     evidence = collect(Bare(), Bare(), made, [Reader()])
     assert evidence.patch is None
-    assert torch.equal(evidence.pictures["before"], evidence.pictures["after"])
+    assert torch.equal(evidence.gallery["before"], evidence.gallery["after"])
 
 
 def test_a_patch_for_another_model_is_refused_before_the_edit_is_drawn() -> None:

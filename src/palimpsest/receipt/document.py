@@ -14,72 +14,80 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from palimpsest.core import catalog
+from palimpsest.core import catalog, declared
+from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.fingerprint import raw_bytes
+from palimpsest.core.fingerprint import digest, raw_bytes
 from palimpsest.core.method import versions
-from palimpsest.core.patch import Patch
+from palimpsest.core.patch import COSTS, Patch
 from palimpsest.core.reading import Evaluator, Reading
 from palimpsest.probes.evidence import Evidence
-from palimpsest.probes.suite import measures
 from palimpsest.probes.verdict import verdict
-from palimpsest.receipt import words
-from palimpsest.receipt.schema import SCHEMA
+from palimpsest.receipt.schema import SCHEMA, Stated
+from palimpsest.receipt.subject import Subject
 
+VECTORS_FILE = "evidence.safetensors"
+CARD = ("name", "title", "year", "paper", "family", "claim")
 _LOOK = 2  # grey levels of a 4 x 4 copy
 
 
 def build(
+    subject: Subject,
     evidence: Evidence,
     readings: Sequence[Reading],
+    request: Request,
     *,
     base: Any,
     edited: Any,
-    sources: Mapping[str, str],
+    sources: Mapping[str, str] | None = None,
     command: str = "",
     patch_file: str = "",
-    resurfacing: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The receipt as plain JSON, sealed.
+    """The receipt as plain JSON, sealed. Equal runs give equal receipts but for `run` and `seal`.
 
     Args:
         base, edited: the untouched host, and the patch or the edited host.
         sources: judge's name -> what loads it again.
         command: what the user typed.
         patch_file: name of the patch beside the receipt.
-        resurfacing: the budget at which targets were to be brought back; None where that was not asked for.
     """
-    request = evidence.plan.request
-    targets = [c.name for c in request.target]
+    headline, summary = subject.words(readings, request, evidence)
+    vectors = evidence.vectors()
+    size = next((list(p.shape[2:]) for p in evidence.gallery.values()), None)
     data: dict[str, Any] = {
         "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "subject": subject.name,
         "command": command,
-        "headline": words.headline(readings, targets),
-        "summary": words.sentences(readings, targets, dict(evidence.cost)),
+        "headline": headline,
+        "summary": summary,
         "request": request.plain(),
         "base": model_plain(base),
         "edited": patch_plain(edited, patch_file)
         if isinstance(edited, Patch)
         else {"kind": "model", **model_plain(edited)},
         "method": method_plain(evidence.patch),
-        "plan": {k: v for k, v in evidence.plan.plain().items() if k != "request"} | {"resurfacing": resurfacing},
-        "evaluators": {n: {**asdict(e), "source": sources.get(n, "")} for n, e in evidence.evaluators.items()},
-        "pictures": {k: _pictures(v) for k, v in evidence.pictures.items()},
-        "reads": _reads(evidence),
-        "measures": {k: v.tolist() for k, v in measures(evidence).items()},
+        "plan": {k: v for k, v in asdict(evidence.plan).items() if k != "request"},
+        "evaluators": {n: {**asdict(e), "source": (sources or {}).get(n, "")} for n, e in evidence.evaluators.items()},
+        "size": size,
+        "pictures": {which: [picture_plain(p) for p in rows] for which, rows in evidence.gallery.items()},
+        "measures": evidence.kept(),
+        "vectors": {"file": VECTORS_FILE, "sha256": digest(vectors)} if vectors else None,
         "readings": [plain(r) for r in readings],
-        "cost": dict(evidence.cost),
         "versions": versions(),
         "shown": [],
+        "run": {
+            "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "audit": dict(evidence.cost),
+            "edit": cost_of(evidence.patch),
+        },
     }
     return sealed(json.loads(json.dumps(finite(data))))
 
 
 def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same content with its seal."""
-    open_ = {k: v for k, v in data.items() if k != "seal"}
-    return {**open_, "seal": seal(open_)}
+    content = {k: v for k, v in data.items() if k != "seal"}
+    return {**content, "seal": seal(content)}
 
 
 def seal(data: Mapping[str, Any]) -> str:
@@ -98,18 +106,28 @@ def plain(reading: Reading) -> dict[str, Any]:
 
 
 def reading(row: Mapping[str, Any], evaluators: Mapping[str, Evaluator]) -> Reading:
-    """The inverse of `plain`."""
-    fields = {k: v for k, v in row.items() if k != "verdict"}
-    for limit in ("low", "high"):
+    """The inverse of `plain`.
+
+    Raises:
+        Damaged: a field of another type. KeyError: a judge that the receipt does not name.
+    """
+    stated = declared.fitted(dict(row), Stated, "the reading")
+    fields: dict[str, Any] = {k: v for k, v in stated.items() if k != "verdict"}
+    for limit in ("value", "low", "high"):
         fields[limit] = math.nan if fields[limit] is None else fields[limit]
-    fields["evaluator"] = None if row["evaluator"] is None else evaluators[row["evaluator"]]
+    fields["evaluator"] = None if stated["evaluator"] is None else evaluators[stated["evaluator"]]
     return Reading(**fields)
 
 
-def evaluator(plain_: Mapping[str, Any]) -> Evaluator:
-    """An evaluator as a receipt keeps it."""
-    fields = {k: v for k, v in plain_.items() if k != "source"}
-    return Evaluator(**{**fields, "classes": tuple(fields["classes"])})
+def evaluators_of(data: Mapping[str, Any]) -> dict[str, Evaluator]:
+    """The judges that a receipt names."""
+    known = {n: {k: v for k, v in e.items() if k != "source"} for n, e in data["evaluators"].items()}
+    return {n: declared.fitted(e, Evaluator, f"the judge {n}") for n, e in known.items()}
+
+
+def picture_plain(picture: Tensor) -> dict[str, str]:
+    """What a receipt keeps of a picture (3, H, W) uint8."""
+    return {"sha256": picture_hash(picture), "look": look(picture)}
 
 
 def picture_hash(picture: Tensor) -> str:
@@ -130,18 +148,6 @@ def alike(a: str, b: str) -> bool:
     return all(abs(x - y) <= _LOOK for x, y in zip(bytes.fromhex(a), bytes.fromhex(b), strict=True))
 
 
-def _pictures(pictures: Tensor) -> list[dict[str, str]]:
-    return [{"sha256": picture_hash(p), "look": look(p)} for p in pictures]
-
-
-def _reads(evidence: Evidence) -> dict[str, dict[str, list[list[int]]]]:
-    """judge -> set -> for each picture the classes that it sees."""
-    return {
-        judge: {k: [row.nonzero().flatten().tolist() for row in seen.present] for k, seen in sets.items()}
-        for judge, sets in evidence.seen.items()
-    }
-
-
 def model_plain(host: Any) -> dict[str, str]:
     name = str(getattr(host, "name", type(host).__name__))
     return {"name": name, "fingerprint": host.fingerprint() if hasattr(host, "fingerprint") else ""}
@@ -152,15 +158,27 @@ def patch_plain(patch: Patch, file: str) -> dict[str, Any]:
 
 
 def method_plain(patch: Patch | None) -> dict[str, Any] | None:
-    """Who made the change and what that took, from the patch and the system's card."""
+    """Who made the change, from the patch's provenance and the system's card; what it cost is told apart."""
     if patch is None or not patch.provenance:
         return None
-    found = {**patch.provenance, **patch.cost}
+    made = {k: v for k, v in patch.provenance.items() if k not in COSTS}
+    card = card_of(str(made.get("method", "")))
+    return made if card is None else {**made, "card": card}
+
+
+def card_of(method: str) -> dict[str, Any] | None:
+    """The card of an installed system as a receipt tells it; None where it is not installed."""
     try:
-        card = asdict(catalog.find(str(found.get("method", ""))).card)
+        card = asdict(catalog.find(method).card)
     except BadRequest:
-        return found
-    return {**found, "card": {k: card[k] for k in ("name", "title", "year", "paper", "family", "claim")}}
+        return None
+    return {k: card[k] for k in CARD}
+
+
+def cost_of(patch: Patch | None) -> dict[str, Any]:
+    """What making the patch took, where that is known."""
+    told = {} if patch is None else {**patch.provenance, **patch.cost}
+    return {k: told[k] for k in COSTS if k in told}
 
 
 def finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The material of an audit of a classifier: every model's answers on each sample, collected once for all readings."""
+"""The evidence about a classifier: every model's answers on each sample, collected once for all probes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from palimpsest.core.patch import Patch, diff
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.ops import membership
-from palimpsest.probes.evidence import norms
+from palimpsest.probes.evidence import Evidence, norms, parts, rounded
 from palimpsest.train.classify import all_seen, gone, picked
 from palimpsest.train.loop import minimise
 from palimpsest.train.scratch import copied
@@ -57,40 +57,47 @@ class Answers:
     features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ClassifierEvidence:
-    """What an audit of a classifier collected. Every reading but those of weights follows from `measures`.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a classifier was asked to forget, as a receipt keeps it.
 
     Args:
-        measures: "part/label", "test/like", "part/model/class", "part/model/margin", "part/model/entropy",
-            "part/model/modified entropy", "test/model/linear probe", "test/model/centroids" and "relearn/model";
-            models are "before", "after", "retrained 0", "retrained 1", ...
         classes: names of the labels. gone: those that are forgotten altogether.
-        patch, base: as `Evidence`.
-        cost: seconds, forwards, pictures, peak_bytes.
+        forget: the deletion record: kind and items of the request, how many samples, and hashes that show which.
     """
 
-    measures: Mapping[str, Tensor]
     classes: tuple[str, ...]
     gone: tuple[int, ...] = ()
-    patch: Patch | None = None
-    base: Mapping[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
-    cost: Mapping[str, Any] = field(default_factory=dict)
+    forget: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, *path: str) -> Tensor:
-        """A measure by its path."""
-        return self.measures["/".join(path)]
 
-    def has(self, *path: str) -> bool:
-        return "/".join(path) in self.measures
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answered(Evidence):
+    """What an audit of a classifier collected.
+
+    Sets are "forget", "retain" and "test"; models are "before", "after", "retrained 0", "retrained 1", ...
+
+    Measures: "set/label", "test/like", "set/model/class" (the answer), "set/model/margin" (log-odds of the label),
+    "set/model/entropy", "set/model/modified entropy", "test/model/linear probe", "test/model/centroids", and
+    "relearning/model/relearnt" (accuracy after each step of fine-tuning on forgotten samples).
+    """
+
+    subject: ClassVar[str] = "classifier"
+    plan: Asked
 
     def retrained(self) -> list[str]:
         """Names of the models that never saw what is forgotten."""
-        return sorted({p[1] for p in (k.split("/") for k in self.measures) if p[1].startswith("retrained")})
+        return sorted({model for _, model, _ in map(parts, self.measures) if model.startswith("retrained")})
 
-    def hits(self, part: str, model: str) -> Tensor:
+    def hits(self, which: str, model: str) -> Tensor:
         """(n,) bool: where a model is right."""
-        return self(part, model, "class") == self(part, "label")
+        return self(which, model, "class") == self(which, "label")
+
+    def known(self, which: str) -> Tensor:
+        """(n,) bool: which samples of a set an accuracy is of; of held-out ones those of kept classes."""
+        labels = self(which, "label")
+        lost = torch.isin(labels, torch.tensor(self.plan.gone, dtype=torch.float64))
+        return ~lost if which == "test" else torch.ones(len(labels), dtype=torch.bool)
 
 
 def parts_of(
@@ -126,26 +133,28 @@ def parts_of(
     )
 
 
-def answers(host: Any, parts: Parts) -> Answers:
+def answers(host: Any, looked: Parts) -> Answers:
     """One forward of every sample."""
-    found = {name: all_seen(host, s) for name, s in _samples(parts).items()}
+    found = {name: all_seen(host, s) for name, s in _samples(looked).items()}
     return Answers(logits={k: v[1] for k, v in found.items()}, features={k: v[0] for k, v in found.items()})
 
 
-def collect_classifier(
+def collect(
     host: Any,
     edited: Any,
-    parts: Parts,
+    looked: Parts,
     *,
     retrained: Sequence[Any] = (),
     untouched: Answers | None = None,
     relearn: bool | Mapping[str, Tensor] = True,
+    forget: Mapping[str, Any] | None = None,
     trace: Trace | None = None,
-) -> ClassifierEvidence:
+) -> Answered:
     """Asks every model about every sample once.
 
     Args:
         host: the untouched classifier. edited: a Patch for it, another classifier, or its `Answers`.
+        looked: the samples to ask about. forget: the deletion record of the request, where there is one.
         retrained: classifiers that never saw what is forgotten, or their `Answers`.
         untouched: the host's answers, where they are known.
         relearn: whether to measure relearning: `RELEARN_STEPS` steps of SGD (momentum 0.9, rate 1e-3) on batches of 32
@@ -157,38 +166,37 @@ def collect_classifier(
     """
     work, start = trace or Trace(), time.perf_counter()
     with work.watching(host):
-        before = untouched or answers(host, parts)
+        before = untouched or answers(host, looked)
         curves = {} if isinstance(relearn, bool) else dict(relearn)
         if isinstance(edited, Answers):
             after = edited
         else:
             with _as_edited(host, edited) as changed:
-                after = answers(changed, parts)
-                curves |= {"after": relearnt(changed, parts.forget)} if relearn is True else {}
-    known = [r if isinstance(r, Answers) else answers(r, parts) for r in retrained]
+                after = answers(changed, looked)
+                curves |= {"after": relearnt(changed, looked.forget)} if relearn is True else {}
+    known = [r if isinstance(r, Answers) else answers(r, looked) for r in retrained]
     if relearn is True and (again := next((r for r in retrained if not isinstance(r, Answers)), None)) is not None:
-        curves["retrained 0"] = relearnt(again, parts.forget)
+        curves["retrained 0"] = relearnt(again, looked.forget)
     models = {"before": before, "after": after, **{f"retrained {i}": a for i, a in enumerate(known)}}
-    measures = _measures(models, parts) | {f"relearn/{k}": v for k, v in curves.items()}
+    measures = _measures(models, looked) | {f"relearning/{k}/relearnt": v for k, v in curves.items()}
     patch = edited if isinstance(edited, Patch) else None if edited is after else _difference(host, edited)
     cost = {
         "seconds": round(time.perf_counter() - start, 3),
         "forwards": dict(work.forwards),
-        "pictures": sum(map(len, _samples(parts).values())),
+        "pictures": sum(map(len, _samples(looked).values())),
         "peak_bytes": work.peak_bytes,
     }
-    return ClassifierEvidence(
+    return Answered(
+        plan=Asked(classes=tuple(host.labels), gone=looked.gone, forget=dict(forget or {})),
         measures=measures,
-        classes=tuple(host.labels),
-        gone=parts.gone,
         patch=patch,
         base={} if patch is None else norms(host, patch),
         cost=cost,
     )
 
 
-def _samples(parts: Parts) -> dict[str, Pictures]:
-    found = {"forget": parts.forget, "retain": parts.retain, "test": parts.test}
+def _samples(looked: Parts) -> dict[str, Pictures]:
+    found = {"forget": looked.forget, "retain": looked.retain, "test": looked.test}
     return {name: samples for name, samples in found.items() if len(samples)}
 
 
@@ -205,21 +213,21 @@ def _difference(host: Any, edited: Any) -> Patch | None:
     return diff(host, edited) if alike else None
 
 
-def _measures(models: Mapping[str, Answers], parts: Parts) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {"test/like": parts.like.double()} if len(parts.test) else {}
-    for part, samples in _samples(parts).items():
-        found[f"{part}/label"] = samples.labels.double()
+def _measures(models: Mapping[str, Answers], looked: Parts) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {"test/like": looked.like.double()} if len(looked.test) else {}
+    for which, samples in _samples(looked).items():
+        found[f"{which}/label"] = samples.labels.double()
         for model, told in models.items():
-            logits = told.logits[part]
+            logits = told.logits[which]
             found |= {
-                f"{part}/{model}/class": logits.argmax(1).double(),
-                f"{part}/{model}/margin": _short(membership.margin(logits, samples.labels)),
-                f"{part}/{model}/entropy": _short(membership.entropy(logits)),
-                f"{part}/{model}/modified entropy": _short(membership.modified_entropy(logits, samples.labels)),
+                f"{which}/{model}/class": logits.argmax(1).double(),
+                f"{which}/{model}/margin": _short(membership.margin(logits, samples.labels)),
+                f"{which}/{model}/entropy": _short(membership.entropy(logits)),
+                f"{which}/{model}/modified entropy": _short(membership.modified_entropy(logits, samples.labels)),
             }
-    if not (len(parts.test) and parts.gone):
+    if not (len(looked.test) and looked.gone):
         return found
-    lost = torch.isin(parts.test.labels, torch.tensor(parts.gone))
+    lost = torch.isin(looked.test.labels, torch.tensor(looked.gone))
     for model, told in models.items():
         if "test" in told.features:
             found[f"test/{model}/linear probe"] = _short(membership.probe_scores(told.features["test"], lost))
@@ -229,7 +237,7 @@ def _measures(models: Mapping[str, Answers], parts: Parts) -> dict[str, Tensor]:
 
 def _short(x: Tensor) -> Tensor:
     """What a receipt keeps: beyond +-1,000 a margin says no more."""
-    return torch.round(x.double().clamp(-1e3, 1e3), decimals=DIGITS)
+    return rounded(x.double().clamp(-1e3, 1e3), DIGITS)
 
 
 def relearnt(host: Any, forget: Pictures) -> Tensor:

@@ -20,8 +20,9 @@ from palimpsest.exam import plots
 from palimpsest.receipt import audit
 from palimpsest.receipt.compare import compare
 from palimpsest.receipt.compare_page import front, render, scatter
+from palimpsest.receipt.subjects.generator import Generator
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def made(folder: Path, name: str, change: Any, **choices: Any) -> Path:
@@ -32,8 +33,7 @@ def made(folder: Path, name: str, change: Any, **choices: Any) -> Path:
         host,
         edit,
         request("star", keep=["moon"]),
-        plan=small_plan(host, **choices),
-        judges=[Reader()],
+        subject=Generator(plan=small_plan(host, **choices), judges=[Reader()]),
         out=folder / name,
     )
     return folder / name
@@ -67,7 +67,7 @@ def test_numbers_are_those_of_the_receipts(folders: tuple[Path, ...], written: t
         together = next(
             r for r in kept["readings"] if r["name"] == "presence" and r["role"] == "neighbour" and not r["concept"]
         )
-        assert mine["neighbours"] == together["detail"]["change"]
+        assert mine["neighbours"] == together["change"]
         assert mine["patch_bytes"] == kept["edited"]["bytes"]
     assert rows["Idle"]["neighbours"]["value"] == 0
     assert rows["Harsh"]["neighbours"]["value"] < 0
@@ -107,18 +107,18 @@ def test_the_front_is_what_nothing_betters() -> None:
     points = [point("a", 1, 90), point("b", 5, 10), point("c", 6, 11), point("d", 40, 9), point("e", 41, 9)]
     assert front(points) == ["a", "b", "d"]
     assert front([]) == []
-    drawn = str(scatter([*points, point("<b>", 0.001, 50)], "seconds", log=True))
+    drawn = str(scatter([*points, point("<b>", 0.001, 50)], "seconds", Generator.compared, log=True))
     assert "<b>" not in drawn
     assert "&lt;b&gt;" in drawn
     assert "nan" not in drawn
-    assert "Nothing to plot" in scatter([], "seconds")
-    assert scatter([point("alone", 3.0, 50)], "points", zero=True)
+    assert "Nothing to plot" in scatter([], "seconds", Generator.compared)
+    assert scatter([point("alone", 3.0, 50)], "points", Generator.compared, zero=True)
 
 
 def test_other_prompts_are_told_other_models_and_targets_refused(folders: tuple[Path, ...], tmp_path: Path) -> None:
     fewer = made(tmp_path, "Fewer", patch, prompts=4)
     page, data, _ = compare([folders[0], fewer], tmp_path / "out")
-    assert "other prompts, seeds or sampling" in page.read_text(encoding="utf-8")
+    assert "other prompts, samples, seeds or settings" in page.read_text(encoding="utf-8")
     assert "Fewer" in json.loads(data.read_text(encoding="utf-8"))["notes"][0]
     with pytest.raises(BadRequest, match="two or more"):
         compare([folders[0]], tmp_path / "one")
@@ -167,7 +167,7 @@ def test_where_names_would_hide_the_points_numbers_stand_beside_them() -> None:
 
     def page(n: int) -> str:
         rows = [{**row, "name": f"system-{i}"} for i in range(1, n + 1)]
-        return render({"notes": [], "sections": [{"title": "all", "rows": rows}]})
+        return render({"notes": [], "sections": [{"title": "all", "rows": rows}]}, [Generator.compared])
 
     few, many = page(3), page(20)
     assert ">system-3</text>" in few

@@ -16,17 +16,17 @@ from numpy.random import Generator
 from scipy import stats
 
 from evidence_fixtures import Reader, Scribe, damaging, erased, request, small_plan
-from palimpsest.core.reading import Evaluator, Reading
+from palimpsest.core.reading import Change, Evaluator, Reading
 from palimpsest.ops import statistics
 from palimpsest.probes.collapse import Collapse
-from palimpsest.probes.evidence import Evidence, Seen
+from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.forecast import Speed, lines, minutes, needed, time_host
 from palimpsest.probes.gallery import Gallery
 from palimpsest.probes.plan import Group, Plan
 from palimpsest.probes.presence import Presence
 from palimpsest.probes.stopping import LOOKS, collect_until_clear, unclear
-from palimpsest.probes.suite import readings
 from palimpsest.probes.verdict import verdict
+from palimpsest.receipt.subjects import generator
 from palimpsest.worlds.concepts import concept
 from palimpsest.worlds.glyphs import GLYPHS
 
@@ -48,7 +48,7 @@ def plan_of(pictures: int, prompts: int = 10) -> Plan:
     return Plan(request=request("star"), groups=tuple(groups))
 
 
-def bits(plan: Plan, rng: Generator, rate: float, lost: Mapping[str, float], wobble: float = 0.0) -> Evidence:
+def bits(plan: Plan, rng: Generator, rate: float, lost: Mapping[str, float], wobble: float = 0.0) -> Drawn:
     """What a judge reads: each picture shows what was asked for at `rate`; an edit takes `lost[name]` of them away,
     and `wobble` of all pictures flip by chance."""
     group = np.array([s.group for s in plan.shots])
@@ -57,9 +57,9 @@ def bits(plan: Plan, rng: Generator, rate: float, lost: Mapping[str, float], wob
     after = np.where(rng.random(len(group)) < share / rate, False, before) ^ (rng.random(len(group)) < wobble)
     twins = np.array([s.group for s in plan.twin_shots])
     sets = {"before": (group, before), "after": (group, after), "other": (twins, rng.random(len(twins)) < rate)}
-    seen = {k: Seen(present=_flags(g, hits), features=torch.zeros(len(g), 0)) for k, (g, hits) in sets.items()}
+    seen = {f"{k}/reader/present": _flags(g, hits) for k, (g, hits) in sets.items()}
     evaluator = Evaluator(name="reader", version="1", threshold=0.5, classes=CLASSES)
-    return Evidence(plan=plan, pictures={}, seen={"reader": seen}, evaluators={"reader": evaluator})
+    return Drawn(plan=plan, measures=seen, evaluators={"reader": evaluator})
 
 
 def _flags(group: np.ndarray, hits: np.ndarray) -> torch.Tensor:
@@ -68,7 +68,7 @@ def _flags(group: np.ndarray, hits: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(flags)
 
 
-def single(evidence: Evidence) -> list[Reading]:
+def single(evidence: Drawn) -> list[Reading]:
     return [r for r in Presence().run(evidence) if r.concept]
 
 
@@ -85,8 +85,8 @@ def test_an_edit_that_only_shuffles_seeds_is_hardly_ever_called_a_change() -> No
     alarms = 0
     for _ in range(100):
         one, other = bits(plan, rng, 0.9, {}), bits(plan, rng, 0.9, {})
-        seen = {**one.seen["reader"], "after": other.seen["reader"]["before"]}
-        alarms += any(verdict(r) == "changed" for r in single(replace(one, seen={"reader": seen})))
+        seen = {**one.measures, "after/reader/present": other("before", "reader", "present")}
+        alarms += any(verdict(r) == "changed" for r in single(replace(one, measures=seen)))
     assert alarms <= 5
 
 
@@ -141,14 +141,15 @@ def test_whole_audits_that_stop_early_raise_few_false_alarms() -> None:
     parts = [replace(whole, look=look) for look in range(1, LOOKS + 1)]
     rows = [([at[s] for s in p.shots], [at[s] for s in p.twin_shots]) for p in parts]
     for _ in range(trials):
-        one, other = (bits(whole, rng, 0.95, {}).seen["reader"] for _ in range(2))
-        reads = {"before": one["before"].present, "after": other["before"].present, "other": one["other"].present}
+        one, other = (bits(whole, rng, 0.95, {}) for _ in range(2))
+        reads = {k: one(k, "reader", "present") for k in ("before", "other")}
+        reads["after"] = other("before", "reader", "present")
         odd = {w: torch.from_numpy(rng.random(len(whole.shots)) < 0.03).double() for w in ("before", "after")}
         for plan, (mine, twins) in zip(parts, rows, strict=True):
             kept = {k: v[twins if k == "other" else mine] for k, v in reads.items()}
-            seen = {k: Seen(present=v, features=torch.zeros(len(v), 0)) for k, v in kept.items()}
-            flat = {f"collapse, {w}": v[mine] for w, v in odd.items()}
-            evidence = replace(bits(plan, rng, 1.0, {}), seen={"reader": seen}, kept=flat)
+            seen = {f"{k}/reader/present": v for k, v in kept.items()}
+            flat = {f"{w}/collapse": v[mine] for w, v in odd.items()}
+            evidence = replace(bits(plan, rng, 1.0, {}), measures=seen | flat)
             found = [*Presence().run(evidence), *Collapse().run(evidence)]
             if not unclear(found):
                 break
@@ -160,8 +161,8 @@ def test_whole_audits_that_stop_early_raise_few_false_alarms() -> None:
 
 
 def test_a_collapse_that_is_not_clear_keeps_an_audit_going() -> None:
-    change = {"change": {"value": 0.0, "low": -4.0, "high": 12.0}}
-    row = Reading(name="collapse", role="target", value=3.0, p=0.3, floor=9.0, detail=change)
+    change = Change(value=0.0, low=-4.0, high=12.0)
+    row = Reading(name="collapse", role="target", value=3.0, p=0.3, floor=9.0, change=change)
     assert unclear([row]) == [row]
     assert unclear([replace(row, p=0.01)]) == unclear([replace(row, role="empty")]) == unclear([row], margin=12.0) == []
 
@@ -169,7 +170,7 @@ def test_a_collapse_that_is_not_clear_keeps_an_audit_going() -> None:
 def test_every_interval_allows_for_the_looks() -> None:
     evidence = erased()
     early = replace(evidence, plan=replace(evidence.plan, look=LOOKS, looks=LOOKS))
-    for once, often in zip(readings(evidence), readings(early), strict=True):
+    for once, often in zip(*map(generator.Generator.readings, (evidence, early)), strict=True):
         assert (once.name, once.concept, once.role) == (often.name, often.concept, often.role)
         if once.p is not None:
             assert often.p is not None
@@ -184,7 +185,6 @@ def test_a_clear_audit_stops_early_and_draws_less() -> None:
     kept = Gallery()
     found = collect_until_clear(host, host, plan, [Reader()], gallery=kept, margin=70.0)
     assert found.plan.look < LOOKS
-    assert found.cost["looks"] == [found.plan.look, LOOKS]
     assert host.drawn == found.plan.pictures() < plan.pictures()
     whole = collect_until_clear(Scribe(), damaging(host), plan, [Reader()], margin=0.0)
     assert whole.plan.look == LOOKS, "a margin that no interval can meet never stops"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,30 @@ import numpy as np
 import pytest
 
 from palimpsest.cli import main
+from palimpsest.core.errors import BadRequest
 from palimpsest.core.patch import diff
-from palimpsest.data.forget import record
-from palimpsest.probes.classifier_evidence import ClassifierEvidence, collect_classifier, parts_of
-from palimpsest.probes.classifier_readings import classifier_readings
-from palimpsest.receipt.build import seal
-from palimpsest.receipt.classifier import classifier_receipt
-from palimpsest.receipt.reask import Asked
-from palimpsest.receipt.verify import Finding, verify
+from palimpsest.probes.answered import Answered, Asked, collect, parts_of
+from palimpsest.receipt import Receipt, audit
+from palimpsest.receipt.compare import compare
+from palimpsest.receipt.document import seal
+from palimpsest.receipt.finding import Finding, exit_code
+from palimpsest.receipt.subjects.classifier import Classifier
+from palimpsest.receipt.subjects.generator import Generator
+from palimpsest.receipt.verify import verify
 from palimpsest.tiny.classifiers import keep
 from unlearn_fixtures import FORGET, TASK, base, digit_split, oracle
 
 
 @lru_cache(maxsize=2)
-def evidence(edited: str) -> ClassifierEvidence:
+def evidence(edited: str) -> Answered:
     """Of the model itself ("nothing") or of a retrained one ("retrained"), beside two other retrained ones."""
     parts = parts_of(digit_split(), TASK.test.samples, 10, forget=60, retain=100, tests=400)
     patch = diff(base(), oracle(2) if edited == "retrained" else base())
-    return collect_classifier(base(), patch, parts, retrained=[oracle(0), oracle(1)], relearn=edited == "retrained")
+    return collect(base(), patch, parts, retrained=[oracle(0), oracle(1)], relearn=edited == "retrained")
 
 
 def value(edited: str, name: str, concept: str) -> float:
-    return next(r.value for r in classifier_readings(evidence(edited)) if (r.name, r.concept) == (name, concept))
+    return next(r.value for r in Classifier.readings(evidence(edited)) if (r.name, r.concept) == (name, concept))
 
 
 def test_readings_tell_a_retrained_model_from_one_that_forgot_nothing() -> None:
@@ -54,17 +57,21 @@ def test_forgetting_harder_than_retraining_is_told() -> None:
     whole = dict(evidence("retrained").measures)
     for name in ("margin", "entropy", "modified entropy"):
         whole[f"forget/after/{name}"] = whole[f"forget/after/{name}"] - 50
-    harsh = ClassifierEvidence(measures=whole, classes=TASK.train.classes, gone=(3,))
-    found = next(r for r in classifier_readings(harsh) if r.name == "overdone forgetting")
+    harsh = Answered(plan=Asked(classes=TASK.train.classes, gone=(3,)), measures=whole)
+    found = next(r for r in Classifier.readings(harsh) if r.name == "overdone forgetting")
     assert found.value == 2
     assert "stand out" in " ".join(found.detail["signs"])
 
 
+def finished(folder: Path, edited: str = "retrained") -> Receipt:
+    """The receipt of a model that was retrained ("retrained") or left as it is ("nothing")."""
+    patch = diff(base(), oracle(2) if edited == "retrained" else base())
+    about = Classifier(data=TASK.train, asked=FORGET, test=TASK.test, retrained=[oracle(0), oracle(1)])
+    return audit(base(), patch, FORGET.concepts(), subject=about, out=folder)
+
+
 def test_a_receipt_checks_out_and_an_altered_one_does_not(tmp_path: Path) -> None:
-    patch = diff(base(), oracle(2))
-    receipt = classifier_receipt(
-        evidence("retrained"), FORGET.concepts(), record(TASK.train, FORGET), base=base(), edited=patch, out=tmp_path
-    )
+    receipt = finished(tmp_path)
     assert "forgotten as by retraining" in receipt.data["headline"]
     assert receipt.json is not None
     findings = verify(receipt.json, before=base())
@@ -97,40 +104,58 @@ def test_unlearn_and_audit_write_receipts_that_verify(tmp_path: Path, capsys: py
     again = ["verify", str(tmp_path / "b" / "receipt.json"), "--remeasure", "all"]
     assert main([*again, *data[:4]]) == 0, capsys.readouterr().out
     assert "asked again" in capsys.readouterr().out
-    assert main(again) == 0
+    assert main(again) == 3
     assert "give --data" in capsys.readouterr().out
     assert main([*again, *data[2:4]]) == 2
     first, second = (json.loads((tmp_path / out / "receipt.json").read_text()) for out in ("a", "b"))
     assert first["measures"] == second["measures"]
     held = json.loads((tmp_path / "a" / "forget.json").read_text())
-    assert first["forget"]["content"] == held["content"] == second["forget"]["content"]
+    assert first["plan"]["forget"]["content"] == held["content"] == second["plan"]["forget"]["content"]
     assert main(["audit", "--before", model, "--after", patch]) == 2
 
 
 def test_the_models_are_asked_again_and_forged_answers_are_found(tmp_path: Path) -> None:
-    patch = diff(base(), oracle(2))
-    made = classifier_receipt(
-        evidence("retrained"), FORGET.concepts(), record(TASK.train, FORGET), base=base(), edited=patch, out=tmp_path
-    )
-    assert made.json is not None
-    path, asked = made.json, Asked(data=TASK.train, test=TASK.test)
+    path = finished(tmp_path).json
+    assert path is not None
+    asked = Classifier(data=TASK.train, test=TASK.test)
 
-    def told(how: Any = "sample", **choices: Any) -> list[Finding]:
-        return verify(path, before=base(), remeasure=how, **{"asked": asked, **choices})
+    def told(how: Any = "sample", subject: Classifier | None = asked) -> list[Finding]:
+        return verify(path, before=base(), remeasure=how, subject=subject)
 
     for how in ("sample", "all"):
         assert [str(f) for f in told(how) if not f.ok] == []
         assert any("asked again" in f.detail for f in told(how))
-    assert any("give --data" in f.detail for f in told(asked=None))
-    assert any("give --test" in f.detail for f in told(asked=Asked(data=TASK.train)))
-    fewer = Asked(data=TASK.test, test=TASK.test)
-    assert any(f.what == "samples to forget" and not f.ok for f in told(asked=fewer))
+    assert exit_code(told("sample")) == 0
+    assert exit_code(told("all")) == 3, "nobody gave the retrained models"
+    assert exit_code(told("all", replace(asked, retrained=[oracle(0), oracle(1)]))) == 0
+    assert any("give --data" in f.detail for f in told(subject=None))
+    assert exit_code(told(subject=None)) == 3
+    assert any("give --test" in f.detail for f in told(subject=Classifier(data=TASK.train)))
+    fewer = Classifier(data=TASK.test, test=TASK.test)
+    assert any(f.what == "samples to forget" and not f.ok for f in told(subject=fewer))
+    with pytest.raises(BadRequest, match="is about a classifier"):
+        verify(path, subject=Generator())
     data = json.loads(path.read_text())
     rows = data["measures"]["forget/before/class"]
     rows[0] = (rows[0] + 1) % 10  # with readings that follow from it, only asking again finds it
-    data["measures"]["relearn/after"][-1] -= 40
+    data["measures"]["relearning/after/relearnt"][-1] -= 40
     path.write_text(json.dumps({**data, "seal": seal(data)}))
     wrong = {f.what: f.detail for f in told("all") if not f.ok}
     assert "first row 0" in wrong["forget/before/class"]
-    assert "relearn/after" in wrong
-    assert "relearn/after" not in {f.what for f in told("sample") if not f.ok}
+    assert "relearning/after/relearnt" in wrong
+    assert "relearning/after/relearnt" not in {f.what for f in told("sample") if not f.ok}
+
+
+def test_two_unlearn_receipts_are_compared(tmp_path: Path) -> None:
+    for edited in ("retrained", "nothing"):
+        finished(tmp_path / edited, edited)
+    page, data, table = compare([tmp_path / "retrained", tmp_path / "nothing"], tmp_path / "out")
+    rows = {r["name"]: r for r in json.loads(data.read_text(encoding="utf-8"))["sections"][0]["rows"]}
+    gone, kept = (rows[n] for n in rows)
+    assert (gone["target"]["value"], gone["before"]["value"]) == (0.0, kept["target"]["value"])
+    assert kept["target"]["value"] > 95
+    assert kept["neighbours"]["value"] == kept["unrelated"]["value"] == 0
+    text = page.read_text(encoding="utf-8")
+    assert "forgotten samples still right" in text
+    assert "pictures that still show" not in text
+    assert table.is_file()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evidence_fixtures import Reader, Scribe, damaging, small_plan
-from palimpsest.probes.evidence import collect
+from palimpsest.probes.drawn import collect
 from palimpsest.probes.gallery import Gallery, key
 from palimpsest.probes.plan import Plan
 
@@ -41,8 +41,8 @@ def test_what_was_drawn_is_not_drawn_again(tmp_path: Path, pictures: int) -> Non
     assert len(gallery) == pictures
     again = collect(fresh, patch, plan, [Reader()], batch=10, gallery=gallery)
     assert fresh.drawn == plan.pictures() - pictures
-    for which, drawn in whole.pictures.items():
-        assert torch.equal(drawn, again.pictures[which])
+    for which, drawn in whole.gallery.items():
+        assert torch.equal(drawn, again.gallery[which])
     gallery.clear()
     assert not folder.exists()
 

@@ -35,8 +35,10 @@ from palimpsest.probes.resurfacing import (
     relearning,
     resurfacing,
 )
-from palimpsest.receipt.build import sealed
-from palimpsest.receipt.verify import Finding, verify
+from palimpsest.receipt.document import sealed
+from palimpsest.receipt.finding import Finding
+from palimpsest.receipt.subjects.generator import Generator
+from palimpsest.receipt.verify import verify
 from palimpsest.train.benign import Benign, Captioned
 
 STAR = Request(target=(Concept(name="star"),), keep=(Concept(name="moon"), Concept(name="ring")))
@@ -116,7 +118,8 @@ def test_the_model_that_never_saw_it_gets_the_same_work() -> None:
     assert [len(b) for b in found.detail["shown"][NEVER]] == [6, 6, 6]
     alike = relearning(host, empty(), STAR, SMALL, judges=[judge()], oracle=host)[0]
     assert alike.detail["shown"][NEVER] == alike.detail["shown"][EDITED]
-    assert [s["name"] for s in alike.detail["curve"]["series"]] == [EDITED, NEVER, UNTOUCHED]
+    assert alike.curve is not None
+    assert [s.name for s in alike.curve.series] == [EDITED, NEVER, UNTOUCHED]
 
 
 def test_a_reading_is_wilsons_of_its_last_bits() -> None:
@@ -125,7 +128,8 @@ def test_a_reading_is_wilsons_of_its_last_bits() -> None:
     rate = statistics.wilson(3, 10)
     assert (found.value, found.n, found.before) == (30.0, 10, 80.0)
     assert (found.low, found.high) == pytest.approx((100 * rate.low, 100 * rate.high), abs=1e-3)
-    assert found.detail["curve"]["series"][0]["y"] == [0.0, 30.0]
+    assert found.curve is not None
+    assert found.curve.series[0].y == (0.0, 30.0)
     assert reading_of(found.name, "star", None, json.loads(json.dumps(found.detail))) == found
 
 
@@ -198,7 +202,7 @@ def with_resurfacing(folder: Path, **choices: Any) -> dict[str, Any]:
     reader = fixtures.Reader().evaluator
     found = [reading_of(n, "star", reader, d) for n, d in zip(NAMES, details, strict=True)]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("palimpsest.receipt.make.bring_back", lambda *_, **__: found)
+        patched.setattr("palimpsest.receipt.subjects.generator.resurfacing", lambda *_, **__: found)
         receipt = fixtures.receipt(folder, resurfacing=budget, **choices)
     assert receipt.html is not None
     assert "Resurfacing" in receipt.html.read_text(encoding="utf-8")
@@ -210,14 +214,14 @@ def with_resurfacing(folder: Path, **choices: Any) -> dict[str, Any]:
 def told(folder: Path, data: dict[str, Any]) -> list[Finding]:
     path = folder / "receipt.json"
     path.write_text(json.dumps(sealed(data)), encoding="utf-8")
-    return verify(path, before=fixtures.Scribe(), judges=[fixtures.Reader()])
+    return verify(path, before=fixtures.Scribe(), subject=Generator(judges=[fixtures.Reader()]))
 
 
 def test_a_receipt_keeps_them_and_verify_marks_what_it_cannot_check(tmp_path: Path) -> None:
     data = with_resurfacing(tmp_path)
     found = told(tmp_path, data)
     assert all(f.ok for f in found), [str(f) for f in found if not f.ok]
-    assert any(f.status == "not checked" and "resurfacing" in f.what for f in found)
+    assert any(f.status == "vouched" and "resurfacing" in f.what for f in found)
     next(r for r in data["readings"] if r["name"] == NAMES[0])["value"] = 5.0
     assert any(f.status == "differs" and NAMES[0] in f.what for f in told(tmp_path, data))
 

@@ -20,15 +20,17 @@ from evidence_fixtures import Reader, Scribe, damaging, erased, patch, receipt, 
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import PalimpsestError
 from palimpsest.core.patch import Hook, Patch
-from palimpsest.core.reading import Reading
+from palimpsest.core.reading import Change, Curve, Reading, Series
 from palimpsest.probes.plan import Group, Plan
-from palimpsest.probes.suite import readings
-from palimpsest.receipt import audit, charts, words
-from palimpsest.receipt.build import build, plain, reading, seal
+from palimpsest.receipt import audit, charts
+from palimpsest.receipt import generator_words as words
+from palimpsest.receipt.document import build, plain, reading, seal
 from palimpsest.receipt.downloads import table
 from palimpsest.receipt.make import Receipt
+from palimpsest.receipt.pictures import BUDGET, thumbnails
 from palimpsest.receipt.schema import SCHEMA, load
-from palimpsest.receipt.write import BUDGET, render, thumbnails
+from palimpsest.receipt.subjects.generator import Generator
+from palimpsest.receipt.view import render
 
 HOSTILE = "<script>alert('x')</script>\"'&{{ 7 * 7 }}<img src=x onerror=alert(1)>../../etc"
 
@@ -60,12 +62,16 @@ def test_the_json_is_what_the_schema_says(made: Receipt) -> None:
     data = json.loads(made.json.read_text(encoding="utf-8"), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
     assert data == made.data
     assert data["schema"] == SCHEMA
-    documented = Path(__file__).resolve().parent.parent / "docs" / "receipt.md"
+    documented = Path(__file__).resolve().parents[2] / "docs" / "receipt.md"
     told = set(re.findall(r"^\| `(\w+)` \|", documented.read_text(encoding="utf-8"), re.MULTILINE))
     assert set(data) <= told, f"docs/receipt.md does not tell {sorted(set(data) - told)}"
     assert data["seal"] == seal(data)
     for which, count in (("before", "shots"), ("after", "shots"), ("other", "twin_shots")):
-        assert len(data["pictures"][which]) == len(getattr(erased().plan, count)) == len(data["reads"]["reader"][which])
+        assert (
+            len(data["pictures"][which])
+            == len(getattr(erased().plan, count))
+            == len(data["measures"][f"{which}/reader/present"])
+        )
     assert data["edited"] == {**data["edited"], "kind": "patch", "file": "patch.safetensors"}
     assert Patch.load(made.json.with_name("patch.safetensors")).sha256() == data["edited"]["sha256"]
 
@@ -114,12 +120,12 @@ def test_too_few_pictures_of_a_target_are_no_proof_and_said_to_be(made: Receipt)
     star = made.presence("star")
     assert star is not None
     few = replace(star, p=0.125, high=49.0, n=4)
-    said = words.sentences([few], ["star"], {})[0]
+    said = words.sentences([few], ["star"], erased().plan)[0]
     assert "perhaps gone" in said["text"]
     assert "as before" not in said["text"]
     assert said["tone"] == "unsure"
     never = replace(few, before=0.0)
-    assert "hardly there, as before" in words.sentences([never], ["star"], {})[0]["text"]
+    assert "hardly there, as before" in words.sentences([never], ["star"], erased().plan)[0]["text"]
 
 
 def test_the_page_carries_the_receipt_and_its_readings(made: Receipt, tmp_path: Path) -> None:
@@ -164,7 +170,7 @@ def test_every_picture_has_words_and_every_table_a_header(made: Receipt) -> None
 def test_making_a_receipt_draws_nothing_twice(tmp_path: Path) -> None:
     host = Scribe()
     plan = small_plan(host, prompts=2, seeds=1, unrelated=1, neighbours=1)
-    audit(host, patch(host), plan.request, plan=plan, judges=[Reader()], out=tmp_path)
+    audit(host, patch(host), plan.request, subject=Generator(plan=plan, judges=[Reader()]), out=tmp_path)
     assert host.drawn == plan.pictures()
 
 
@@ -172,7 +178,7 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     host = Scribe()
     plan = small_plan(host, prompts=2, seeds=1, unrelated=1, neighbours=1)
-    made = audit(host, patch(host), plan.request, plan=plan, judges=[Reader()])
+    made = audit(host, patch(host), plan.request, subject=Generator(plan=plan, judges=[Reader()]))
     assert (made.json, made.html, list(tmp_path.iterdir())) == (None, None, [])
     assert made.data["edited"]["file"] == ""
 
@@ -195,7 +201,7 @@ def test_two_models_without_judges_or_patch_still_make_a_receipt(tmp_path: Path)
             self.sample = Scribe().sample
 
     plan = small_plan(Scribe(), prompts=2, seeds=1, unrelated=1, neighbours=1)
-    made = audit(Bare(), Bare(), plan.request, plan=plan, judges=[], out=tmp_path)
+    made = audit(Bare(), Bare(), plan.request, subject=Generator(plan=plan, judges=[]), out=tmp_path)
     assert "presence was not measured" in made.data["headline"]
     assert "No judge knows" in made.summary()
     assert made.data["edited"]["kind"] == "model"
@@ -211,20 +217,25 @@ def hostile_receipt(name: str, folder: Path | None = None) -> Receipt:
     reader = Reader()
     reader.evaluator = replace(reader.evaluator, name=name, version=name, licence=name)
     change = replace(patch(host), provenance={"method": name, "name": name, "parameters": {name: name}, "seed": 0})
-    return audit(host, change, plan.request, plan=plan, judges=[reader], out=folder, command=name)
+    return audit(host, change, plan.request, subject=Generator(plan=plan, judges=[reader]), out=folder, command=name)
 
 
 @lru_cache(maxsize=1)
 def harmless_tags() -> list[str]:
     made = hostile_receipt("star")
-    return [t for t, _ in Outline(render(made.data, thumbnails(made.data, made.evidence)[1])).tags]
+    return [
+        t
+        for t, _ in Outline(
+            render(made.data, thumbnails(made.data, made.evidence, Generator.pairs(made.evidence))[1])
+        ).tags
+    ]
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(name=st.text(min_size=1, max_size=40).filter(lambda s: s.strip() and s.isprintable()))
 def test_no_name_can_change_the_page(name: str) -> None:
     made = hostile_receipt(name)
-    _, pictures = thumbnails(made.data, made.evidence)
+    _, pictures = thumbnails(made.data, made.evidence, Generator.pairs(made.evidence))
     assert [t for t, _ in Outline(render(made.data, pictures)).tags] == harmless_tags()
 
 
@@ -237,7 +248,12 @@ def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:
     assert not [a for _, a in outline.tags if any(k.startswith("on") for k in a)]
     assert HOSTILE in "".join(outline.text)
     assert "49" not in re.findall(r"<h1>(.*?)</h1>", page)[0]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["patch.safetensors", "receipt.html", "receipt.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "evidence.safetensors",
+        "patch.safetensors",
+        "receipt.html",
+        "receipt.json",
+    ]
 
 
 def test_large_pictures_become_small_ones_within_the_budget() -> None:
@@ -247,8 +263,8 @@ def test_large_pictures_become_small_ones_within_the_budget() -> None:
     noise = torch.randint(
         0, 256, (len(evidence.plan.shots), 3, 512, 512), dtype=torch.uint8, generator=torch.Generator()
     )
-    large = replace(evidence, pictures={"before": noise, "after": noise, "other": noise[: len(evidence.plan.twins)]})
-    data, pictures = thumbnails({"schema": SCHEMA}, large)
+    large = replace(evidence, gallery={"before": noise, "after": noise, "other": noise[: len(evidence.plan.twins)]})
+    data, pictures = thumbnails({"schema": SCHEMA, "readings": []}, large, Generator.pairs(large))
     assert 0 < sum(map(len, pictures.values())) <= BUDGET
     assert len(data["shown"]) == len(pictures)
     roles = {evidence.plan.groups[evidence.plan.shots[int(k.split("/")[1])].group].role for k in pictures}
@@ -257,18 +273,18 @@ def test_large_pictures_become_small_ones_within_the_budget() -> None:
 
 def test_curves_are_drawn_where_a_reading_has_one() -> None:
     evidence = erased()
-    curve = {
-        "x": [0, 10, 20],
-        "x_label": "steps of relearning",
-        "y_label": "presence, %",
-        "series": [
-            {"name": HOSTILE, "y": [0, 40, 90], "low": [0, 30, 80], "high": [5, 50, 100]},
-            {"name": "b", "y": [1, 2, 3]},
-        ],
-    }
-    found = [*readings(evidence), Reading(name="relearning", value=90.0, concept="star", detail={"curve": curve})]
+    curve = Curve(
+        x=(0, 10, 20),
+        x_label="steps of relearning",
+        y_label="presence, %",
+        series=(
+            Series(name=HOSTILE, y=(0, 40, 90), low=(0, 30, 80), high=(5, 50, 100)),
+            Series(name="b", y=(1, 2, 3)),
+        ),
+    )
+    found = [*Generator.readings(evidence), Reading(name="relearning", value=90.0, concept="star", curve=curve)]
     host = Scribe()
-    data = build(evidence, found, base=host, edited=damaging(host), sources={})
+    data = build(Generator(), evidence, found, evidence.plan.request, base=host, edited=damaging(host))
     page = render(data, {})
     assert "steps of relearning" in page
     assert page.count("<polyline") == 2
@@ -283,11 +299,11 @@ def test_the_range_plot_holds_its_numbers() -> None:
 
 
 def presence(role: str, value: float, p: float, concept: str = "star", **more: Any) -> Reading:
-    change = {"value": value - 97, "low": value - 100, "high": value - 90}
+    change = Change(value=value - 97, low=value - 100, high=value - 90)
     limits = {"low": max(0, value - 3), "high": min(100, value + 3)}
     return Reading(
         name="presence", role=role, concept=concept, value=value, before=97.0, floor=4.0, p=p, n=60, unit="%",
-        detail={"change": change, **more}, **limits,
+        change=change, detail=more, **limits,
     )  # fmt: skip
 
 
@@ -301,19 +317,20 @@ def presence(role: str, value: float, p: float, concept: str = "star", **more: A
     ],
 )
 def test_words_for_a_target(value: float, p: float, expected: str, tone: str) -> None:
-    said = words.sentences([presence("target", value, p)], ["star"], {})
+    said = words.sentences([presence("target", value, p)], ["star"], erased().plan)
     assert expected in said[0]["text"]
     assert said[0]["tone"] == tone
 
 
 def test_words_for_others_the_alarm_and_sampling_time_edits() -> None:
     collapsed = Reading(
-        name="collapse", role="neighbour", value=40.0, before=0.0, p=0.001, detail={"change": {"low": 30, "high": 50}}
+        name="collapse", role="neighbour", value=40.0, before=0.0, p=0.001, change=Change(value=40, low=30, high=50)
     )
     hooks = Reading(name="relative weight change", value=0.0, n=0, detail={"hooks": ["erase/sld"], "bytes": 0})
     lost = presence("neighbour", 60.0, 0.001, "moon")
     text = "\n".join(
-        s["text"] for s in words.sentences([presence("target", 3.0, 0.0), lost, collapsed, hooks], ["star"], {})
+        s["text"]
+        for s in words.sentences([presence("target", 3.0, 0.0), lost, collapsed, hooks], ["star"], erased().plan)
     )
     assert "“moon” lost 37 points" in text
     assert "Over-erasure alarm: 40 % of the neighbour pictures" in text
@@ -322,18 +339,18 @@ def test_words_for_others_the_alarm_and_sampling_time_edits() -> None:
 
 def test_a_request_of_several_targets_has_one_headline() -> None:
     found = [presence("target", 3.0, 0.0, "star"), presence("target", 50.0, 0.0, "moon")]
-    assert words.headline(found, ["star", "moon"]) == "“star” and “moon”: some gone, some not"
-    assert words.headline(found[:1] * 2, ["star", "moon"]) == "“star” and “moon” are gone"
+    assert words.headline(found, ["star", "moon"], erased().plan) == "“star” and “moon”: some gone, some not"
+    assert words.headline(found[:1] * 2, ["star", "moon"], erased().plan) == "“star” and “moon” are gone"
     suffering = [*found[:1], presence("neighbour", 60.0, 0.001, "moon")]
-    assert words.headline(suffering, ["star"]) == "“star” is gone, and other concepts suffered"
+    assert words.headline(suffering, ["star"], erased().plan) == "“star” is gone, and other concepts suffered"
     gained = [*found[:1], presence("neighbour", 99.0, 0.001, "moon")]
-    assert words.headline(gained, ["star"]) == "“star” is gone"
+    assert words.headline(gained, ["star"], erased().plan) == "“star” is gone"
 
 
 def test_patches_with_hooks_are_described() -> None:
     host = Scribe()
     made = Patch(base=host.fingerprint(), hooks=(Hook(id="erase/sld"),))
     evidence = replace(erased(), patch=made, base={})
-    data = build(evidence, readings(evidence), base=host, edited=made, sources={})
+    data = build(Generator(), evidence, Generator.readings(evidence), evidence.plan.request, base=host, edited=made)
     assert "No weight is changed" in data["summary"][-1]["text"]
     assert "Changed weights" not in render(data, {})

@@ -14,8 +14,9 @@ import pytest
 from evidence_fixtures import Reader, Scribe, patch, receipt
 from palimpsest.cli import main
 from palimpsest.core.errors import BadRequest, Damaged
-from palimpsest.receipt.build import sealed
+from palimpsest.receipt.document import sealed
 from palimpsest.receipt.sign import keygen, sign, signed_by
+from palimpsest.receipt.subjects.generator import Generator
 from palimpsest.receipt.verify import verify
 
 pytest.importorskip("cryptography", reason="cryptography is not installed: pip install cryptography")
@@ -37,14 +38,14 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 def wrong(folder: Path) -> list[str]:
     public = folder / "keys" / "public.pem"
-    found = verify(folder / "receipt.json", before=Scribe(), judges=[Reader()], public_key=public)
+    found = verify(folder / "receipt.json", before=Scribe(), subject=Generator(judges=[Reader()]), public_key=public)
     return [str(f) for f in found if not f.ok]
 
 
 def test_an_honest_signature_holds(folder: Path) -> None:
     assert wrong(folder) == []
     assert signed_by(folder / "receipt.json", folder / "keys" / "public.pem")
-    unasked = verify(folder / "receipt.json", before=Scribe(), judges=[Reader()])
+    unasked = verify(folder / "receipt.json", before=Scribe(), subject=Generator(judges=[Reader()]))
     assert [f.status for f in unasked if f.what == "signature"] == ["not checked"]
 
 
@@ -121,7 +122,7 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["keygen", str(tmp_path / "mine")]) == 0
     assert main(["sign", str(folder / "receipt.json"), "--key", str(tmp_path / "mine" / "key.pem")]) == 0
     public = ["--public-key", str(tmp_path / "mine" / "public.pem")]
-    assert main(["verify", str(folder / "receipt.json"), *public]) == 0
+    assert main(["verify", str(folder / "receipt.json"), *public]) == 3, "nobody can load the stand-in model"
     assert "same         signature" in capsys.readouterr().out
     number(folder)
     assert main(["verify", str(folder / "receipt.json"), *public]) == 1
