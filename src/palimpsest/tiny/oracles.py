@@ -70,7 +70,7 @@ class Oracle(nn.Module):
         """(n, 3, 64, 64) in [0, 1] -> (n, 256) activations before the heads; Unsupported for other sizes."""
         if images.shape[2:] != (64, 64):
             raise Unsupported(
-                f"The oracles of drawn worlds read pictures of 64 x 64 px, not of {tuple(images.shape[2:])}. The model's "
+                f"The oracles of drawn worlds read pictures of 64 x 64 px, not {tuple(images.shape[2:])}. The model's "
                 "world.json may be another model's; otherwise name a judge."
             )
         return self.trunk(images.to(self.dtype) * 2 - 1)
