@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_a_system_of_another_package_is_applied_from_its_file(site: Path, tmp_pa
     plain = host.sample(["a star"], [0], Sampling(steps=2))  # type: ignore[attr-defined]
     with loaded.applied(host):
         assert not host.sample(["a star"], [0], Sampling(steps=2)).equal(plain)  # type: ignore[attr-defined]
-    from palimpsest.receipt.document import method_plain
+    from palimpsest.receipt.build import method_plain
 
     assert method_plain(loaded)["card"]["name"] == "Away"
 
@@ -127,6 +128,14 @@ def test_parameters_are_those_that_the_class_takes(system: str) -> None:
         assert (default == "") == (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         )
+
+
+@pytest.mark.parametrize("system", sorted(i for i, e in catalog.entries().items() if "Source:" in e.doc))
+def test_a_card_cites_the_paper_of_the_formula(system: str) -> None:
+    """Whoever used the system for a purpose of their own is named in `as_used_in`, not as its source."""
+    entry = catalog.find(system)
+    first, *_ = re.findall(r"\d{4}\.\d{5}|10\.\d{4,}/\S+?(?=[.;,]?(?:\s|$))", entry.doc.split("Source:")[1])
+    assert first in entry.card.paper
 
 
 def test_close_names_are_offered() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,26 +13,12 @@ import torch
 from digits_fixture import REQUEST, classifier, digits, regressor, sample_split
 from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.method import ModelEdit
+from palimpsest.core.method import Work
 from palimpsest.core.patch import Patch
-from palimpsest.core.pictures import Material
+from palimpsest.core.pictures import Material, Pictures
+from palimpsest.core.trace import Trace
 from palimpsest.testing import check_method
 
-QUICK: dict[str, Any] = {
-    "steps": 2,
-    "batch": 32,
-    "epochs": 1,
-    "vae_steps": 3,
-    "foreign": 40,
-    "look": 100,
-    "centroids": 200,
-    "reference": 200,
-    "trees": 5,
-    "blind_epochs": 0.1,
-    "select": 2.0,
-    "slices": 3,
-}
-INNER = {"unlearn/prune_first": "steps=2 batch=32", "unlearn/upcore": "steps=2 batch=32"}
 SYSTEMS = [i for i in catalog.entries() if i.startswith("unlearn/")]
 REGRESS = {"unlearn/blindspot", "unlearn/gaussian_amnesiac"}
 WITHOUT_RETAIN = {
@@ -40,11 +27,10 @@ WITHOUT_RETAIN = {
 }
 
 
-def quick(system: str) -> ModelEdit:
+def quick(system: str) -> Any:
     """The system with as little work as shows its laws."""
     cls: Any = catalog.load(system)
-    chosen = {f.name: QUICK[f.name] for f in fields(cls) if f.name in QUICK}
-    return cls(**chosen, **({"settings": INNER[system]} if system in INNER else {}))
+    return cls(**cls.quick)
 
 
 def group_split() -> Material:
@@ -69,7 +55,7 @@ def test_systems(system: str) -> None:
             after = host.logits(pixels)
     assert bool(after.isfinite().all())
     assert not torch.equal(before, after), f"{system} changes no answer about what it forgets"
-    assert catalog.load(system)(**patch.provenance["parameters"]) == quick(system)
+    assert catalog.load(system).from_plain(patch.provenance["parameters"]) == quick(system)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -108,6 +94,65 @@ def test_patches_hold_no_statistics_but_where_weights_are_new(system: str) -> No
     buffers = {name for name, _ in host.root.named_buffers()}
     touched = buffers & set(quick(system)(host, REQUEST, data=split).deltas)
     assert bool(touched) == (system in {"unlearn/retrain", "unlearn/prune_first"})
+
+
+TRAINED = [i for i in SYSTEMS if i != "unlearn/ssd"]
+
+
+@pytest.mark.parametrize("system", TRAINED)
+def test_interrupted_runs_go_on_where_they_were(system: str, tmp_path: Path) -> None:
+    host, split = task(system)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "training":
+            raise KeyboardInterrupt
+
+    unbroken = quick(system)(host, REQUEST, data=split, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        quick(system)(host, REQUEST, data=split, seed=1, trace=Trace(folder=tmp_path, progress=stop))
+    assert list(tmp_path.rglob("checkpoint.safetensors"))
+    told: list[int] = []
+    again = Trace(folder=tmp_path, resume=True, progress=lambda what, done, total: told.append(done))
+    patch = quick(system)(host, REQUEST, data=split, seed=1, trace=again)
+    assert told[0] == 2, "the first step was taken twice"
+    assert patch.deltas.keys() == unbroken.deltas.keys()
+    for name, delta in patch.deltas.items():
+        for key, value in delta.tensors().items():
+            assert torch.equal(value, unbroken.deltas[name].tensors()[key]), name
+
+
+@pytest.mark.parametrize("system", TRAINED)
+def test_budgets_follow_from_the_data(system: str) -> None:
+    """Defaults are epochs: ten times the data are ten times the steps, and what a run takes is told before it."""
+    cls: Any = catalog.load(system)
+    _, split = task(system)
+    images = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
+
+    def many(n: int) -> Material:
+        one = Pictures(images=images.expand(n, -1, -1, -1), labels=torch.zeros(n, dtype=torch.int64), names=("",) * n)
+        return Material({"forget": one, "retain": one})
+
+    few, more = (cls().planned(many(n)) for n in (5120, 51200))
+    assert 0.9 < more.steps / few.steps / 10 < 1.1
+    assert 0.9 < more.samples / few.samples / 10 < 1.1
+    steps: list[int] = []
+    trace = Trace(progress=lambda what, done, total: steps.append(total) if what == "training" else None)
+    method = quick(system)
+    method(*task(system)[:1], REQUEST, data=split, trace=trace)
+    if system != "unlearn/s3t":  # it leaves slices out
+        assert set(steps) == {method.planned(split).steps}
+
+
+def test_steps_override_epochs() -> None:
+    _, split = task("unlearn/finetune")
+    cls: Any = catalog.load("unlearn/finetune")
+    n = len(split["retain"])
+    assert cls(epochs=2.0, batch=100).planned(split) == Work(steps=round(2 * n / 100), samples=round(2 * n / 100) * 100)
+    assert cls(epochs=2.0, batch=100, steps=7).planned(split).steps == 7
+    assert cls(epochs=1e-6).planned(split).steps == 1
+    for bad in ({"steps": 0}, {"epochs": 0.0}, {"batch": 0}, {"lr": -1.0}):
+        with pytest.raises(BadRequest, match=f"{next(iter(bad))} is"):
+            cls(**bad)
 
 
 def test_draws_do_not_come_from_the_global_generator() -> None:

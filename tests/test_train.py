@@ -23,6 +23,7 @@ from palimpsest.core.files import read_tensors
 from palimpsest.core.fingerprint import fingerprint, quick_state
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Hook, Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.train import checkpoint, loop
 from palimpsest.train.factored import Factored
@@ -31,6 +32,7 @@ from palimpsest.train.gradients import gradients_of
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
 from palimpsest.train.trained import Trained
+from palimpsest.train.training import Training
 
 CARD = Card(name="Fit", title="T", year=2024, paper="p", family="f", needs="Encoder", claim="c")
 REQUEST = Request(target=(Concept(name="star"),))
@@ -236,7 +238,7 @@ def test_hostile_checkpoints_are_refused(tmp_path: Path, change: dict[str, Any],
     """Before, a tensor of one entry was broadcast over the whole leaf without a word."""
     Fit()(Eye(), REQUEST, trace=Trace(folder=tmp_path))
     path = tmp_path / checkpoint.NAME
-    meta, tensors = read_tensors(path, "a checkpoint")
+    meta, tensors = read_tensors(path, "checkpoint")
     header = json.loads(meta[checkpoint.KEY]) | {k: v for k, v in change.items() if "|" not in k and k != "other"}
     tensors = {k: t for k, t in (tensors | change).items() if isinstance(t, Tensor)}
     save_file(tensors, str(path), metadata={checkpoint.KEY: json.dumps(header)})
@@ -490,27 +492,47 @@ def test_a_third_network_holds_other_tensors_and_passes_gradients_on() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pull(Training):
+    """Pulls some tensors to 0: a training without a card."""
+
+    steps: int = 2
+    lr: float = 0.05
+    batch: int = 4
+    names: tuple[str, ...] = (W,)
+
+    def trains(self, host: Any) -> Sequence[str]:
+        return self.names
+
+    def loss(self, step: TrainStep) -> Tensor:
+        return torch.stack([leaf.square().sum() for leaf in step.trained.leaves.values()]).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Twice(ModelEdit):
-    """A system that holds two trainings without a card of their own."""
+    """A system that holds two trainings."""
 
     card = CARD
-    first: Fit = Fit(steps=2)
-    second: Fit = Fit(steps=3, names=("net.0.bias",))
+    first: Pull = Pull()
+    second: Pull = Pull(steps=3, names=("net.0.bias",))
 
     def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
-        one = self.first.fit(host, request, data=data, seed=1, trace=trace)
-        return Patch(
-            base="", deltas={**one.deltas, **self.second.fit(host, request, data=data, seed=1, trace=trace).deltas}
-        )
+        one, two = (t.fit(host, request, data=data, seed=1, trace=trace) for t in (self.first, self.second))
+        return Patch(base="", deltas={**one.deltas, **two.deltas})
 
 
 def test_a_system_may_hold_trainings() -> None:
     patch = Twice()(Eye(), REQUEST)
     assert same(patch, Twice()(Eye(), REQUEST))
-    assert set(patch.deltas) == {W, "net.2.bias", "net.0.bias"}
-    one = Fit(steps=2).fit(Eye(), REQUEST, data={}, seed=1, trace=Trace())
+    assert set(patch.deltas) == {W, "net.0.bias"}
+    one = Pull().fit(Eye(), REQUEST, data=Material(), seed=1, trace=Trace())
     assert torch.equal(one.deltas[W].tensors()["value"], patch.deltas[W].tensors()["value"])
-    assert [name for _, name, _ in one.log] == ["size", "loss"] * 2
+    assert [(k, name) for k, name, _ in one.log] == [(0, "loss"), (1, "loss")]
+    other = Twice(second=Pull(steps=5))
+    assert Twice.from_plain(json.loads(json.dumps(other.parameters()))) == other
+    assert Twice.from_plain({"second": {"lr": 0.5}}).second == Pull(lr=0.5)
+    for bad in ({"steps": 0}, {"batch": 0}, {"lr": -1.0}):
+        with pytest.raises(BadRequest, match=f"{next(iter(bad))} is"):
+            Pull(**bad)
 
 
 # -- the loop without a model ------------------------------------------------------------------------------

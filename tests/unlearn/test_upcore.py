@@ -10,7 +10,8 @@ from digits_fixture import REQUEST, classifier
 from palimpsest.core.pictures import Material
 from palimpsest.ops.isolation_forest import isolation
 from palimpsest.train.classify import all_seen
-from palimpsest.train.inner import system
+from palimpsest.unlearn.finetune import FineTune
+from palimpsest.unlearn.gradient_ascent import GradientAscent
 from palimpsest.unlearn.upcore import UPCORE
 from unlearn.steps import small
 
@@ -21,11 +22,11 @@ def test_upcore_gives_the_core_to_the_unlearner() -> None:
     split = Material({**split, "forget": odd})
     scores = isolation(all_seen(classifier(), odd)[0], trees=100, generator=torch.Generator().manual_seed(0))
     core = Material({**split, "forget": odd[scores.argsort()[:36].sort().values]})
-    patch = UPCORE(share=0.1, unlearner="finetune", settings="steps=2")(classifier(), REQUEST, data=split)
+    patch = UPCORE(share=0.1, unlearner=FineTune(steps=2))(classifier(), REQUEST, data=split)
     assert patch.provenance["method"] == "unlearn/upcore"
-    settings = "steps=2 lr=0.01 augment=none"
-    patch = UPCORE(share=0.1, settings=settings)(classifier(), REQUEST, data=split)
-    direct = system("gradient_ascent", settings, verb="unlearn", but="")(classifier(), REQUEST, data=core)
+    unlearner = GradientAscent(steps=2, lr=0.01, augment="none")
+    patch = UPCORE(share=0.1, unlearner=unlearner)(classifier(), REQUEST, data=split)
+    direct = unlearner(classifier(), REQUEST, data=core)
     for name, delta in direct.deltas.items():
         shape = classifier().root.state_dict()[name].shape
         assert torch.equal(delta.dense(shape), patch.deltas[name].dense(shape))

@@ -6,7 +6,7 @@ import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, final
@@ -35,6 +35,8 @@ class Method:
     """A published system. Its dataclass fields are its parameters; its card says where it comes from."""
 
     card: ClassVar[Card]
+    quick: ClassVar[Mapping[str, Any]] = {}
+    """Parameters with which it does as little as shows its laws, for tests."""
 
     def __post_init__(self) -> None:
         """Raises BadRequest where a field holds a value that its type does not: a Literal, bounds (`core.fields`)."""
@@ -47,9 +49,12 @@ class Method:
         return catalog.id_of(type(self).__module__)
 
     def parameters(self) -> dict[str, Any]:
-        """Plain JSON of the fields; a field that is a system is {"method": its id, "parameters": its own}."""
+        """Plain JSON of the fields; a field that is a system is {"method": its id, "parameters": its own}, one that is
+        a training its parameters."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v.named() if isinstance(v, Method) else v for k, v in values.items()}
+        return {
+            k: v.named() if isinstance(v, Method) else asdict(v) if is_dataclass(v) else v for k, v in values.items()
+        }
 
     def named(self) -> dict[str, Any]:
         """The system with its parameters, as plain JSON."""
@@ -123,12 +128,29 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much a run is.
+
+    Args:
+        steps: of the optimiser.
+        samples: how many go through the model in them, most with gradients.
+    """
+
+    steps: int
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelEdit(Method, ABC):
     """A system that changes a model. It never writes into the host: it returns a Patch."""
 
     @abstractmethod
     def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         """The algorithm. `rng` is seeded; every random draw comes from it. `Patch.base` may be left empty."""
+
+    def planned(self, data: Material) -> Work | None:
+        """How much a run on this data is; None where nothing is trained."""
+        return None
 
     @final
     def __call__(

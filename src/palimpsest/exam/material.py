@@ -23,7 +23,7 @@ from palimpsest.data.forget import chosen, split
 from palimpsest.data.read import Dataset
 from palimpsest.exam.case import Case
 from palimpsest.ops import membership
-from palimpsest.probes.answered import Answers, Parts, answers, parts_of
+from palimpsest.probes.classifier_evidence import Answers, Parts, answers, parts_of
 from palimpsest.tiny import classifiers, references
 from palimpsest.train.classify import all_seen
 
@@ -100,7 +100,7 @@ def unlearnt(
     """
     trace, start = Trace(), time.process_time()
     data = split(train, request)
-    patch = catalog.load(system)(**parameters)(host, request.concepts(), data=data, seed=seed, trace=trace)
+    patch = catalog.load(system).from_plain(parameters)(host, request.concepts(), data=data, seed=seed, trace=trace)
     cost = {"cpu_seconds": round(time.process_time() - start, 3), "forwards": sum(trace.forwards.values())}
     return patch, cost | {"passes": round(cost["forwards"] / len(train.samples), 4), "patch_bytes": patch.nbytes()}
 

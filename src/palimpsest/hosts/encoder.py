@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.core.errors import Unsupported
-from palimpsest.core.host import Vocabulary
 from palimpsest.hosts.preprocessing import Preprocessing, of_processor
 from palimpsest.hosts.source import Family, Source, first_line
 from palimpsest.hosts.weights import Weights, loaded
@@ -32,7 +31,7 @@ class EncoderHost:
         folder: where it was loaded from.
     """
 
-    knows: Vocabulary | None = None
+    knows = None
 
     def __init__(
         self, model: nn.Module, *, name: str, preprocessing: Preprocessing | None = None, folder: Path | None = None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from palimpsest.core.reading import Reading
 from palimpsest.ops.neighbours import alike
-from palimpsest.probes.drawn import Drawn
-from palimpsest.probes.evidence import Probe
+from palimpsest.probes.evidence import Evidence
 
 
-class Closeness(Probe):
+class Closeness:
     """Cosine of each concept's mean image embedding with the target's, in the untouched model's pictures.
 
     Embeddings are the judge's features, less the mean of all concepts. The plan chose neighbours by the model's text
@@ -17,18 +16,16 @@ class Closeness(Probe):
     """
 
     name = "closeness"
-    makes = ("closeness",)
-    subjects = ("generator",)
-    needs = ("features",)
+    from_receipt = False  # features are not kept
 
-    def run(self, evidence: Drawn) -> list[Reading]:
+    def run(self, evidence: Evidence) -> list[Reading]:
         """One reading for each concept but the targets and each judge with features, nearest first; of several targets
         the nearest one counts."""
         plan, found = evidence.plan, []
-        for judge in evidence.featured():
-            features = evidence("before", judge, "features")
+        for judge, seen in evidence.seen.items():
+            features = seen["before"].features
             vectors = {g.name: features[plan.rows(group=i)] for i, g in enumerate(plan.groups) if g.name}
-            if len(vectors) < 3:  # of two centred means one is minus the other
+            if not features.shape[1] or len(vectors) < 3:  # of two centred means one is minus the other
                 continue
             role = {g.name: g.role for g in plan.groups}
             near: dict[str, tuple[float, str]] = {}

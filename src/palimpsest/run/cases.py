@@ -28,9 +28,9 @@ from palimpsest.probes.attempt import Budget
 from palimpsest.probes.forecast import lines as foresee
 from palimpsest.probes.forecast import time_host
 from palimpsest.probes.plan import Plan
+from palimpsest.receipt.classifier import ClassifierReceipt, audit_classifier
 from palimpsest.receipt.make import Receipt
-from palimpsest.receipt.make import audit as measure
-from palimpsest.receipt.subjects import classifier, generator
+from palimpsest.receipt.make import audit as audit_generator
 from palimpsest.run.looking import Look, judges, plan
 from palimpsest.run.requests import request
 
@@ -114,18 +114,23 @@ class GeneratorCase(Case):
         """See `Case.forecast`; draws a few pictures to take the time."""
         speed = time_host(self.host, self.plan)
         lines = foresee(self.plan, speed, oracle=bool(self.oracles), resurfacing=self.resurfacing)
-        return "\n".join([*lines, *_work(method, f"one forward of the denoiser takes {500 * speed.step:.0f} ms here")])
+        pace = f"one forward of the denoiser takes {500 * speed.step:.0f} ms here"
+        return "\n".join([*lines, *_work(method, Material(), pace)])
 
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
-        subject = generator.Generator(
+        return audit_generator(
+            self.host,
+            after,
+            self.asked,
             plan=self.plan,
             judges=judges(self.host, self.plan, self.look),
             oracle=self.oracles[0] if self.oracles else None,
+            out=out,
+            command=command,
+            resume=resume,
             stop_early=self.look.stop_early,
             resurfacing=self.resurfacing,
-        )
-        return measure(
-            self.host, after, self.asked, subject=subject, out=out, resume=resume, command=command, trace=trace
+            trace=trace,
         )
 
 
@@ -205,7 +210,10 @@ class ClassifierCase(Case):
             rates = [f"{100 * rate.value:.0f} % of {n} {part}" for part, (_, n, rate) in self._read.items()]
             lines.append(f"Now {self.host.name} gets {' and '.join(rates)} samples right.")
         return "\n".join(
-            [*lines, *_work(method, f"one forward of 100 samples takes {1000 * self._seconds:.0f} ms here")]
+            [
+                *lines,
+                *_work(method, self.material, f"one forward of 100 samples takes {1000 * self._seconds:.0f} ms here"),
+            ]
         )
 
     @cached_property
@@ -224,13 +232,22 @@ class ClassifierCase(Case):
         asked = list(self.asked.items) if self.asked.kind != "samples" else len(self.asked.items)
         return {**record(known, self.clear), "asked": asked, "copies_retained": len(copies), **read}
 
-    def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt | None:
+    def audit(
+        self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace
+    ) -> ClassifierReceipt | None:
         if not self.classifies:
             return None
-        test = None if self.test is None else self._aligned(self.test)
-        subject = classifier.Classifier(data=self.known, asked=self.clear, test=test, retrained=self.oracles)
-        asked = self.request
-        return measure(self.host, after, asked, subject=subject, out=out, command=command, trace=trace)
+        return audit_classifier(
+            self.host,
+            after,
+            self.known,
+            self.clear,
+            test=None if self.test is None else self._aligned(self.test),
+            retrained=self.oracles,
+            out=out,
+            command=command,
+            trace=trace,
+        )
 
 
 def case(
@@ -272,13 +289,15 @@ def case(
     )
 
 
-def _work(method: ModelEdit | None, speed: str) -> list[str]:
-    """What a system says of its own work: steps, rows of each, and the words of its cost."""
+def _work(method: ModelEdit | None, data: Material, speed: str) -> list[str]:
+    """What a system says of its own work on the data: steps, the samples that they read, and the words of its cost."""
     if method is None:
         return []
-    steps, batch = (getattr(method, name, None) for name in ("steps", "batch"))
-    work = f"{steps} steps of {batch} rows" if steps else "no steps of training"
-    told = f"{method.card.name}: {work}; {speed}."
+    work, steps = method.planned(data), getattr(method, "steps", None)
+    words = f"{steps} steps of {getattr(method, 'batch', 1)} rows" if steps else "no steps of training"
+    if work is not None:
+        words = f"{work.steps} steps that read {work.samples} samples"
+    told = f"{method.card.name}: {words}; {speed}."
     cost = re.search(r"^Cost.*(?:\n +.*)*", inspect.getdoc(type(method)) or "", re.MULTILINE)
     return [told, *([" ".join(cost[0].split())] if cost else [])]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, final
@@ -14,7 +14,9 @@ from torch.nn import functional
 
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Count, Positive
 from palimpsest.core.host import Classifier
+from palimpsest.core.method import Work
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.train.finetune import FineTune
@@ -36,17 +38,44 @@ class ClassifierTune(FineTune, ABC):
     times as high; where a system's default is lower than its paper's, this is why.
 
     Args:
-        steps, lr, batch, rank: as in every fine-tuning; a batch is that many samples to forget and as many to retain.
+        epochs: how long; one passes over all samples of one part of the data, which the system names.
+        steps: how long, in steps of the optimiser; None: as many as the epochs take on the data.
+        lr, batch, rank: as in every fine-tuning; a batch is that many samples to forget and as many to retain.
         augment: what training pictures go through: "none", "shift" or "flip".
         half: compute in bfloat16; weights, gradients and optimiser stay as they are. A third of the time on processors
             with bfloat16 units.
     """
 
+    epochs: Positive
+    steps: Count | None = None
     augment: Augment = "flip"
     half: bool = False
 
+    quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "batch": 32}
+    over: ClassVar[str] = "retain"
+    """What an epoch passes over; the samples to forget where it is empty."""
+    each: ClassVar[tuple[str, ...]] = ("forget", "retain")
+    """What each step takes a batch of."""
     uses_retain: ClassVar[bool] = True
     regresses: ClassVar[bool] = False
+
+    def passed(self, data: Material) -> int:
+        """How many samples an epoch passes over."""
+        return len(data[self.over]) or len(data["forget"])
+
+    def total(self, data: Material) -> int:
+        if self.steps is not None:
+            return self.steps
+        n = self.passed(data)
+        return max(1, round(self.epochs * n / min(self.batch, n)))
+
+    def planned(self, data: Material) -> Work:
+        steps = self.total(data)
+        return Work(steps=steps, samples=steps * self.taken(data))
+
+    def taken(self, data: Material) -> int:
+        """How many samples a step takes."""
+        return sum(min(self.batch, len(data[part])) for part in self.each)
 
     def trains(self, host: Classifier) -> Sequence[str]:
         return [name for name, _ in host.root.named_parameters()]
@@ -81,7 +110,7 @@ class ClassifierTune(FineTune, ABC):
     def seen(self, step: TrainStep, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, classes), float32, of the student."""
         with halved(images, self.half):
-            return step.host.read(images)
+            return seen(step.host, images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +176,18 @@ def halved(images: Tensor, half: bool) -> torch.autocast:
     return torch.autocast(images.device.type, torch.bfloat16, enabled=half)
 
 
+def seen(host: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (n, d) that the head reads and logits (n, classes), float32, of one forward; differentiable."""
+    caught: list[Tensor] = []
+    (head,) = host.parts("head").values()
+    handle = head.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    try:
+        logits = host.logits(images)
+    finally:
+        handle.remove()
+    return caught[0].flatten(1).float(), logits
+
+
 @torch.no_grad()
 def all_seen(host: Classifier, samples: Pictures, *, half: bool = False, batch: int = 500) -> tuple[Tensor, Tensor]:
     """Features (n, d) and logits (n, classes) of all samples, without augmentation. Cost: one forward for each."""
@@ -154,7 +195,7 @@ def all_seen(host: Classifier, samples: Pictures, *, half: bool = False, batch: 
     for rows in torch.arange(len(samples)).split(batch):
         images = samples.pixels(rows).contiguous(memory_format=torch.channels_last)
         with halved(images, half):
-            parts.append(host.read(images))
+            parts.append(seen(host, images))
     return torch.cat([f for f, _ in parts]).cpu(), torch.cat([s for _, s in parts]).cpu()
 
 

@@ -9,8 +9,9 @@ from typing import Any, final
 import torch
 
 from palimpsest.core.concept import Request
-from palimpsest.core.method import ModelEdit
+from palimpsest.core.method import ModelEdit, Work
 from palimpsest.core.patch import Hook, Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.train.training import Fitted, Training
 
@@ -20,14 +21,16 @@ class FineTune(ModelEdit, Training, ABC):
     """A system that minimises a loss over some of the model's tensors, as `Training` says."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        Training.__post_init__(self)
+        Training.__post_init__(self)  # it checks all fields, as the other base does
 
-    def hooks(self, request: Request, data: Any, fitted: Fitted) -> tuple[Hook, ...]:
+    def planned(self, data: Material) -> Work:
+        return Training.planned(self, data)
+
+    def hooks(self, request: Request, data: Material, fitted: Fitted) -> tuple[Hook, ...]:
         """What the patch brings besides its weights: rules of sampling, an adapter; here, nothing."""
         return ()
 
     @final
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         fitted = self.fit(host, request, data=data, seed=rng.initial_seed(), trace=trace)
         return Patch(base="", deltas=fitted.deltas, hooks=self.hooks(request, data, fitted))

@@ -15,6 +15,7 @@ from palimpsest.core.delta import Delta, of_change
 from palimpsest.core.errors import Unsupported
 from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.host import Classifier
+from palimpsest.core.method import Work
 from palimpsest.core.pictures import Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.train.classify import Augment, augmented, cross_entropy, halved, stream
@@ -86,6 +87,12 @@ class Fit:
     decay: float = 5e-4
     half: bool = False
 
+    def planned(self, n: int) -> Work:
+        """How much a training on n samples is."""
+        batch = min(self.batch, n)
+        steps = max(1, round(self.epochs * n / batch))
+        return Work(steps=steps, samples=steps * batch)
+
     def __call__(
         self,
         student: Classifier,
@@ -108,8 +115,7 @@ class Fit:
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimiser = torch.optim.SGD([g for g in groups if g["params"]], lr=self.lr, momentum=0.9, nesterov=True)
-        batch = min(self.batch, len(samples))
-        total = max(1, round(self.epochs * len(samples) / batch))
+        batch, total = min(self.batch, len(samples)), self.planned(len(samples)).steps
 
         def loss(k: int) -> Tensor:
             rows = stream(len(samples), batch, seed, k, "fit")

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from palimpsest.core.concept import Request
 from palimpsest.core.delta import Delta
-from palimpsest.core.method import at_least
+from palimpsest.core.fields import Count, NonNegative, Size, checked, types_of
+from palimpsest.core.method import Work
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.train.loop import Gradients, Losses, TrainStep, clipped, constant, identity, minimise
 from palimpsest.train.trained import Trained
@@ -50,9 +52,9 @@ class Training(ABC):
     Cost: memory of the trained part four times over (leaf, gradient, two moments) beside one model.
     """
 
-    steps: int
-    lr: float
-    batch: int
+    steps: Count
+    lr: NonNegative
+    batch: Count
 
     rank = 0  # no field here, since not every loss bears a low-rank change
     clip: ClassVar[float | None] = None
@@ -61,11 +63,11 @@ class Training(ABC):
     """Whether `gradient` gets each loss's gradients by themselves; their sum takes less memory."""
 
     def __post_init__(self) -> None:
-        """Raises BadRequest where a number is too small."""
-        at_least("steps", self.steps, 1, "nothing would be trained")
-        at_least("lr", self.lr, 0.0)
-        at_least("batch", self.batch, 1)
-        at_least("rank", self.rank, 0)
+        """Raises BadRequest where a field holds a value that its type, or that of the field it repeats, does not."""
+        for name, hint in types_of(type(self)).items():
+            checked(name, getattr(self, name), hint)
+        for name, hint in {**types_of(Training), "rank": Size}.items():
+            checked(name, getattr(self, name), hint | None)
 
     @abstractmethod
     def trains(self, host: Any) -> Sequence[str]:
@@ -92,7 +94,7 @@ class Training(ABC):
         (whole,) = parts
         return whole
 
-    def prepare(self, host: Any, request: Request, *, data: Any, seed: int, trace: Trace) -> Any:
+    def prepare(self, host: Any, request: Request, *, data: Material, seed: int, trace: Trace) -> Any:
         """What all steps need, computed once on the untouched model, without gradients; it becomes `step.context`."""
         return None
 
@@ -134,16 +136,21 @@ class Training(ABC):
         """Adam without weight decay: decay would move weights that the loss says nothing about."""
         return torch.optim.AdamW(list(leaves), lr=self.lr, weight_decay=0.0)
 
-    def total(self, data: Any) -> int:
+    def total(self, data: Material) -> int:
         """How many steps a run on this data takes."""
         return self.steps
+
+    def planned(self, data: Material) -> Work:
+        """What a run on this data takes, but for what is read before its first step."""
+        steps = self.total(data)
+        return Work(steps=steps, samples=steps * self.batch)
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON of the fields."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @final
-    def fit(self, host: Any, request: Request, *, data: Any, seed: int, trace: Trace) -> Fitted:
+    def fit(self, host: Any, request: Request, *, data: Material, seed: int, trace: Trace) -> Fitted:
         """Trains; the host is unchanged afterwards, also after an error.
 
         Raises:

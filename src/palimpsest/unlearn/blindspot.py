@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
-from palimpsest.train.classify import Augment, ClassifierTune, picked
+from palimpsest.train.classify import Augment, ClassifierTune, picked, seen
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
 from palimpsest.train.scratch import Fit, copied, reset
@@ -28,7 +29,7 @@ class Blindspot(ClassifierTune):
     Args:
         weight: of the features that the head reads (50 in the paper, for the activations of its last layers).
         share: of the retained data that b sees. blind_epochs, blind_lr: how long, and the peak rate.
-        steps, lr, batch, rank, augment: as in every fine-tuning; one epoch in the paper.
+        epochs: over the retained data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost: `blind_epochs` passes over the share, with gradients; then 2 `batch` forwards a step with gradients and
         `batch` of b without.
@@ -37,17 +38,18 @@ class Blindspot(ClassifierTune):
     Source: Tarun et al., "Deep Regression Unlearning", ICML 2023, arXiv 2210.08196.
     """
 
-    steps: int = 100
-    lr: float = 1e-3
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 1.0
+    lr: NonNegative = 1e-3
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "flip"
-    weight: float = 50.0
-    share: float = 0.3
-    blind_epochs: float = 6.0
-    blind_lr: float = 0.01
+    weight: NonNegative = 50.0
+    share: Positive = 0.3
+    blind_epochs: NonNegative = 6.0
+    blind_lr: NonNegative = 0.01
 
     regresses: ClassVar[bool] = True
+    quick: ClassVar[Mapping[str, Any]] = {**ClassifierTune.quick, "blind_epochs": 0.1}
 
     card = Card(
         name="Blindspot",
@@ -75,7 +77,7 @@ class Blindspot(ClassifierTune):
         forget = self.drawn(step, step.data["forget"], "forget")
         retain = self.drawn(step, step.data["retain"], "retain")
         with torch.no_grad():
-            led, answers = step.context.read(forget.images)
+            led, answers = seen(step.context, forget.images)
         features, out = self.seen(step, torch.cat([forget.images, retain.images]))
         n = len(forget.rows)
         kept = functional.mse_loss(out[n:, 0], retain.targets.to(out.device))

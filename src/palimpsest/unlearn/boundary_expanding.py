@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
-from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
+from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy, seen
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
 
@@ -24,7 +25,7 @@ class BoundaryExpanding(ClassifierTune):
         loss = CE([f(x_f), w h(x_f) + b], K),  h: features that the head reads; w, b: trained beside, then dropped
 
     Args:
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier; 10 epochs of a class of CIFAR-10.
+        epochs: over the forgotten data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost per step: `batch` forwards, with gradients. The retained data is not read.
     Fails when: the shadow takes all: features move little and, without it, the old class is on top again; or training
@@ -32,13 +33,15 @@ class BoundaryExpanding(ClassifierTune):
     Source: Chen et al., "Boundary Unlearning", CVPR 2023, arXiv 2303.11570.
     """
 
-    steps: int = 780
-    lr: float = 1e-5
-    batch: int = 64
-    rank: int = 0
+    epochs: Positive = 10.0
+    lr: NonNegative = 1e-5
+    batch: Count = 64
+    rank: Size = 0
     augment: Augment = "none"
 
     uses_retain: ClassVar[bool] = False
+    over: ClassVar[str] = "forget"
+    each: ClassVar[tuple[str, ...]] = ("forget",)
 
     card = Card(
         name="Boundary Expanding",
@@ -52,7 +55,7 @@ class BoundaryExpanding(ClassifierTune):
     )
 
     def ready(self, host: Classifier, data: Material, seed: int) -> int:
-        return host.read(data["forget"].pixels(slice(0, 1)))[0].shape[1]
+        return seen(host, data["forget"].pixels(slice(0, 1)))[0].shape[1]
 
     def free(self, context: Any, seed: int) -> Mapping[str, Tensor]:
         bound = context**-0.5  # as a linear layer starts

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy, halved
@@ -25,7 +26,7 @@ class BoundaryShrink(ClassifierTune):
 
     Args:
         epsilon: how far the border is looked for, in pixel values from 0 to 1 (the authors' code: 0.1).
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier; 10 epochs of a class of CIFAR-10.
+        epochs: over the forgotten data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost: 2 forwards and 1 backward for each sample to forget, then `batch` forwards a step, with gradients. The
         retained data is not read.
@@ -35,14 +36,16 @@ class BoundaryShrink(ClassifierTune):
     Source: Chen et al., "Boundary Unlearning", CVPR 2023, arXiv 2303.11570.
     """
 
-    steps: int = 780
-    lr: float = 1e-5
-    batch: int = 64
-    rank: int = 0
+    epochs: Positive = 10.0
+    lr: NonNegative = 1e-5
+    batch: Count = 64
+    rank: Size = 0
     augment: Augment = "none"
-    epsilon: float = 0.1
+    epsilon: NonNegative = 0.1
 
     uses_retain: ClassVar[bool] = False
+    over: ClassVar[str] = "forget"
+    each: ClassVar[tuple[str, ...]] = ("forget",)
 
     card = Card(
         name="Boundary Shrink",

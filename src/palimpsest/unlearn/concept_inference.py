@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
-from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Bound, Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
-from palimpsest.core.method import at_least
 from palimpsest.core.pictures import Material
 from palimpsest.train.classify import (
     Augment,
@@ -55,7 +55,7 @@ class ConceptInference(ClassifierTune):
         share: of the forget samples that are poisoned, in (0, 1]; the others are not trained on.
         poison: "random" or "targeted".
         look: how many samples the concepts are found on; 0: all.
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
+        epochs: over the retained data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost: one forward for each forget sample and each that concepts are found on, then 2 `batch` forwards a step.
     Differs from the paper: concepts are clusters of the model's own features; the paper names them by example
@@ -65,17 +65,19 @@ class ConceptInference(ClassifierTune):
         arXiv 2405.15662.
     """
 
-    steps: int = 400
-    lr: float = 1e-3
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 2.0
+    lr: NonNegative = 1e-3
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "flip"
-    concepts: int = 32
-    top: int = 4
-    share: float = 0.5
+    concepts: Annotated[int, Bound(least=2)] = 32
+    top: Count = 4
+    share: Annotated[float, Bound(least=0, most=1, open=True)] = 0.5
     poison: Poison = "random"
-    keep_weight: float = 1.0
-    look: int = 5000
+    keep_weight: NonNegative = 1.0
+    look: Size = 5000
+
+    quick: ClassVar[Mapping[str, Any]] = {**ClassifierTune.quick, "look": 100}
 
     card = Card(
         name="Concept inference",
@@ -87,13 +89,6 @@ class ConceptInference(ClassifierTune):
         reads=("forget", "retain"),
         claim="Erases the targeted class accurately and largely keeps the model's performance.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("concepts", self.concepts, 2)
-        at_least("top", self.top, 1)
-        if not 0 < self.share <= 1:
-            raise BadRequest(f"share is {self.share}; it is the share of samples that are poisoned, up to 1.")
 
     def ready(self, host: Classifier, data: Material, seed: int) -> Prepared:
         draws = generator(seed, "concepts")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Bound, Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
-from palimpsest.core.method import at_least
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen, picked
 from palimpsest.train.loop import TrainStep
@@ -42,7 +43,7 @@ class DatamodelMatching(ClassifierTune):
         ridge: weight decay of the proxies.
         clip: largest change of a logit that is asked for; a class without samples has no finite answer of its own.
         look: how many retained samples are read at all; 0: all.
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
+        epochs: over the retained data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost: one forward for every sample that is read and two logistic regressions on the features, then 2 `batch`
         forwards a step.
@@ -53,14 +54,16 @@ class DatamodelMatching(ClassifierTune):
         arXiv 2410.23232.
     """
 
-    steps: int = 400
-    lr: float = 1e-3
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 2.0
+    lr: NonNegative = 1e-3
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "none"
-    ridge: float = 1e-4
-    clip: float = 20.0
-    look: int = 0
+    ridge: Annotated[float, Bound(least=1e-8)] = 1e-4
+    clip: NonNegative = 20.0
+    look: Size = 0
+
+    quick: ClassVar[Mapping[str, Any]] = {**ClassifierTune.quick, "look": 100}
 
     card = Card(
         name="Datamodel Matching",
@@ -72,11 +75,6 @@ class DatamodelMatching(ClassifierTune):
         reads=("forget", "retain"),
         claim="Closer to retraining's outputs than existing algorithms, also where training is not convex.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("ridge", self.ridge, 1e-8, "a class without samples needs it")
-        at_least("clip", self.clip, 0.0)
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(leaves), lr=self.lr)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen, cross_entropy, picked
@@ -29,7 +31,7 @@ class DUCK(ClassifierTune):
         forget_weight, keep_weight: lambda_fgt and lambda_ret (1.5 each in the paper).
         temperature: softens the retained answers (2 in the paper's code).
         centroids: how many retained samples the centroids are measured on; 0: all.
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier; defaults for CIFAR-10.
+        epochs: over the forgotten data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost: one forward for each sample to forget and each that centroids are measured on, then 2 `batch` forwards a
         step, with gradients.
@@ -39,15 +41,18 @@ class DUCK(ClassifierTune):
     Source: Cotogni et al., "DUCK", arXiv 2312.02052. Its score is `palimpsest.ops.unlearning_scores`.
     """
 
-    steps: int = 400
-    lr: float = 5e-4
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 20.0
+    lr: NonNegative = 5e-4
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "flip"
-    forget_weight: float = 1.5
-    keep_weight: float = 1.5
-    temperature: float = 2.0
-    centroids: int = 0
+    forget_weight: NonNegative = 1.5
+    keep_weight: NonNegative = 1.5
+    temperature: Positive = 2.0
+    centroids: Size = 0
+
+    over: ClassVar[str] = "forget"
+    quick: ClassVar[Mapping[str, Any]] = {**ClassifierTune.quick, "centroids": 200}
 
     card = Card(
         name="DUCK",

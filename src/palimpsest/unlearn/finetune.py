@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
 from palimpsest.train.loop import TrainStep
 
@@ -18,18 +20,20 @@ class FineTune(ClassifierTune):
         loss = CE(f(x_r), y_r)
 
     Args:
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier; 10 epochs of CIFAR-10 by default.
+        epochs: over the retained data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost per step: `batch` forwards, with gradients. The data to forget is not read.
     Fails when: always, for samples (they stay remembered), unless lr is large; slowly, for classes.
     Source: Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020, arXiv 1911.04933, name the baseline.
     """
 
-    steps: int = 1800
-    lr: float = 3e-3
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 10.0
+    lr: NonNegative = 3e-3
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "flip"
+
+    each: ClassVar[tuple[str, ...]] = ("retain",)
 
     card = Card(
         name="Fine-tune",

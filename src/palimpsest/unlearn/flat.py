@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen
@@ -32,7 +33,7 @@ class FLAT(ClassifierTune):
 
     Args:
         divergence: "kl", "js", "pearson" or "tv".
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
+        epochs: over the forgotten data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost: one forward for each sample to forget, then `batch` forwards a step, with gradients. The retained data is
         not read.
@@ -42,14 +43,16 @@ class FLAT(ClassifierTune):
     Source: Wang et al., "LLM Unlearning via Loss Adjustment with Only Forget Data", ICLR 2025, arXiv 2410.11143.
     """
 
-    steps: int = 200
-    lr: float = 1e-4
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 10.0
+    lr: NonNegative = 1e-4
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "none"
     divergence: Divergence = "kl"
 
     uses_retain: ClassVar[bool] = False
+    over: ClassVar[str] = "forget"
+    each: ClassVar[tuple[str, ...]] = ("forget",)
 
     card = Card(
         name="FLAT",

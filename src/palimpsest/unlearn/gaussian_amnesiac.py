@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune
@@ -26,19 +27,19 @@ class GaussianAmnesiac(ClassifierTune):
 
     Args:
         keep_weight: of the retained data.
-        steps, lr, batch, rank, augment: as in every fine-tuning; one epoch and lr 0.001 in the paper.
+        epochs: over the retained data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost per step: 2 `batch` forwards, with gradients.
     Fails when: the model fits the random values one by one: they are memorised in place of the true ones.
     Source: Tarun et al., "Deep Regression Unlearning", ICML 2023, arXiv 2210.08196.
     """
 
-    steps: int = 100
-    lr: float = 1e-3
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 1.0
+    lr: NonNegative = 1e-3
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "flip"
-    keep_weight: float = 1.0
+    keep_weight: NonNegative = 1.0
 
     regresses: ClassVar[bool] = True
 

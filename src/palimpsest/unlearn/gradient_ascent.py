@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
 from palimpsest.train.loop import TrainStep
 
@@ -19,21 +20,23 @@ class GradientAscent(ClassifierTune):
         loss = -CE(f(x_f), y_f)
 
     Args:
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier; 5 epochs of a class of CIFAR-10.
+        epochs: over the forgotten data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost per step: `batch` forwards, with gradients. The retained data is not read.
     Fails when: it goes on a little too long: the loss has no lower bound and takes everything else with it.
     Source: Thudi et al., "Unrolling SGD", EuroS&P 2022, arXiv 2109.13398; Golatkar et al. 2020.
     """
 
-    steps: int = 100
-    lr: float = 5e-4
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 5.0
+    lr: NonNegative = 5e-4
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "flip"
 
     uses_retain: ClassVar[bool] = False
     clip: ClassVar[float | None] = 1.0
+    over: ClassVar[str] = "forget"
+    each: ClassVar[tuple[str, ...]] = ("forget",)
 
     card = Card(
         name="Gradient ascent",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
-from palimpsest.core.method import at_least
+from palimpsest.core.fields import Bound, Count, NonNegative, Positive
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
 from palimpsest.train.loop import TrainStep
 
@@ -25,7 +26,7 @@ class GradientCollision(ClassifierTune):
     Args:
         weight: of the collision.
         parts: mini-batches that collide in a step; each has `batch` / `parts` samples.
-        steps, lr, batch, augment: as in every fine-tuning of a classifier.
+        epochs: over the retained data. steps, lr, batch, augment: as in every fine-tuning of a classifier.
 
     Cost per step: 2 `batch` forwards; the gradients of the parts are differentiated once more, so a step costs about
         three of a plain fine-tuning.
@@ -36,12 +37,12 @@ class GradientCollision(ClassifierTune):
         arXiv 2308.09971.
     """
 
-    steps: int = 200
-    lr: float = 1e-3
-    batch: int = 256
+    epochs: Positive = 1.0
+    lr: NonNegative = 1e-3
+    batch: Count = 256
     augment: Augment = "flip"
-    weight: float = 1.0
-    parts: int = 4
+    weight: NonNegative = 1.0
+    parts: Annotated[int, Bound(least=2)] = 4
 
     card = Card(
         name="Gradient Collision",
@@ -53,10 +54,6 @@ class GradientCollision(ClassifierTune):
         reads=("forget", "retain"),
         claim="Keeps the target task and makes the source task much harder to learn again.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("parts", self.parts, 2, "one mini-batch has none to collide with")
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(leaves), lr=self.lr)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
 from palimpsest.train.loop import TrainStep
 
@@ -20,18 +22,20 @@ class L1Sparse(ClassifierTune):
 
     Args:
         gamma: the pull at the start (5e-4 in the paper's code), for the sum over all weights.
-        steps, lr, batch, augment: as in every fine-tuning of a classifier; 10 epochs of CIFAR-10 by default.
+        epochs: over the retained data. steps, lr, batch, augment: as in every fine-tuning of a classifier.
 
     Cost per step: `batch` forwards, with gradients. The data to forget is not read.
     Fails when: gamma is large for the number of weights: accuracy goes first; small: it is a fine-tuning.
     Source: Jia et al., "Model Sparsity Can Simplify Machine Unlearning", NeurIPS 2023, arXiv 2304.04934.
     """
 
-    steps: int = 1800
-    lr: float = 3e-3
-    batch: int = 256
+    epochs: Positive = 10.0
+    lr: NonNegative = 3e-3
+    batch: Count = 256
     augment: Augment = "flip"
-    gamma: float = 5e-4
+    gamma: NonNegative = 5e-4
+
+    each: ClassVar[tuple[str, ...]] = ("retain",)
 
     card = Card(
         name="l1-sparse",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen, cross_entropy, picked, stream
@@ -57,7 +59,7 @@ class LAF(ClassifierTune):
         repair: 0 reads no label at all (LAF); above, labels of retained data help (LAF+R).
         vae_steps, code: training steps and code size of the autoencoders. look: how many retained samples they see;
             0: all.
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
+        epochs: over the forgotten data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost: one forward for each sample to forget and `look` retained ones, then 2 `batch` forwards a step with gradients
         and 2 `batch` without.
@@ -68,17 +70,20 @@ class LAF(ClassifierTune):
     Source: Shen et al., "Label-Agnostic Forgetting", ICLR 2024, arXiv 2404.00506.
     """
 
-    steps: int = 400
-    lr: float = 1e-4
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 20.0
+    lr: NonNegative = 1e-4
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "none"
-    align_weight: float = 1.0
-    temperature: float = 1.0
-    repair: float = 0.0
-    vae_steps: int = 300
-    code: int = 16
-    look: int = 5000
+    align_weight: NonNegative = 1.0
+    temperature: Positive = 1.0
+    repair: NonNegative = 0.0
+    vae_steps: Count = 300
+    code: Count = 16
+    look: Size = 5000
+
+    over: ClassVar[str] = "forget"
+    quick: ClassVar[Mapping[str, Any]] = {**ClassifierTune.quick, "vae_steps": 3, "look": 100}
 
     card = Card(
         name="LAF",

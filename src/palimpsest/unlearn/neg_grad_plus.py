@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
-from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Bound, Count, NonNegative, Positive, Size
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
 from palimpsest.train.loop import TrainStep
 
@@ -22,7 +22,7 @@ class NegGradPlus(ClassifierTune):
 
     Args:
         beta: in (0, 1]; the weight of what is kept (the paper tunes it between 0.95 and 0.9999).
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier; 5 epochs of CIFAR-10 by default.
+        epochs: over the retained data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost per step: 2 `batch` forwards, with gradients.
     Differs from the paper: gradients are clipped at norm 1, since the ascent has no end.
@@ -30,12 +30,12 @@ class NegGradPlus(ClassifierTune):
     Source: Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv 2302.09880.
     """
 
-    steps: int = 900
-    lr: float = 2e-3
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 5.0
+    lr: NonNegative = 2e-3
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "flip"
-    beta: float = 0.95
+    beta: Annotated[float, Bound(least=0, most=1, open=True)] = 0.95
 
     clip: ClassVar[float | None] = 1.0
 
@@ -49,11 +49,6 @@ class NegGradPlus(ClassifierTune):
         reads=("forget", "retain"),
         claim="Baseline: close to retraining where beta is tuned for the request.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.beta <= 1:
-            raise BadRequest(f"beta is {self.beta}; it is the weight of what is kept, above 0 and at most 1.")
 
     def loss(self, step: TrainStep) -> Tensor:
         forget = self.drawn(step, step.data["forget"], "forget")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +12,16 @@ from torch.nn.utils import prune
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Bound
 from palimpsest.core.host import Classifier
-from palimpsest.core.method import ModelEdit
+from palimpsest.core.method import ModelEdit, Work
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.saliency import salient
 from palimpsest.train.classify import checked
-from palimpsest.train.inner import system
 from palimpsest.train.scratch import changes, copied, recalibrate
+from palimpsest.unlearn.finetune import FineTune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class PruneFirst(ModelEdit):
 
     Args:
         sparsity: share of the weights with two axes or more that become zero, in [0, 1).
-        unlearner, settings: the system that follows and its parameters, "steps=100 lr=0.01".
+        unlearner: the system that follows, with its own parameters.
 
     Cost: ten forwards of 256 pictures, and the unlearner.
     Differs from the paper: the paper prunes and then trains the sparse model before anything is forgotten, at 95 %;
@@ -41,12 +43,13 @@ class PruneFirst(ModelEdit):
     Source: Jia et al., "Model Sparsity Can Simplify Machine Unlearning", NeurIPS 2023, arXiv 2304.04934.
 
     Example:
-        >>> patch = PruneFirst(unlearner="finetune", settings="steps=100")(host, request, data=split)   # doctest: +SKIP
+        >>> patch = PruneFirst(unlearner=FineTune(epochs=1))(host, request, data=material)   # doctest: +SKIP
     """
 
-    sparsity: float = 0.95
-    unlearner: str = "finetune"
-    settings: str = ""
+    sparsity: Annotated[float, Bound(least=0, most=0.99)] = 0.95
+    unlearner: ModelEdit = FineTune()
+
+    quick: ClassVar[Mapping[str, Any]] = {"unlearner": FineTune(**FineTune.quick)}
 
     card = Card(
         name="Prune first, then unlearn",
@@ -59,13 +62,10 @@ class PruneFirst(ModelEdit):
         claim="Sparsity closes the gap between approximate unlearning and retraining.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.sparsity < 1:
-            raise BadRequest(f"sparsity is {self.sparsity}; it is the share of weights that go, from 0 to below 1.")
+    def planned(self, data: Material) -> Work | None:
+        return self.unlearner.planned(data)
 
     def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
-        unlearner = system(self.unlearner, self.settings, verb="unlearn", but=self.id)
         split, seed = checked(host, data), rng.initial_seed()
         student = copied(host)
         pruned = [(module, "weight") for module in student.root.modules() if _prunable(module)]
@@ -73,7 +73,8 @@ class PruneFirst(ModelEdit):
         for i, (module, key) in enumerate(pruned):
             prune.custom_from_mask(module, key, masks[str(i)])
         recalibrate(student, split["retain"], seed=seed)
-        unlearner(student, request, data=split, seed=seed, trace=Trace(progress=trace.progress)).fuse(student)
+        with trace.part("unlearner") as part:
+            self.unlearner(student, request, data=split, seed=seed, trace=part).fuse(student)
         for module, key in pruned:
             prune.remove(module, key)
             setattr(module, key, nn.Parameter(_weight(module).detach(), requires_grad=False))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy, wrong_labels
@@ -26,19 +27,19 @@ class RandomLabel(ClassifierTune):
 
     Args:
         keep_weight: of the retained data; 0 does not read it, and none need be given.
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier; 10 epochs of CIFAR-10 by default.
+        epochs: over the retained data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost per step: 2 `batch` forwards, with gradients.
     Fails when: samples are forgotten: a wrong label that a retrained model would not give shows who was deleted.
     Source: Graves et al., "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981.
     """
 
-    steps: int = 1800
-    lr: float = 1e-3
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 10.0
+    lr: NonNegative = 1e-3
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "flip"
-    keep_weight: float = 1.0
+    keep_weight: NonNegative = 1.0
 
     uses_retain: ClassVar[bool] = False
 

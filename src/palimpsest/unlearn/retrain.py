@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
+from palimpsest.core.fields import Bound, NonNegative
 from palimpsest.core.host import Classifier
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.method import ModelEdit, Work
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
@@ -32,16 +35,19 @@ class Retrain(ModelEdit):
     Cost: `epochs` forwards and backwards of every retained picture.
     Differs from an oracle: the recipe is this one, whatever the model itself was trained with.
     Fails when: the recipe does not suit the model; look at its accuracy on what is kept first.
+    Source: Cao & Yang, "Towards Making Systems Forget with Machine Unlearning", S&P 2015, doi 10.1109/SP.2015.35.
 
     Example:
         >>> patch = Retrain(epochs=10)(host, request, data=split)   # doctest: +SKIP
     """
 
-    epochs: float = 30.0
-    lr: float = 0.1
-    batch: int = 128
+    epochs: NonNegative = 30.0
+    lr: NonNegative = 0.1
+    batch: Annotated[int, Bound(least=2)] = 128
     augment: Augment = "flip"
     half: bool = False
+
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 1, "batch": 32}
 
     card = Card(
         name="Retrain",
@@ -54,16 +60,15 @@ class Retrain(ModelEdit):
         claim="The gold standard: it never saw what is forgotten.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("epochs", self.epochs, 0.0)
-        at_least("lr", self.lr, 0.0)
-        at_least("batch", self.batch, 2, "batch norms need two pictures")
+    def planned(self, data: Material) -> Work:
+        return self._fit().planned(len(data["retain"]))
+
+    def _fit(self) -> Fit:
+        return Fit(epochs=self.epochs, lr=self.lr, batch=self.batch, augment=self.augment, half=self.half)
 
     def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         split = checked(host, data, values=data["forget"].labels.is_floating_point())
         student, seed = copied(host), rng.initial_seed()
         reset(student, seed)
-        fit = Fit(epochs=self.epochs, lr=self.lr, batch=self.batch, augment=self.augment, half=self.half)
-        fit(student, split["retain"], seed=seed, trace=trace, run=identity(self, host, request, seed))
+        self._fit()(student, split["retain"], seed=seed, trace=trace, run=identity(self, host, request, seed))
         return Patch(base="", deltas=changes(host, student))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.delta import Delta
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Bound, Count, NonNegative, Size
 from palimpsest.core.host import Classifier
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.method import ModelEdit, Work
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
@@ -60,13 +61,15 @@ class S3T(ModelEdit):
         >>> patch = S3T(slices=8)(host, request, data=split)   # doctest: +SKIP
     """
 
-    slices: int = 4
-    epochs: int = 5
-    lr: float = 1e-3
-    batch: int = 64
+    slices: Annotated[int, Bound(least=2)] = 4
+    epochs: Count = 5
+    lr: NonNegative = 1e-3
+    batch: Count = 64
     augment: Augment = "flip"
-    rank: int = 8
+    rank: Size = 8
     fresh: bool = False
+
+    quick: ClassVar[Mapping[str, Any]] = {"slices": 3, "epochs": 1, "batch": 32}
 
     card = Card(
         name="S3T",
@@ -79,12 +82,10 @@ class S3T(ModelEdit):
         claim="Takes more deletions than other exact systems before it must retrain, at better accuracy.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("slices", self.slices, 2, "with one slice every deletion takes all")
-        at_least("epochs", self.epochs, 1)
-        at_least("batch", self.batch, 1)
-        at_least("rank", self.rank, 0)
+    def planned(self, data: Material) -> Work:
+        """At most: slices that hold something to forget are not trained."""
+        n = len(data["retain"])
+        return Work(steps=self.epochs * -(-n // self.batch), samples=self.epochs * n)
 
     def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         split, seed = checked(host, data), rng.initial_seed()

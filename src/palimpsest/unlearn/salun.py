@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
+from palimpsest.core.fields import Count, NonNegative, Positive, Share
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
 from palimpsest.ops.saliency import masked, packed, salient
@@ -37,7 +38,7 @@ class SalUn(ClassifierTune):
     Args:
         saliency: share of the weights that are trained, of the whole model (the paper's median: 0.5).
         alpha: weight of what is kept (1 in the paper).
-        steps, lr, batch, augment: as in every fine-tuning of a classifier; 10 epochs of CIFAR-10 by default.
+        epochs: over the retained data. steps, lr, batch, augment: as in every fine-tuning of a classifier.
 
     Cost: one pass with gradients over the data to forget, then 2 `batch` forwards a step, with gradients.
     Differs from the paper: a step takes both kinds of data (the code visits one after the other, epoch by epoch);
@@ -46,12 +47,12 @@ class SalUn(ClassifierTune):
     Source: Fan et al., "SalUn", ICLR 2024, arXiv 2310.12508.
     """
 
-    steps: int = 1800
-    lr: float = 1e-3
-    batch: int = 256
+    epochs: Positive = 10.0
+    lr: NonNegative = 1e-3
+    batch: Count = 256
     augment: Augment = "flip"
-    saliency: float = 0.5
-    alpha: float = 1.0
+    saliency: Share = 0.5
+    alpha: NonNegative = 1.0
 
     uses_retain: ClassVar[bool] = True
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from palimpsest.core.card import Card
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.ops.surrogates import dead_leaves
@@ -53,7 +54,7 @@ class SCAR(ClassifierTune):
         foreign: how many foreign pictures are drawn. look: how many retained samples the statistics are measured on;
             0: all.
         forget_weight, keep_weight: lambda_1 and lambda_2 (1 and 5 in the code).
-        steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
+        epochs: over the forgotten data. steps, lr, batch, rank, augment: as in every fine-tuning of a classifier.
 
     Cost: one forward for each foreign picture and `look` retained ones (without retained data the foreign pictures
         give the statistics) and one pseudo-inverse (d, d) a class, then 2 `batch` forwards a step, with gradients.
@@ -66,18 +67,20 @@ class SCAR(ClassifierTune):
         text leaves open follows the authors' code as last published.
     """
 
-    steps: int = 400
-    lr: float = 5e-4
-    batch: int = 256
-    rank: int = 0
+    epochs: Positive = 20.0
+    lr: NonNegative = 5e-4
+    batch: Count = 256
+    rank: Size = 0
     augment: Augment = "none"
     forget_set: bool = True
-    foreign: int = 2000
-    look: int = 5000
-    forget_weight: float = 1.0
-    keep_weight: float = 5.0
+    foreign: Count = 2000
+    look: Size = 5000
+    forget_weight: NonNegative = 1.0
+    keep_weight: NonNegative = 5.0
 
     uses_retain: ClassVar[bool] = False
+    over: ClassVar[str] = "forget"
+    quick: ClassVar[Mapping[str, Any]] = {**ClassifierTune.quick, "foreign": 40, "look": 100}
 
     card = Card(
         name="SCAR",
@@ -90,6 +93,12 @@ class SCAR(ClassifierTune):
         reads=("forget", "retain"),
         claim="Without retained data, comparable to the best methods that have it.",
     )
+
+    def passed(self, data: Material) -> int:
+        return len(data["forget"]) if self.forget_set else self.foreign
+
+    def taken(self, data: Material) -> int:
+        return min(self.batch, self.passed(data)) + min(self.batch, self.foreign)
 
     def optimiser(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(leaves), lr=self.lr)

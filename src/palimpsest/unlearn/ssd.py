@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.delta import of_change
+from palimpsest.core.fields import Count, NonNegative, Size
 from palimpsest.core.host import Classifier
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.method import ModelEdit, Work
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
@@ -44,36 +46,37 @@ class SSD(ModelEdit):
     Cost: one forward and backward for each sample to forget and each of the reference.
     Differs from the paper: `reference` may be a random part of the data.
     Fails when: the known part does not represent the rest; the bad data leans on weights that all else leans on too.
-    Source: Foster et al., AAAI 2024, arXiv 2308.07707; the rule for `select`: Schoepf et al., arXiv 2402.10098; as a
-        corrective: Goel et al., "Corrective Machine Unlearning", TMLR 2024, arXiv 2402.14015.
+    Source: Foster et al., "Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening", AAAI 2024,
+        arXiv 2308.07707; the rule for `select`: Schoepf et al., arXiv 2402.10098; as a corrective: Goel et al.,
+        "Corrective Machine Unlearning", TMLR 2024, arXiv 2402.14015.
 
     Example:
         >>> patch = SSD(select=10.0)(host, request, data=split)   # doctest: +SKIP
     """
 
-    select: float = 0.0
-    strength: float = 1.0
-    batch: int = 64
-    reference: int = 0
+    select: NonNegative = 0.0
+    strength: NonNegative = 1.0
+    batch: Count = 64
+    reference: Size = 0
     half: bool = False
+
+    quick: ClassVar[Mapping[str, Any]] = {"select": 2.0, "batch": 32, "reference": 200}
 
     card = Card(
         name="Selective Synaptic Dampening",
-        title="Corrective Machine Unlearning",
+        title="Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening",
         year=2024,
-        paper="https://arxiv.org/abs/2402.14015",
+        paper="https://arxiv.org/abs/2308.07707",
         family="importance",
         needs="Classifier",
         reads=("forget", "retain"),
+        as_used_in="https://arxiv.org/abs/2402.14015",
         claim="Removes poison when only a small part of it is identified, where retraining without that part does not.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("select", self.select, 0.0)
-        at_least("strength", self.strength, 0.0)
-        at_least("batch", self.batch, 1)
-        at_least("reference", self.reference, 0)
+    def planned(self, data: Material) -> Work:
+        every = sum(map(len, data.values()))
+        return Work(steps=0, samples=len(data["forget"]) + min(self.reference or every, every))
 
     def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         split = checked(host, data)

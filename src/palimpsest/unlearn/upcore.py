@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
 
 import torch
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Bound, Count
 from palimpsest.core.host import Classifier
-from palimpsest.core.method import ModelEdit
+from palimpsest.core.method import ModelEdit, Work
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.isolation_forest import isolation
 from palimpsest.train.classify import all_seen, checked
-from palimpsest.train.inner import system
+from palimpsest.unlearn.gradient_ascent import GradientAscent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class UPCORE(ModelEdit):
 
     Args:
         share: of the forget set that is left out as outliers (the paper: 0.1), in [0, 1).
-        unlearner, settings: the system that follows and its parameters, "steps=100 lr=0.01".
+        unlearner: the system that follows, with its own parameters.
         trees: of the isolation forest.
 
     Cost: one forward for each sample to forget, and the unlearner.
@@ -38,13 +40,14 @@ class UPCORE(ModelEdit):
     Source: Patil et al., "UPCORE", arXiv 2502.15082.
 
     Example:
-        >>> patch = UPCORE(unlearner="gradient_ascent")(host, request, data=split)   # doctest: +SKIP
+        >>> patch = UPCORE(unlearner=GradientAscent(epochs=2))(host, request, data=material)   # doctest: +SKIP
     """
 
-    share: float = 0.1
-    unlearner: str = "gradient_ascent"
-    settings: str = ""
-    trees: int = 100
+    share: Annotated[float, Bound(least=0, most=0.99)] = 0.1
+    unlearner: ModelEdit = GradientAscent()
+    trees: Count = 100
+
+    quick: ClassVar[Mapping[str, Any]] = {"unlearner": GradientAscent(**GradientAscent.quick), "trees": 5}
 
     card = Card(
         name="UPCORE",
@@ -57,18 +60,17 @@ class UPCORE(ModelEdit):
         claim="Any unlearner deletes as much and damages less on a forget set without its outliers.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.share < 1:
-            raise BadRequest(f"share is {self.share}; it is the share of the forget set left out, from 0 to below 1.")
+    def planned(self, data: Material) -> Work | None:
+        return self.unlearner.planned(Material({**data, "forget": data["forget"][: self._kept(data)]}))
+
+    def _kept(self, data: Material) -> int:
+        return max(1, round(len(data["forget"]) * (1 - self.share)))
 
     def run(self, host: Classifier, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
-        unlearner = system(self.unlearner, self.settings, verb="unlearn", but=self.id)
         split = checked(host, data, retain=False)
         scores = isolation(all_seen(host, split["forget"])[0], trees=self.trees, generator=rng)
-        kept = max(1, round(len(scores) * (1 - self.share)))
-        core = Material({**split, "forget": split["forget"][scores.argsort(stable=True)[:kept].sort().values]})
-        inner = Trace(progress=trace.progress)
-        patch = unlearner(host, request, data=core, seed=rng.initial_seed(), trace=inner)
-        trace.log.extend(inner.log)
+        rows = scores.argsort(stable=True)[: self._kept(data)].sort().values
+        core = Material({**split, "forget": split["forget"][rows]})
+        with trace.part("unlearner") as part:
+            patch = self.unlearner(host, request, data=core, seed=rng.initial_seed(), trace=part)
         return replace(patch, base="", provenance={})

@@ -1,5 +1,9 @@
 """Boundary expanding claims speed on classes."""
 
-from palimpsest.exam.verbs.unlearn import faster
+from palimpsest.exam.judged import Judged, Studied
+from palimpsest.exam.verbs.unlearn import Outcomes, faster
 
-judge = faster(19)
+
+def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
+    """The paper's 19 times."""
+    return faster(system, main, 19)

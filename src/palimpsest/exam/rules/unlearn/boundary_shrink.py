@@ -1,5 +1,9 @@
 """Boundary shrink claims speed on classes."""
 
-from palimpsest.exam.verbs.unlearn import faster
+from palimpsest.exam.judged import Judged, Studied
+from palimpsest.exam.verbs.unlearn import Outcomes, faster
 
-judge = faster(17)
+
+def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
+    """The paper's 17 times."""
+    return faster(system, main, 17)

@@ -1,6 +1,10 @@
 """Datamodel matching claims to answer as retrained models would."""
 
-from palimpsest.exam.verbs.unlearn import first
+from palimpsest.exam.judged import Judged, Studied
+from palimpsest.exam.verbs.unlearn import Outcomes, first
 
-MEASURED = "smallest divergence of the forgotten samples' log-odds from retraining's"
-judge = first(MEASURED, lambda o: o["divergence"].value)
+
+def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
+    """By the answers on what was forgotten."""
+    measured = "smallest divergence of the forgotten samples' log-odds from retraining's"
+    return first(system, main, measured, lambda o: o.divergence.value)

@@ -1,5 +1,9 @@
 """DUCK claims the best of its own score."""
 
-from palimpsest.exam.verbs.unlearn import first
+from palimpsest.exam.judged import Judged, Studied
+from palimpsest.exam.verbs.unlearn import Outcomes, first
 
-judge = first("largest adaptive unlearning score", lambda o: -o["AUS"].value)
+
+def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
+    """By the adaptive unlearning score."""
+    return first(system, main, "largest adaptive unlearning score", lambda o: -o.adaptive.value)

@@ -1,0 +1,3 @@
+"""SalUn is held to the family's rule."""
+
+CAUSE = "likely because its steps are few for a face"
