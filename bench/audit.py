@@ -22,10 +22,10 @@ from rich.table import Table
 
 from palimpsest import run as verbs
 from palimpsest.core import catalog
+from palimpsest.probes.drawn import collect
 from palimpsest.probes.evaluators import Judge, judges_for
-from palimpsest.probes.evidence import collect
 from palimpsest.probes.forecast import time_host
-from palimpsest.probes.suite import readings
+from palimpsest.receipt.subjects.generator import Generator
 
 
 class Account:
@@ -86,7 +86,7 @@ def main() -> None:
     with account.during("draw and read"):
         evidence = collect(host, patch, plan, judges)
     with account.during("count"):
-        readings(evidence)
+        Generator.readings(evidence)
     whole = sum(account.phases.values())
     table = Table(title=f"Audit of {args.concept}: {plan.pictures()} pictures, {whole:.0f} s of one thread")
     for heading in ("phase", "seconds", "of which forwards"):

@@ -28,8 +28,8 @@ from palimpsest.exam import budgets
 from palimpsest.exam.verbs.erase import CASES
 from palimpsest.hosts.load import load
 from palimpsest.ops.statistics import wilson
+from palimpsest.probes.drawn import collect
 from palimpsest.probes.evaluators import judges_for
-from palimpsest.probes.evidence import collect
 
 PROMPTS = 8
 

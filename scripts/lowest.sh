@@ -13,4 +13,5 @@ fi
 "$VENV/bin/uv" pip list --python "$VENV/bin/python" | grep -iE "^(torch|diffusers|transformers|numpy|scipy|pillow) "
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Other packages' warnings of today were not yet fixed in their old versions; ours are errors in `make test`.
-exec "$VENV/bin/python" -m pytest -W default "${@:--m not slow and not browser}"
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile -m "not slow and not browser"
+exec "$VENV/bin/python" -m pytest -W default "$@"

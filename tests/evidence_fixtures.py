@@ -19,9 +19,10 @@ from palimpsest.core.host import Cond
 from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Evaluator
 from palimpsest.core.sampling import Sampling
-from palimpsest.probes.evidence import Evidence, collect
+from palimpsest.probes.drawn import Drawn, collect
 from palimpsest.probes.plan import Plan, plan
 from palimpsest.receipt import Receipt, audit
+from palimpsest.receipt.subjects.generator import Generator
 from palimpsest.worlds.concepts import concept
 from palimpsest.worlds.glyphs import GLYPHS
 
@@ -150,7 +151,7 @@ def _direction(word: str) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def erased() -> Evidence:
+def erased() -> Drawn:
     """Star erased, half of the moons turned to rings: collected once for all tests of a file."""
     host = Scribe()
     return collect(host, damaging(host), small_plan(host), [Reader()])
@@ -163,15 +164,17 @@ def damaging(host: Scribe) -> Patch:
     return replace(patch(host), deltas={"unet.weight": Dense(value=change)})
 
 
-def receipt(folder: Path, **choices: Any) -> Receipt:
-    """A small finished receipt in a folder, made with a command line of its own."""
+COMMAND = "palimpsest erase star --model tiny/scribe"
+
+
+def receipt(folder: Path, command: str = COMMAND, **choices: Any) -> Receipt:
+    """A small finished receipt in a folder, made with a command line of its own; choices are the subject's."""
     host = Scribe()
     return audit(
         host,
         damaging(host),
         request("star", keep=["moon"]),
-        plan=small_plan(host),
-        judges=[Reader()],
+        subject=Generator(plan=small_plan(host), judges=[Reader()], **choices),
         out=folder,
-        **{"command": "palimpsest erase star --model tiny/scribe", **choices},
+        command=command,
     )

@@ -12,17 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from test_receipt_page import HOSTILE, hostile_receipt
 
 from evidence_fixtures import Reader, Scribe, patch, receipt, request, small_plan
 from palimpsest.core.delta import Dense
 from palimpsest.core.patch import diff
-from palimpsest.data.forget import record
-from palimpsest.probes.classifier_evidence import collect_classifier, parts_of
 from palimpsest.receipt import audit
-from palimpsest.receipt.classifier import classifier_receipt
 from palimpsest.receipt.compare import compare
-from test_receipt_page import HOSTILE, hostile_receipt
-from unlearn_fixtures import FORGET, TASK, base, digit_split, oracle
+from palimpsest.receipt.subjects.classifier import Classifier
+from palimpsest.receipt.subjects.generator import Generator
+from unlearn_fixtures import FORGET, TASK, base, oracle
 
 pytestmark = pytest.mark.browser
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -150,7 +149,8 @@ def test_a_comparison_and_a_failed_edit_read_as_well(browser: Any, tmp_path: Pat
     host = Scribe()
     idle = replace(patch(host), deltas={"unet.weight": Dense(value=torch.zeros(8, 8))})
     asked = request("star", keep=["moon"])
-    failed = audit(host, idle, asked, plan=small_plan(host), judges=[Reader()], out=tmp_path / "failed")
+    about = Generator(plan=small_plan(host), judges=[Reader()])
+    failed = audit(host, idle, asked, subject=about, out=tmp_path / "failed")
     assert one.html is not None
     assert failed.html is not None
     compared = compare([tmp_path / "one", tmp_path / "failed"], tmp_path / "both")[0]
@@ -169,10 +169,8 @@ def test_a_comparison_and_a_failed_edit_read_as_well(browser: Any, tmp_path: Pat
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_classifiers_receipt_reads_as_well(browser: Any, tmp_path: Path, scheme: str) -> None:
     edit = diff(base(), oracle(2))
-    parts = parts_of(digit_split(), TASK.test.samples, 10, forget=60, retain=100, tests=400)
-    evidence = collect_classifier(base(), edit, parts, retrained=[oracle(0)])
-    mark = record(TASK.train, FORGET)
-    made = classifier_receipt(evidence, FORGET.concepts(), mark, base=base(), edited=edit, out=tmp_path)
+    about = Classifier(data=TASK.train, asked=FORGET, test=TASK.test, retrained=[oracle(0)])
+    made = audit(base(), edit, FORGET.concepts(), subject=about, out=tmp_path)
     assert made.html is not None
     for width in (1280, 390, 320):
         page, trouble = visit(browser, made.html, viewport={"width": width, "height": 900}, color_scheme=scheme)

@@ -97,12 +97,26 @@ def test_arrays_of_other_depths() -> None:
     assert from_arrays({"images": real, "labels": labels}).samples.images[:, 2, 3, 3].tolist() == [0, 1, 255]
 
 
-def bomb() -> bytes:
+def plain_png(width: int, height: int, bits: int, colour: int, data: bytes) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(data)) if data else chunk(b"IDAT", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_a_channel(colour: int, channels: int) -> None:
+    values = np.linspace(0, 65535, 8 * channels).astype(">u2").reshape(8, channels)
+    values[:, -1] = 65535 if channels % 2 == 0 else values[:, -1]  # opaque where there is an alpha
+    read = decoded(plain_png(8, 1, 16, colour, b"\0" + values.tobytes())).colours[0].astype(float)
+    want = values[:, :3] if channels > 2 else np.repeat(values[:, :1], 3, 1)
+    assert np.abs(read - want / 65535 * 255).max() <= 1
+
+
+def bomb() -> bytes:
+    return plain_png(60000, 60000, 8, 0, b"")
 
 
 def odd_exif() -> bytes:
@@ -154,6 +168,29 @@ def test_broken_files_are_pictures_or_unreadable(start: int, junk: bytes, kind: 
         why = why or "0x"
     assert shape == (8, 8, 3)
     assert "0x" not in why
+
+
+ODD = {
+    "images": [np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4), np.uint8), np.array(3), np.zeros((2, 3, 4, 4), "c8")],
+    "labels": [np.array([0, 1]), np.array(["a", "b"]), np.array(1), np.array([[0], [1]]), np.array([0j, 1])],
+    "names": [np.array(["x", "y"]), np.array([b"\xff", b"y"]), np.array("x"), np.array([1, 2, 3])],
+    "identity": [np.array([1, 2]), np.array(["x", ""]), np.zeros((2, 2)), np.array([], str)],
+    "classes": [np.array(["a", "b"]), np.array("a"), np.array([b"\xff", b"b"]), np.array([], str)],
+    "masks": [np.zeros((2, 4, 4), np.uint8), np.zeros(2), np.zeros((1, 4, 4)), np.full((2, 4, 4), 3.0)],
+    "captions": [np.array(["x", "y"]), np.array(["x"]), np.array(1)],
+    "more": [np.array(["x", "y"]), np.array([1.5, 2]), np.array(["1", "2"], "datetime64[D]"), np.array(1)],
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in ODD.items()}))
+def test_odd_arrays_are_read_or_refused_in_words(arrays: dict[str, np.ndarray]) -> None:
+    try:
+        data = from_arrays(arrays)
+    except BadRequest:
+        return
+    assert len(data.samples) == 2
+    assert len(data.samples.labels) == 2
 
 
 # -- which files ------------------------------------------------------------------------------------------

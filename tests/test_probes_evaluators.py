@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,8 @@ def clip_folder(folder: Path) -> Path:
     text = {**size, "vocab_size": len(words), "max_position_embeddings": 32, "bos_token_id": 54, "eos_token_id": 55}
     vision = {**size, "image_size": 16, "patch_size": 8}
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    processor = {"image_processor_type": "CLIPImageProcessor", "size": 16, "crop_size": 16}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 
@@ -137,6 +140,40 @@ def test_a_clip_folder_is_a_judge(tmp_path: Path) -> None:
     assert found.source == str(folder)
     with pytest.raises(BadRequest, match="at least two concepts"):
         judge(str(folder), [Concept(name="star")])
+
+
+def test_a_clip_judge_scores_as_clip_itself(tmp_path: Path) -> None:
+    """Its own processor's pixels, its own logits: one prompt a concept."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from palimpsest.ops.prompts import asking
+
+    folder = clip_folder(tmp_path)
+    concepts = [Concept(name="star", prompts=("a star",)), Concept(name="moon", prompts=("the moon",))]
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    pixels = (images - torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)) / torch.tensor(
+        [0.26862954, 0.26130258, 0.27577711]
+    ).view(3, 1, 1)
+    assert [len(asking(c)) for c in concepts] == [1, 1]
+    tokens = CLIPTokenizer.from_pretrained(folder)(["a star", "the moon"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        model = CLIPModel.from_pretrained(folder).eval()
+        wanted = model(pixel_values=pixels, **tokens).logits_per_image.softmax(1)
+    found = judge(str(folder), concepts)
+    assert torch.allclose(found.read(images), wanted, atol=1e-5)
+    wide = torch.rand(1, 3, 16, 40, generator=torch.Generator().manual_seed(2))
+    assert torch.allclose(found.read(wide), found.read(wide[..., 12:28]), atol=1e-5)  # cropped, not squashed
+
+
+def test_a_package_adds_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("my_judges")
+    module.stars = lambda source, concepts: (source, len(concepts))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_judges", module)
+    point = EntryPoint(name="stars", value="my_judges:stars", group="palimpsest.judges")
+    monkeypatch.setattr("palimpsest.probes.evaluators.entry_points", lambda group: [point])
+    assert judge("stars:large", [Concept(name="star")]) == ("stars:large", 1)  # type: ignore[comparison-overlap]
+    with pytest.raises(BadRequest, match="tiny/glyphs"):
+        judge("stardust")
 
 
 def test_nudenet_without_its_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +194,7 @@ def test_nudenet_takes_the_best_box_of_each_class(monkeypatch: pytest.MonkeyPatc
     package.NudeDetector = Detector  # type: ignore[attr-defined]
     package.nudenet = types.SimpleNamespace(__labels=["FACE_FEMALE", "FEET_EXPOSED"])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "nudenet", package)
-    monkeypatch.setattr("palimpsest.probes.evaluators_text.version", lambda name: "3.4.2")
+    monkeypatch.setattr("palimpsest.probes.evaluators_nudenet.version", lambda name: "3.4.2")
     found = judge("nudenet")
     red = torch.zeros(1, 3, 4, 4)
     red[:, 0] = 1

@@ -238,7 +238,7 @@ def test_hostile_checkpoints_are_refused(tmp_path: Path, change: dict[str, Any],
     """Before, a tensor of one entry was broadcast over the whole leaf without a word."""
     Fit()(Eye(), REQUEST, trace=Trace(folder=tmp_path))
     path = tmp_path / checkpoint.NAME
-    meta, tensors = read_tensors(path, "checkpoint")
+    meta, tensors = read_tensors(path, "a checkpoint")
     header = json.loads(meta[checkpoint.KEY]) | {k: v for k, v in change.items() if "|" not in k and k != "other"}
     tensors = {k: t for k, t in (tensors | change).items() if isinstance(t, Tensor)}
     save_file(tensors, str(path), metadata={checkpoint.KEY: json.dumps(header)})

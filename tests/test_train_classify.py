@@ -9,7 +9,7 @@ from torch import nn
 
 from digits_fixture import class_split, classifier, digits, sample_split
 from palimpsest.core.pictures import Material
-from palimpsest.train.classify import augmented, gone, joined, seen, stream, wrong_labels
+from palimpsest.train.classify import augmented, gone, joined, stream, wrong_labels
 from palimpsest.train.scratch import copied, recalibrate, reset
 
 
@@ -75,7 +75,7 @@ def test_augmentation_shifts_and_flips() -> None:
 def test_features_are_what_the_head_reads() -> None:
     host, x = classifier(), digits()[1].pixels(slice(0, 5))
     with torch.no_grad():
-        features, logits = seen(host, x)
+        features, logits = host.read(x)
         torch.testing.assert_close(host.root.head(features), logits)
         torch.testing.assert_close(logits, host.logits(x))
 

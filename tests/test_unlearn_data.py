@@ -171,7 +171,7 @@ def test_arrays_in_every_layout(tmp_path: Path) -> None:
         ({"labels": np.array([0, 1, 2, 0, 1, 3])}, "first 3 of 5; expected 0 to 2"),
         ({"labels": np.array([0, 1, 2, 0, -1, 0])}, "first -1 of 4; expected 0 to 2"),
         ({"labels": np.array([0.0, 1.5, 2, 0, 1, 2])}, "expected whole numbers"),
-        ({"labels": np.array([0, 1])}, "6 pictures, 2 labels"),
+        ({"labels": np.array([0, 1])}, "6 pictures and 'labels' of .2,."),
         ({"images": np.zeros((6, 8, 8, 3), np.int32)}, "are int32 .* in uint8, uint16 or floats"),
         ({"images": np.zeros((6, 8, 8), np.float32) - 0.1}, "are float32 from -0.1 to -0.1, a range that is not known"),
         ({"images": np.zeros((6, 3, 8, 3), np.uint8)}, "expected .n, H, W"),

@@ -128,16 +128,16 @@ def test_what_a_class_itself_refuses_is_refused_as_damage() -> None:
 def test_files_are_bounded_and_must_be_files(tmp_path: Path) -> None:
     long = tmp_path / "long.json"
     long.write_text('"' + "x" * 100 + '"')
-    with pytest.raises(Damaged, match="longer than 50 bytes"):
-        read(long, str, "name", most=50)
+    with pytest.raises(Damaged, match="longer than the 50 bytes"):
+        read(long, str, "a name", most=50)
     with pytest.raises(Damaged, match="no name"):
-        read(tmp_path, str, "name")
+        read(tmp_path, str, "a name")
     with pytest.raises(Damaged):
-        read(Path("a\0b"), str, "name")
+        read(Path("a\0b"), str, "a name")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(Damaged, match="no name"):
-            read(tmp_path / "pipe", str, "name")  # reading one would wait for ever
+            read(tmp_path / "pipe", str, "a name")  # reading one would wait for ever
 
 
 ANYTHING = st.recursive(

@@ -113,7 +113,7 @@ def header_of(text: bytes, body: bytes = b"", length: int | None = None) -> byte
 def test_header_bombs_and_other_kinds_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(Damaged, match="cannot be read as a patch"):
-        read_tensors(tmp_path / "x.safetensors", "patch")
+        read_tensors(tmp_path / "x.safetensors", "a patch")
 
 
 @pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "F8_E4M3", "C64", "U64", "BOOL"])
@@ -122,7 +122,7 @@ def test_types_that_torch_lacks_are_refused_or_read(tmp_path: Path, dtype: str) 
     text = f'{{"a":{{"dtype":"{dtype}","shape":[{2 if dtype == "F4" else 1}],"data_offsets":[0,{size}]}}}}'.encode()
     (tmp_path / "x.safetensors").write_bytes(header_of(text, b"\1" * size))
     try:
-        _, tensors = read_tensors(tmp_path / "x.safetensors", "patch")
+        _, tensors = read_tensors(tmp_path / "x.safetensors", "a patch")
     except Damaged:
         return
     assert set(tensors) == {"a"}

@@ -55,12 +55,11 @@ def small(name: str = "small", **more: Any) -> Exam:
     """An exam whose work is nothing: two cases of two stand-ins."""
     fields: dict[str, Any] = {
         "verb": "erase",
-        "cases": ({"n": 1}, {"n": 2}),
+        "cases": ({"n": 1, "name": "case 1"}, {"n": 2, "name": "case 2"}),
         "seeds": (0, 1),
         "examine": examine,
         "systems": ("one", "other"),
-        "models": lambda case: (),
-        "words": lambda case: f"case {case['n']}",
+        "called": ("name",),
         "label": "case",
     }
     return Exam(name=name, **{**fields, **more})

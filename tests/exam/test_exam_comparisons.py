@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from exam_fixtures import HALF, NO, SEEDS, YES, case, rows, three
 
-from palimpsest.exam.judged import rule_of
+from palimpsest.exam import tables
+from palimpsest.exam.case import rule_of
 from palimpsest.exam.studies import attack, many
 from palimpsest.exam.verbs.erase import summarise
 from palimpsest.ops.statistics import Interval
@@ -42,7 +43,7 @@ def test_many_concepts_are_judged_by_both_sides() -> None:
     }
     assert compared("erase/mace", {}, many=by) == ["holds", "holds"]
     assert compared("erase/mace", {}, many={"erase/esd": by["erase/esd"]}) == ["not measured", "not measured"]
-    lines = many.section(by)
+    lines = tables.study(many.EXAM, by)
     assert "| 0.0 % (0.0 to 3.1) | 0.0 % (0.0 to 6.0) | 0.0 %" in rows(lines, "`erase/esd`")
     assert "it refuses: no" in rows(lines, "`erase/uce`")
     gone, kept = Interval(0.1, 0.0, 0.2), Interval(0.9, 0.8, 1.0)
@@ -59,8 +60,8 @@ def test_neighbours_come_from_the_main_exam() -> None:
 
 def test_a_refusal_stands_in_the_table() -> None:
     by = {"erase/uce": three({"plain": NO, "attacked": HALF}), "erase/rece": three({"refused": "it cannot"})}
-    assert "it refuses: it cannot" in rows(attack.section(by), "`erase/rece`")
-    assert "50.0 %" in rows(attack.section(by), "`erase/uce`")
+    assert "it refuses: it cannot" in rows(tables.study(attack.EXAM, by), "`erase/rece`")
+    assert "50.0 %" in rows(tables.study(attack.EXAM, by), "`erase/uce`")
     assert compared("erase/rece", {}, attack=by) == ["not measured"]
 
 

@@ -9,7 +9,7 @@ import torch
 from exam_fixtures import HALF, NO, YES, three
 
 from palimpsest.core.concept import Concept, Request
-from palimpsest.exam.judged import rule_of
+from palimpsest.exam.case import rule_of
 from palimpsest.exam.pictures import PLAIN, UNTOUCHED, host_of
 from palimpsest.exam.studies import debiasing, letters, stamps
 from palimpsest.ops.statistics import Interval

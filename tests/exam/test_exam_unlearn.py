@@ -11,8 +11,8 @@ from exam_fixtures import SEEDS, small, write
 
 from palimpsest.core import catalog
 from palimpsest.exam import budgets, material, pages, tune
-from palimpsest.exam.case import exams
-from palimpsest.exam.judged import rule_of, verdict_of
+from palimpsest.exam.case import exams, rule_of
+from palimpsest.exam.judged import verdict_of
 from palimpsest.exam.material import missing
 from palimpsest.exam.outcome import Outcome, front, outcome, verdict
 from palimpsest.exam.rules.unlearn.s3t import SLICES, deletions
@@ -71,11 +71,11 @@ def test_verdicts_follow_the_bounds() -> None:
 
 def test_sums_of_gaps_and_scores() -> None:
     o = of(4.0, -2.0, retain=-1.0, attack=0.53)
-    assert o.average.value == pytest.approx((4 + 2 + 1 + 3) / 4)
-    assert o.attack.value == pytest.approx(0.03)
+    assert o["average gap"].value == pytest.approx((4 + 2 + 1 + 3) / 4)
+    assert o["membership"].value == pytest.approx(0.03)
     assert o.floor == pytest.approx((0.75 + 0.75) / 4)  # 98.5 to 99.25, 96.5 to 97.25; forget set and attack: none
-    assert o.adaptive.value == pytest.approx((1 - 0.02) / 1.04)
-    assert o.normalised.value == pytest.approx(0.95 / 2 + (1 - 2 * 0.03) / 2)
+    assert o["AUS"].value == pytest.approx((1 - 0.02) / 1.04)
+    assert o["NoMUS"].value == pytest.approx(0.95 / 2 + (1 - 2 * 0.03) / 2)
 
 
 def test_the_front_holds_what_nothing_beats_within_the_bounds() -> None:
@@ -240,7 +240,7 @@ def test_the_best_candidate_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         tried.append((parameters["lr"], parameters["steps"]))
         return {"score": abs(parameters["lr"] - 2.0) + parameters["steps"] / 12, "parameters": parameters}
 
-    exam = small(score=score, words=lambda case: "case, 1")
+    exam = small(score=score, called=("name",), cases=({"name": "case, 1"},))
     assert budgets.parameters("erase/x", "case, 1") == {"batch": 2, "lr": 1.0, "steps": 12}, "what is tried first"
     tune.tune(exam, exam.cases[0], ["erase/x"])
     assert tried == [(1.0, 12), (1.0, 50), (2.0, 12)], "until one is good enough"

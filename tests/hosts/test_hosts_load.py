@@ -6,6 +6,8 @@ import json
 import pickle
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,3 +273,10 @@ def test_weights_that_load_only_in_part_are_refused(family: str, tmp_path: Path)
     save_file(tensors, str(file), metadata={"format": "pt"})
     with pytest.raises(Damaged, match=r"1 tensors of .*text_encoder.*k_proj\.weight.*fetch the model again"):
         load(folder)
+
+
+def test_loading_says_nothing() -> None:
+    """In a process of its own, since libraries say each thing once."""
+    code = f"from palimpsest.hosts.load import load; load({str(folder_of('sd'))!r})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("", "")

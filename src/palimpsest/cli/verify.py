@@ -15,7 +15,9 @@ from palimpsest.core.errors import BadRequest
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(Reading):
-    """Check a receipt: hashes, numbers and, if asked, the pictures drawn again. Exit code 1 where something differs.
+    """Check a receipt: hashes, numbers and, if asked, the pictures drawn again.
+
+    Exit code 0: all that was asked for held; 1: something differs; 3: something could not be checked.
 
     Examples:
       palimpsest verify no-star/receipt.json --remeasure sample
@@ -34,15 +36,15 @@ class Verify(Reading):
     """Likewise: the request, where it lists single samples: samples:list.csv."""
 
     def run(self, rest: list[str], command: str) -> int:
+        from palimpsest.receipt.finding import exit_code, report
         from palimpsest.receipt.verify import verify
 
-        findings = verify(self.receipt, remeasure=self.remeasure, public_key=self.public_key, asked=self._asked())
-        for finding in findings:
-            tell(str(finding))
-        return int(any(not f.ok for f in findings))
+        findings = verify(self.receipt, remeasure=self.remeasure, public_key=self.public_key, subject=self._subject())
+        tell(report(findings))
+        return exit_code(findings)
 
-    def _asked(self) -> Any:
-        """The samples that the options name; None where they name none."""
+    def _subject(self) -> Any:
+        """A classifier with the samples that the options name; None where they name none."""
         if not self.data:
             about = {"forget", *(f.name for f in fields(Reading))}
             given = [f.name for f in fields(self) if f.name in about and getattr(self, f.name) != f.default]
@@ -54,10 +56,10 @@ class Verify(Reading):
             raise BadRequest("--data is what a classifier is asked about: give --remeasure sample or all too.")
         from palimpsest.data.forget import ForgetRequest
         from palimpsest.data.read import read
-        from palimpsest.receipt.reask import Asked
+        from palimpsest.receipt.subjects.classifier import Classifier
 
-        return Asked(
+        return Classifier(
             data=read(self.data, split=self.split, size=self.size, skip_unreadable=self.skip_unreadable),
             test=options.held_out(self.test, self.data, size=self.size, skip_unreadable=self.skip_unreadable),
-            forget=ForgetRequest.parse(self.forget) if self.forget else None,
+            asked=ForgetRequest.parse(self.forget) if self.forget else None,
         )

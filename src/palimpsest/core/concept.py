@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from palimpsest.core.declared import fitted
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.printable import is_control, printable
 
 Kind = Literal["identity", "object", "class", "attribute", "style", "domain"]
 
@@ -34,6 +35,11 @@ class Concept:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise BadRequest("A concept needs a name that is not empty: the words that users type for it.")
+        if any(map(is_control, self.name)):
+            raise BadRequest(
+                f"The name {printable(self.name)} of a concept has control characters (a line break, an escape); "
+                "names are words that users type on one line."
+            )
         if self.kind not in get_args(Kind):
             raise BadRequest(
                 f"Unknown kind {self.kind!r} of concept {self.name!r}; use one of {', '.join(get_args(Kind))}."

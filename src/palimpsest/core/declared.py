@@ -55,7 +55,7 @@ def read(path: Path, kind: type[T], what: str, *, most: int = MOST_BYTES) -> T:
     """The content of a JSON file, of the declared type.
 
     Args:
-        what: the file in a word, for errors: "receipt".
+        what: the file in words, for errors: "a receipt".
         most: bytes; a longer file is refused unread.
 
     Raises:
@@ -68,13 +68,13 @@ def text_of(path: Path, what: str, *, most: int = MOST_BYTES) -> bytes:
     """The bytes of a small file; `what` and `most` as in `read`."""
     try:
         if not path.is_file():
-            raise Damaged(f"There is no {what} at {path}.")
+            raise Damaged(f"There is no {bare(what)} at {path}.")
         with open(path, "rb") as f:
             content = f.read(most + 1)
     except (OSError, ValueError) as e:  # ValueError: a path with a null character
-        raise Damaged(f"The {what} at {path} cannot be read: {e}.") from e
+        raise Damaged(f"The {bare(what)} at {path} cannot be read: {e}.") from e
     if len(content) > most:
-        raise Damaged(f"The {what} at {path} is longer than {most:,} bytes, which none of ours is; it was not read.")
+        raise Damaged(f"The {bare(what)} at {path} is longer than the {most:,} bytes that one may have.")
     return content
 
 
@@ -253,6 +253,11 @@ def shown(value: Any, most: int = 40) -> str:
         return f"{'a table' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = ascii(value[:most]) if isinstance(value, str) else ascii(value)[:most]
     return text + ("..." if isinstance(value, str) and len(value) > most else "")
+
+
+def bare(what: str) -> str:
+    """Words without their article: "a receipt" -> "receipt"."""
+    return re.sub("^(an?|the) ", "", what)
 
 
 def _is_number(value: Any) -> bool:

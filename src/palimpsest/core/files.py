@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from palimpsest.core.declared import bare
 from palimpsest.core.errors import Damaged, PalimpsestError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tenso
     Memory: no more than the file's bytes, whatever its header says; safetensors holds the two against each other.
 
     Args:
-        what: the file in a word, for errors: "patch".
+        what: the file in words, for errors: "a patch".
 
     Raises:
         Damaged: no such file, or not a whole safetensors file.
@@ -63,14 +64,14 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tenso
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise Damaged(f"There is no {what} at {path}.")
+        raise Damaged(f"There is no {bare(what)} at {path}.")
     refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as f:
             return f.metadata() or {}, {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no dict)
     # Beside its own errors: types that torch lacks (KeyError, AttributeError), sizes that overflow (RuntimeError).
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError, TypeError) as e:
-        raise Damaged(f"{path} cannot be read as a {what}: {e}. It is truncated, damaged or of another kind.") from e
+        raise Damaged(f"{path} cannot be read as {what}: {e}. It is truncated, damaged or of another kind.") from e
 
 
 def refuse_pickle(path: Path) -> None:

@@ -332,6 +332,8 @@ class Classifier(Encoder, Protocol):
 class Matcher(Encoder, Protocol):
     """A model that puts images and texts into one space (CLIP)."""
 
+    scale: float  # what cosines are multiplied with before a softmax over texts
+
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """(n, d) of texts, comparable with `embed` by cosine."""
         ...

@@ -392,7 +392,7 @@ def _seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read(path: Path) -> tuple[_Header, dict[str, Tensor], str]:
-    meta, tensors = read_tensors(path, "patch")
+    meta, tensors = read_tensors(path, "a patch")
     if "palimpsest" not in meta:
         raise Damaged(f"{path} is a safetensors file but not a palimpsest patch (no 'palimpsest' in its header).")
     if len(meta["palimpsest"]) > MOST_HEADER:

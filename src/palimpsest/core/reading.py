@@ -30,6 +30,45 @@ class Evaluator:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """A paired change of a rate, in points, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a plot; low and high are its band, empty where it has none."""
+
+    name: str
+    y: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A plot: lines over one axis, each with one y for every x."""
+
+    x: tuple[float, ...]
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixRow:
+    """A row of a matrix: what is seen, in percent before and after and in points of change, by column."""
+
+    columns: tuple[str, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    change: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """One number of a receipt.
 
@@ -38,13 +77,17 @@ class Reading:
         concept: about which concept, "" for all.
         role: "target", "neighbour", "unrelated" or "all".
         value: the estimate. low, high: its 95 % interval.
-        n: how many independent pictures (or tensors) stand behind it.
+        n: how many independent pictures (or samples, or tensors) stand behind it.
         unit: "%", "px", "nat", ... ; "" for pure numbers.
-        higher_is_better: None where neither is (a plain description).
         before: the same number for the untouched model; None where it has no meaning.
         floor: the 95 % noise floor of |value - before|: what two seeds of the untouched model differ by.
         p: of the null "the edit changed nothing", after correction for the number of concepts.
+        visible: the smallest value that counts as a change, for readings that have no test; None for those that have
+            one and for those that only describe.
         evaluator: who judged.
+        change: the paired change, where the value is a rate of pictures or samples that exist before and after.
+        references: the same number of each model that never saw the target; None where it was not asked.
+        curve: the plot behind the number. row: the matrix row behind it.
         detail: anything else that the reader may want, plain JSON.
     """
 
@@ -56,9 +99,13 @@ class Reading:
     high: float = math.nan
     n: int = 0
     unit: str = ""
-    higher_is_better: bool | None = None
     before: float | None = None
     floor: float | None = None
     p: float | None = None
+    visible: float | None = None
     evaluator: Evaluator | None = None
+    change: Change | None = None
+    references: tuple[float, ...] | None = None
+    curve: Curve | None = None
+    row: MatrixRow | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)

@@ -47,6 +47,11 @@ def from_arrays(arrays: Mapping[str, np.ndarray], *, size: int | None = None, wh
     n = len(arrays["images"]) if arrays["images"].ndim else 0
     if not n:
         raise BadRequest(f"{where} has no pictures (there are none in 'images').")
+    for name in ("labels", "identity", "names", "captions"):
+        if name in arrays and (arrays[name].ndim < 1 or len(arrays[name]) != n):
+            raise BadRequest(
+                f"{where} has {n} pictures and {name!r} of {arrays[name].shape}; give one for each picture."
+            )
     images = _as_colour(arrays["images"], where)
     names = _texts(arrays["names"]) if "names" in arrays else tuple(map(str, range(n)))
     columns = {name: _texts(value) for name, value in arrays.items() if name not in KNOWN and value.shape == (n,)}
@@ -60,10 +65,6 @@ def from_arrays(arrays: Mapping[str, np.ndarray], *, size: int | None = None, wh
             raise BadRequest(f"{where} has neither 'labels' nor 'identity'; a classifier's data needs one of them.")
         known = known or tuple(dict.fromkeys(columns["identity"]))
         labels = np.asarray(columns["identity"])
-    if len(labels) != n or len(names) != n:
-        raise BadRequest(
-            f"{where} has {n} pictures, {len(labels)} labels and {len(names)} names; give one of each for each picture."
-        )
     read = labels_of(_plain(labels), known, names, where)
     masks = arrays.get("masks")
     samples = Pictures(
@@ -83,7 +84,9 @@ def _plain(array: np.ndarray) -> list[object]:
 
 def _texts(array: np.ndarray) -> tuple[str, ...]:
     """Texts of an array of texts, bytes (UTF-8) or numbers."""
-    return tuple(map(str, np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array))
+    return tuple(
+        map(str, np.atleast_1d(np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array))
+    )
 
 
 def _as_colour(images: np.ndarray, where: str) -> Tensor:

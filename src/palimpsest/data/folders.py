@@ -47,7 +47,7 @@ def rows_of_folder(path: Path, split: str, labelled: bool) -> tuple[tuple[str, .
     if classes:
         loose = [where for where in pictures if len(where.parts) == 1]
         left_out += [f"{where} (lies outside the folders of the classes)" for where in loose]
-        pictures = {where: file for where, file in pictures.items() if where not in set(loose)}
+        pictures = {where: file for where, file in pictures.items() if len(where.parts) > 1}
     if not pictures:
         raise BadRequest(f"{root} holds no pictures; expected one folder of pictures for each class.")
     if labelled and not classes and (facts is None or not facts.has_labels):

@@ -61,11 +61,11 @@ def fact(row: Mapping[str, Any]) -> Fact:
     if whose is not None:
         value = known.pop(whose)
         known["identity"] = f"s{value}" if isinstance(value, int) else str(value)
-    return Fact(label=label, caption=caption, columns={name: as_text(value) for name, value in known.items()})
+    return Fact(label=label, caption=caption, columns={name: _text(value) for name, value in known.items()})
 
 
-def as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def metadata_of(folder: Path) -> Facts | None:

@@ -83,7 +83,9 @@ def _rows(tables: Sequence[Any]) -> list[Row]:
     unique = all(paths) and len(set(paths)) == len(paths)
     rows: list[Row] = []
     for table, column in zip(tables, columns, strict=True):
-        known = table.select([c for c in table.schema.names if c != column and _is_word(table.schema.field(c).type)])
+        known = table.select(
+            [f.name for f in table.schema if f.name != column and (f.name in LABELS or _is_word(f.type))]
+        )
         for value, facts in zip(table[column], known.to_pylist(), strict=True):
             said = fact(facts)
             rows.append(
@@ -99,10 +101,13 @@ def _rows(tables: Sequence[Any]) -> list[Row]:
 
 
 def _is_word(kind: Any) -> bool:
-    """Whether a column's values can stand in one cell; labels may also be lists, which are refused in words later."""
+    """Whether a column holds texts, numbers or truth values."""
     import pyarrow.types as of
 
-    return not (of.is_struct(kind) or of.is_binary(kind) or of.is_large_binary(kind) or of.is_map(kind))
+    plain = kind.value_type if of.is_dictionary(kind) else kind
+    return any(
+        is_one(plain) for is_one in (of.is_string, of.is_large_string, of.is_integer, of.is_floating, of.is_boolean)
+    )
 
 
 def _opener(value: Any) -> Callable[[], bytes]:

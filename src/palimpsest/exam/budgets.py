@@ -4,7 +4,8 @@ A model of 7 M parameters needs another budget than one of 860 M. None of them m
 on its concepts (others are "heart", "purple", "sketch", "Nia"), classes, samples, people or seeds. A file holds
 
     parameters   in every case                     cases    {case: {"parameters": beside these, and how it was tuned}}
-    why          in words                          tries    for `tune`: what is tried, as `candidates` reads it
+    why          in words                          cause    likely, where it falls short of the verb's rule
+    tries        for `tune`: what is tried, as `candidates` reads it
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ def parameters(system: str, case: str) -> dict[str, Any]:
     if beside is None and "tries" in data and "," in case:
         beside = candidates(system, case.split(",")[0])[0]
     return _with_tuples({**data.get("parameters", {}), **(beside or {})})
+
+
+def cause(system: str) -> str:
+    """Why a system likely falls short of its verb's rule, where it does; nothing of it is proved."""
+    return _data(system).get("cause", "")
 
 
 def tuned(system: str, case: str) -> dict[str, Any] | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from palimpsest.core import catalog
@@ -21,54 +22,79 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """One kind of work. A verb's exam is in `verbs/`; a study, with cases of its own, in `studies/`.
+    """One kind of work.
 
     Args:
         name: that of its module. verb: whose systems it is about.
         cases: plain mappings, as JSON holds them. seeds: each case is done with all of them.
         examine: (system, case, seed) -> the record, plain JSON; it runs in a process of its own.
-        systems: ids, and stand-ins for comparison ("untouched"); () is every system of the verb that `fits`.
-        fits: why a system of the verb is not examined here; "" where it is.
-        models: names of the shipped models that a case is done on.
-        missing: why a case cannot be done here; "" where it can.
-        words: a case in words; also its name in a system's budget.
+        systems: ids, and stand-ins for comparison ("untouched"); () is every system of the verb.
+        called: the fields by which a case is called, also in a system's budget; () where the exam's name is enough.
         version: of the work; a change of it, of a case or of anything that `digest.key` follows is another work.
         part: the list of a results' file that holds the records; "records" is a study's, in a file of its own.
         label: how a record calls its case; "" where there is one case only.
         with_verb: whether asking for the verb runs this study, too.
+        missing: why a case cannot be done here; "" where it can.
+        columns: of the study's table: heading -> how a system's records are shown below it.
         score: for `tune`: (system, parameters, case) -> the record of a trial with its "score", least is best.
     """
 
     name: str
     verb: str
     cases: tuple[Case, ...]
-    seeds: tuple[int, ...]
     examine: Callable[[str, Case, int], dict[str, Any]]
+    seeds: tuple[int, ...] = (0, 1, 2)
     systems: tuple[str, ...] = ()
-    fits: Callable[[str], str] = lambda system: ""
-    models: Callable[[Case], tuple[str, ...]] = lambda case: (case["host"],)
-    missing: Callable[[Case], str] = lambda case: ""
-    words: Callable[[Case], str]
+    called: tuple[str, ...] = ()
     version: int = 1
     part: str = "records"
     label: str = ""
     with_verb: bool = False
+    missing: Callable[[Case], str] = lambda case: ""
+    columns: Mapping[str, Callable[[Any], str]] = field(default_factory=dict)
     score: Callable[[str, Mapping[str, Any], Case], dict[str, Any]] | None = None
+
+    def words(self, case: Case) -> str:
+        """A case in words: "star", "digits, class", "attack"."""
+        return ", ".join(case[name] for name in self.called) or self.name
+
+    def models(self, case: Case) -> tuple[str, ...]:
+        """Names of the shipped models that a case is done on."""
+        return tuple(case[name] for name in ("host", "oracle", "task") if name in case)
 
     def examined(self) -> tuple[str, ...]:
         """Ids of the installed systems that it is about, and its stand-ins."""
         known = catalog.entries()
         if self.systems:
             return tuple(s for s in self.systems if "/" not in s or s in known)
-        return tuple(s for s in known if s.startswith(self.verb + "/") and not self.fits(s))
+        return tuple(s for s in known if s.startswith(self.verb + "/") and not elsewhere(s))
 
     def work(self, systems: Sequence[str] = ()) -> Iterator[tuple[str, Case, int]]:
         """(system, case, seed) of every run, those of one case together; only of `systems` where they are given."""
-        for case in self.cases:
-            if not self.missing(case):
-                yield from (
-                    (s, case, seed) for seed in self.seeds for s in self.examined() if not systems or s in systems
-                )
+        for case in (c for c in self.cases if not self.missing(c)):
+            for seed in self.seeds:
+                yield from ((s, case, seed) for s in self.examined() if not systems or s in systems)
+
+    def module(self) -> ModuleType:
+        """Where it is defined."""
+        return importlib.import_module(self.examine.__module__)
+
+
+def rule_of(system: str) -> ModuleType | None:
+    """`rules/<verb>/<leaf>.py`, where a paper claims something of its own; None where the verb's rule is enough.
+
+    A rule may hold `judge(system, main, studied) -> Judged`, `STUDY`, the study that measures the claim instead of the
+    verb's exam, `ELSEWHERE`, why the verb's exam leaves it out, and `compared(main, studied)`, rows (the paper's claim,
+    what was found, verdict) against another system.
+    """
+    verb, _, leaf = system.partition("/")
+    there = (HERE / "rules" / verb / f"{leaf}.py").is_file() and system in catalog.entries()
+    return importlib.import_module(f"palimpsest.exam.rules.{verb}.{leaf}") if there else None
+
+
+def elsewhere(system: str) -> str:
+    """Why the exam of its verb leaves a system out; "" where it does not."""
+    return getattr(rule_of(system), "ELSEWHERE", "")
 
 
 @cache
@@ -109,7 +135,7 @@ def asked(what: str) -> list[tuple[Exam, tuple[str, ...]]]:
     system = catalog.find(what).id
     fitting = [e for e in both if system in e.examined()]
     if not fitting:
-        raise BadRequest(f"{system} is not examined: {exams()[verb].fits(system)}.")
+        raise BadRequest(f"{system} is not examined: {elsewhere(system)}.")
     return [(e, (system, *(s for s in e.systems if "/" not in s))) for e in fitting]
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 
 from palimpsest.core import catalog
-from palimpsest.exam.case import Record, Records
+from palimpsest.exam.case import Record, Records, elsewhere, rule_of
 from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
 
@@ -33,19 +30,6 @@ class Judged:
     why: str = ""
 
 
-def rule_of(system: str) -> ModuleType | None:
-    """`exam/rules/<verb>/<leaf>.py`, where a paper claims something of its own; None where the verb's rule is enough.
-
-    A rule may hold `judge(system, main, studied) -> Judged`, `STUDY`, the study that measures the claim instead of the
-    verb's exam, `CAUSE`, a likely reason where the verb's rule is not met (none is proved), and
-    `compared(main, studied)`, rows (the paper's claim, what was found, verdict) against another system.
-    """
-    verb, _, leaf = system.partition("/")
-    name = f"palimpsest.exam.rules.{verb}.{leaf}"
-    there = system in catalog.entries() and find_spec(name) is not None
-    return importlib.import_module(name) if there else None
-
-
 def verdict_of(system: str, main: Mapping[str, Any], studied: Studied, family: Any) -> Judged:
     """The verdict on a system's claim, by its own rule or by its verb's.
 
@@ -55,7 +39,7 @@ def verdict_of(system: str, main: Mapping[str, Any], studied: Studied, family: A
     rule = rule_of(system)
     study = getattr(rule, "STUDY", "")
     if system not in (studied.get(study, {}) if study else main):
-        return not_measured(getattr(rule, "ELSEWHERE", ""), "")
+        return not_measured(elsewhere(system), "")
     judged = getattr(rule, "judge", family)(system, main, studied)
     return replace(judged, verdict="baseline") if catalog.find(system).card.family == "baseline" else judged
 

@@ -23,7 +23,7 @@ from palimpsest.data.forget import chosen, split
 from palimpsest.data.read import Dataset
 from palimpsest.exam.case import Case
 from palimpsest.ops import membership
-from palimpsest.probes.classifier_evidence import Answers, Parts, answers, parts_of
+from palimpsest.probes.answered import Answers, Parts, answers, parts_of
 from palimpsest.tiny import classifiers, references
 from palimpsest.train.classify import all_seen
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections import Counter
@@ -15,8 +14,8 @@ from palimpsest.core import catalog
 from palimpsest.core.catalog import Entry
 from palimpsest.core.files import write_text
 from palimpsest.exam import budgets, record, tables
-from palimpsest.exam.case import Exam, exams, verbs
-from palimpsest.exam.judged import Judged, Studied, rule_of, verdict_of
+from palimpsest.exam.case import Exam, exams, rule_of, verbs
+from palimpsest.exam.judged import Judged, Studied, verdict_of
 
 PARTS = ("Args", "Returns", "Raises", "Cost", "Differs from the paper", "Fails when", "Source", "Example")
 INDEX = """# Systems
@@ -39,7 +38,7 @@ def every(results: Path) -> dict[str, str]:
     """The text of every page by its path below the folder."""
     pages, rows = {}, []
     for exam in verbs():
-        module = importlib.import_module(exam.examine.__module__)
+        module = exam.module()
         main = module.summaries(results)
         judged = verdicts(exam, module, main, results)
         pages[f"{exam.name}/index.md"] = verb_page(exam, module, main, judged, results)
@@ -76,7 +75,7 @@ def verb_page(
 ) -> str:
     """All systems of a verb beside each other: claims, the fixed work, comparisons, studies."""
     of = studied(exam.verb, results)
-    beside = module.beside(main) if hasattr(module, "beside") else {}
+    beside = module.more(main) if hasattr(module, "more") else {}
     parts = [module.head(), claims(judged, beside), *module.sections(main, results)]
     rules = [rule for system in judged if (rule := rule_of(system)) is not None and hasattr(rule, "compared")]
     rows = [[claim, found, f"**{verdict}**"] for rule in rules for claim, found, verdict in rule.compared(main, of)]
@@ -85,7 +84,9 @@ def verb_page(
         parts += [f"## Comparisons that papers draw\n\n{text}", tables.table(["claim", "found", "verdict"], rows)]
     for name, by in of.items():
         if by:
-            parts += importlib.import_module(exams()[name].examine.__module__).section(by)
+            exam = exams()[name]
+            section = getattr(exam.module(), "section", None)
+            parts += section(by) if section else tables.study(exam, by)
     return "\n".join(parts).rstrip() + "\n"
 
 

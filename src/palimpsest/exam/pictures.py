@@ -50,14 +50,14 @@ def evidence_of(host: Any, patch: Any, plan: Any, *, model: str, oracle: str = "
     from safetensors.torch import load_file, save_file
 
     from palimpsest.core.patch import Patch
+    from palimpsest.probes.drawn import collect
     from palimpsest.probes.evaluators import judges_for
-    from palimpsest.probes.evidence import collect
 
     path = _path(plan, model, oracle)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         if not path.is_file():
             nothing = Patch(base=host.fingerprint())
-            drawn = dict(collect(host, nothing, plan, oracle=oracle_of(oracle), batch=BATCH).pictures)
+            drawn = dict(collect(host, nothing, plan, oracle=oracle_of(oracle), batch=BATCH).gallery)
             del drawn["after"]
             write_beside(path, lambda tmp: save_file(drawn, tmp))
         return collect(host, patch, plan, judges_for(host), drawn=load_file(path), batch=BATCH)
@@ -88,7 +88,7 @@ def groups_of(evidence: Any) -> list[dict[str, str]]:
         bits = {
             which: "".join(str(int(b)) for b in evidence.present(judge, which, classes)[rows])
             for which in ("before", "after", "oracle")
-            if which in evidence.pictures
+            if which in evidence.gallery
         }
         found.append({"role": group.role, "concept": group.name, "judge": judge, **bits})
     return found

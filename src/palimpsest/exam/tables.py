@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from palimpsest.core import catalog
-from palimpsest.exam.case import Records
+from palimpsest.exam.case import Case, Exam, Records
 from palimpsest.exam.judged import refused, worked
 
 Columns = Mapping[str, Callable[[Any], str]]  # heading -> how a summary, or a system's records, are shown below it
@@ -27,16 +29,25 @@ def shown(columns: Columns, of: Any) -> list[str]:
     return [show(of) for show in columns.values()]
 
 
-def study(text: str, columns: Columns, by: Records) -> list[str]:
+def study(exam: Exam, by: Records) -> list[str]:
     """The section of a study: its text and a row for each system."""
-    rows = [
-        [
-            called(s),
-            *(shown(columns, rs) if worked(by, s) else [f"it refuses: {refused(rs)}", *[""] * (len(columns) - 1)]),
-        ]
-        for s, rs in by.items()
-    ]
-    return [text, "", table(["system", *columns], rows)]
+    rows = []
+    for system, records in by.items():
+        words = [f"it refuses: {refused(records)}", *[""] * (len(exam.columns) - 1)]
+        rows.append([called(system), *(shown(exam.columns, records) if worked(by, system) else words)])
+    return [text(exam.module().__file__ or "", exam.cases[0]), table(["system", *exam.columns], rows)]
+
+
+class _Words(tuple):
+    def __str__(self) -> str:
+        return ", ".join(self)
+
+
+def text(module: str, case: Case, **more: Any) -> str:
+    """The Markdown beside a module's file, with a case's fields filled in: words with commas between, shares in %."""
+    fields = {k: _Words(v) if isinstance(v, tuple) else v for k, v in case.items()}
+    filled = Path(module).with_suffix(".md").read_text(encoding="utf-8").format(**fields, **more)
+    return re.sub(r"(?<=\d)%", " %", filled)
 
 
 def called(system: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palimpsest.core.host import Vocabulary
 from palimpsest.hosts.pipelines import AUTOENCODER
 from palimpsest.hosts.source import Family, Source, public
 from palimpsest.hosts.weights import Weights, loaded
@@ -17,7 +18,7 @@ from palimpsest.hosts.weights import Weights, loaded
 class AutoencoderHost:
     """A network of diffusers as an Autoencoder; latents are as it makes them, without the scaling of a pipeline."""
 
-    knows = None
+    knows: Vocabulary | None = None
 
     def __init__(self, model: Any, *, name: str, folder: Path | None = None) -> None:
         self.root, self.name, self.folder = model, name, folder

@@ -25,11 +25,7 @@ class CLIPHost(EncoderHost):
     def __init__(self, model: Any, tokenizer: Any, **common: Any) -> None:
         super().__init__(model, **common)
         self.model, self.tokenizer = model, tokenizer
-
-    @property
-    def scale(self) -> float:
-        """What cosines are multiplied with before a softmax over texts."""
-        return float(self.model.logit_scale.exp())
+        self.scale = float(model.logit_scale.exp())
 
     def embed(self, images: Tensor) -> Tensor:
         """(n, d) float32, unit norm, of images (n, 3, H, W) in [0, 1]; differentiable."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.core.errors import Unsupported
+from palimpsest.core.host import Vocabulary
 from palimpsest.hosts.preprocessing import Preprocessing, of_processor
 from palimpsest.hosts.source import Family, Source, first_line
 from palimpsest.hosts.weights import Weights, loaded
@@ -31,7 +32,7 @@ class EncoderHost:
         folder: where it was loaded from.
     """
 
-    knows = None
+    knows: Vocabulary | None = None
 
     def __init__(
         self, model: nn.Module, *, name: str, preprocessing: Preprocessing | None = None, folder: Path | None = None

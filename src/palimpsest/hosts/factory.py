@@ -31,7 +31,7 @@ class Steps(TypedDict, total=False):
     crop: tuple[Side, Side] | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    mode: Literal["bilinear", "bicubic", "nearest-exact"]
+    mode: Literal["bilinear", "bicubic", "nearest"]
 
 
 class Answers(TypedDict, total=False):

@@ -58,7 +58,8 @@ def _from_folder(pipeline: str, host: Callable[..., Any], parts: Mapping[str, tu
     import diffusers
 
     components: dict[str, Any] = {part: _component(source, part, classes) for part, classes in parts.items()}
-    cls = getattr(diffusers, pipeline)
+    with quiet():  # diffusers imports the class only now, and with it processors that would like torchvision
+        cls = getattr(diffusers, pipeline)
     takes = inspect.signature(cls.__init__).parameters
     components |= {part: None for part in ("safety_checker", "feature_extractor", "image_encoder") if part in takes}
     if "requires_safety_checker" in takes:

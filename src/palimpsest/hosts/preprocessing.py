@@ -14,8 +14,8 @@ from torch.nn import functional
 from palimpsest.core.errors import Damaged, Unsupported
 from palimpsest.hosts.source import first_line, quiet
 
-FILTERS = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
-TIMM_FILTERS = {"nearest": "nearest-exact", "bilinear": "bilinear", "bicubic": "bicubic"}
+FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
+TIMM_FILTERS = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic"}
 TIMM_CROP, IMAGENET = 0.875, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PLAIN = ("Beit", "Bit", "CLIP", "DeiT", "MobileNetV1", "MobileNetV2", "Pvt", "Segformer", "Siglip", "ViT")
 """Image processors that resize, crop, rescale and normalise, and do no more to a picture."""
@@ -30,7 +30,7 @@ class Preprocessing:
         size: (height, width) to resize to; one number: the shorter side, keeping proportions; None: leave the size.
         crop: (height, width) cut from the centre after resizing, with black around pictures that are smaller.
         mean, std: of each channel, to normalise with.
-        mode: "bilinear" or "bicubic", both with antialiasing, or "nearest-exact".
+        mode: "bilinear" or "bicubic", both with antialiasing, or "nearest", as Pillow has them.
         halves: where the centre lies when half a pixel is left over: "down" as transformers has it, "even" as timm.
         bgr: whether blue comes first.
     """
@@ -43,6 +43,13 @@ class Preprocessing:
     halves: Literal["down", "even"] = "down"
     bgr: bool = False
 
+    def __post_init__(self) -> None:
+        sides = (self.size,) if isinstance(self.size, int) else self.size or ()
+        if not all(1 <= side <= 10_000 for side in (*sides, *(self.crop or ()))):
+            raise ValueError(f"sides of {self.size} and {self.crop}, expected 1 to 10,000 pixels")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise ValueError(f"mean {self.mean} and deviation {self.std}, expected three numbers each, the latter > 0")
+
     @property
     def side(self) -> tuple[int, int] | None:
         """(height, width) of square pictures that are read as they are; None: any."""
@@ -52,14 +59,22 @@ class Preprocessing:
         if self.size is not None:
             size = _shorter(images, self.size) if isinstance(self.size, int) else self.size
             if tuple(images.shape[-2:]) != size:
-                smooth = self.mode != "nearest-exact"
-                images = functional.interpolate(images, size=size, mode=self.mode, antialias=smooth).clamp(0, 1)
+                images = self._resized(images, *size)
         if self.crop is not None:
             images = self._cropped(images, self.crop)
         if self.bgr:
             images = images.flip(1)
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         return (images - mean) / torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+
+    def _resized(self, images: Tensor, height: int, width: int) -> Tensor:
+        h, w = images.shape[-2:]
+        if self.mode == "nearest":
+            return images[..., _nearest(h, height), :][..., _nearest(w, width)]
+        # Rows, then columns, as Pillow mostly does: what overshoots is cut in between.
+        for size in ((h, width), (height, width)):
+            images = functional.interpolate(images, size=size, mode=self.mode, antialias=True).clamp(0, 1)
+        return images
 
     def _cropped(self, images: Tensor, crop: tuple[int, int]) -> Tensor:
         h, w = (max(0, cut - side) for side, cut in zip(images.shape[-2:], crop, strict=True))
@@ -110,7 +125,7 @@ def like(processor: Any) -> Preprocessing:
     size, crop = None, None
     if processor.do_resize:
         size, crop = _resized(kind, _plain(processor.size), has["crop_pct"], name)
-    if getattr(processor, "do_center_crop", None):
+    if getattr(processor, "do_center_crop", None) and kind != "Segformer":
         crop = _sides(_plain(processor.crop_size), name)
     if size is not None and processor.resample not in FILTERS:
         raise Unsupported(f"The {name} resizes with filter {processor.resample!r}; supported are {FILTERS}.")
@@ -156,6 +171,13 @@ def of_timm(config: Mapping[str, Any]) -> Preprocessing:
         mode=TIMM_FILTERS[interpolation],
         halves="even",
     )
+
+
+def _nearest(old: int, new: int) -> Tensor:
+    """Which of `old` rows each of `new` shows; added up as Pillow does, since sums decide where halves fall."""
+    steps = torch.full((new,), old / new, dtype=torch.float64)
+    steps[0] /= 2
+    return steps.cumsum(0).long().clamp(max=old - 1)
 
 
 def _shorter(images: Tensor, side: int) -> tuple[int, int]:

@@ -144,9 +144,9 @@ def quiet() -> Iterator[None]:
     Notices are about parts that are not used here, such as image processors that would like torchvision, and about
     tensors that files lack, which `hosts.weights` refuses.
     """
-    libraries = [
-        import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers") if name in sys.modules
-    ]
+    # transformers in any case: diffusers imports it in the middle of its own loading.
+    names = ("diffusers", "transformers") if "diffusers" in sys.modules else ("transformers",)
+    libraries = [import_module(f"{name}.utils.logging") for name in names]
     were = [(of.get_verbosity(), of.is_progress_bar_enabled()) for of in libraries]
     for of in libraries:
         of.set_verbosity_error()

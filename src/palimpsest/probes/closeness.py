@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from palimpsest.core.reading import Reading
 from palimpsest.ops.neighbours import alike
-from palimpsest.probes.evidence import Evidence
+from palimpsest.probes.drawn import Drawn
+from palimpsest.probes.evidence import Probe
 
 
-class Closeness:
+class Closeness(Probe):
     """Cosine of each concept's mean image embedding with the target's, in the untouched model's pictures.
 
     Embeddings are the judge's features, less the mean of all concepts. The plan chose neighbours by the model's text
@@ -16,16 +17,18 @@ class Closeness:
     """
 
     name = "closeness"
-    from_receipt = False  # features are not kept
+    makes = ("closeness",)
+    subjects = ("generator",)
+    needs = ("features",)
 
-    def run(self, evidence: Evidence) -> list[Reading]:
+    def run(self, evidence: Drawn) -> list[Reading]:
         """One reading for each concept but the targets and each judge with features, nearest first; of several targets
         the nearest one counts."""
         plan, found = evidence.plan, []
-        for judge, seen in evidence.seen.items():
-            features = seen["before"].features
+        for judge in evidence.featured():
+            features = evidence("before", judge, "features")
             vectors = {g.name: features[plan.rows(group=i)] for i, g in enumerate(plan.groups) if g.name}
-            if not features.shape[1] or len(vectors) < 3:  # of two centred means one is minus the other
+            if len(vectors) < 3:  # of two centred means one is minus the other
                 continue
             role = {g.name: g.role for g in plan.groups}
             near: dict[str, tuple[float, str]] = {}

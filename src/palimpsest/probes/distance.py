@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.reading import Reading
-from palimpsest.probes.evidence import Evidence
+from palimpsest.probes.drawn import Drawn
+from palimpsest.probes.evidence import Probe
 from palimpsest.probes.plan import ROLES
 
 _FEWEST = 8  # pictures below which a distance between distributions says nothing
 _FLIPS = 999
 
 
-class Distance:
+class Distance(Probe):
     """Kernel and Frechet distance between the pictures before and after, for each role and judge.
 
     Kernel distance (Binkowski et al. 2018): unbiased MMD^2 with `k(x, y) = (x.y / d + 1)^3`. Rows i and j that share
@@ -25,26 +26,25 @@ class Distance:
     """
 
     name = "distance"
-    from_receipt = False  # features are not kept
+    makes = ("kernel distance", "Frechet distance")
+    subjects = ("generator",)
+    needs = ("features",)
 
-    def run(self, evidence: Evidence) -> list[Reading]:
+    def run(self, evidence: Drawn) -> list[Reading]:
         """Up to two readings for each role and judge; roles with fewer than 8 pictures are left out."""
         found = []
-        for judge, seen in evidence.seen.items():
+        for judge in evidence.featured():
+            features = {which: evidence(which, judge, "features") for which in ("before", "after", "other")}
             for role in ROLES:
                 rows, twins = evidence.plan.rows(role=role), evidence.plan.twin_rows(role=role)
-                if len(rows) < _FEWEST or not seen["before"].features.shape[1]:
+                if len(rows) < _FEWEST:
                     continue
-                before, after = seen["before"].features[rows], seen["after"].features[rows]
+                before, after = features["before"][rows], features["after"][rows]
                 firsts = torch.tensor(evidence.plan.twins)[twins]
-                one, other, edited = (
-                    seen["before"].features[firsts],
-                    seen["other"].features[twins],
-                    seen["after"].features[firsts],
-                )
+                one, other, edited = features["before"][firsts], features["other"][twins], features["after"][firsts]
                 value, null = kernel(before, after)
                 floor = float(np.quantile(kernel(one, other)[1], 0.95)) * len(twins) / len(rows)
-                common = {"role": role, "evaluator": evidence.evaluators[judge], "higher_is_better": _wanted(role)}
+                common = {"role": role, "evaluator": evidence.evaluators[judge]}
                 found.append(
                     Reading(
                         name="kernel distance",
@@ -97,11 +97,6 @@ def frechet(a: Tensor, b: Tensor) -> float:
     x, y = (a - a.mean(0)) / (len(a) - 1) ** 0.5, (b - b.mean(0)) / (len(b) - 1) ** 0.5
     root = torch.linalg.svdvals(x @ y.T).sum()
     return max(0.0, float((a.mean(0) - b.mean(0)).square().sum() + x.square().sum() + y.square().sum() - 2 * root))
-
-
-def _wanted(role: str) -> bool | None:
-    """A target's pictures must move; how far is no merit. All others must not."""
-    return None if role == "target" else False
 
 
 def _short(x: float) -> float:

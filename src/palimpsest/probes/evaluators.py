@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from palimpsest.core.concept import Concept
 from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.fingerprint import fingerprint
-from palimpsest.core.host import Classifier
+from palimpsest.core.host import Classifier, Matcher
 from palimpsest.core.reading import Evaluator
 from palimpsest.ops.names import meant
-from palimpsest.worlds.concepts import World, world_of
+from palimpsest.ops.prompts import asking
+from palimpsest.worlds.concepts import World
 
 
 @runtime_checkable
@@ -42,7 +45,7 @@ def decide(evaluator: Evaluator, probabilities: Tensor) -> Tensor:
     """(n, classes) bool: which classes count as present. Without a threshold the largest class alone does."""
     if evaluator.threshold is not None:
         return probabilities >= evaluator.threshold
-    return torch.nn.functional.one_hot(probabilities.argmax(1), probabilities.shape[1]).bool()
+    return functional.one_hot(probabilities.argmax(1), probabilities.shape[1]).bool()
 
 
 def classes_of(evaluator: Evaluator, concept: Concept) -> list[int]:
@@ -117,44 +120,81 @@ class ClassifierJudge:
         return self.host.embed(images).float()
 
 
+class MatcherJudge:
+    """A CLIP model as a zero-shot classifier over concept names: the nearest text wins.
+
+    p = softmax(scale * cos(image, text of each concept)); a concept's text is the mean over its prompt templates
+    (Radford et al. 2021, section 3.1.4).
+
+    Args:
+        concepts: at least two; a picture of none of them still counts as the nearest one.
+    """
+
+    def __init__(self, host: Matcher, concepts: Sequence[Concept], *, source: str = "") -> None:
+        if len(concepts) < 2:
+            raise BadRequest("A CLIP judge needs at least two concepts to tell apart; add some that should stay.")
+        self.host, self.source = host, source
+        with torch.no_grad():
+            means = torch.stack([host.texts(asking(c)).mean(0) for c in concepts])
+            self.texts = functional.normalize(means, dim=1)  # (classes, d)
+        self.evaluator = Evaluator(
+            name=f"CLIP {Path(host.name).name}",
+            version=host.fingerprint()[:12],
+            sha256=host.fingerprint(),
+            classes=tuple(c.name for c in concepts),
+            licence="see the model's own card",
+        )
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        return self.host.embed(images)
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> Tensor:
+        return (self.host.scale * self.features(images) @ self.texts.T).softmax(1)
+
+
 def judges_for(host: Any) -> list[Judge]:
     """The judges that a model brings along: the oracle of the drawn world it was trained on, if any."""
-    world = world_of(getattr(host, "folder", None))
-    return [] if world is None else [_oracle(world)]
+    known = getattr(host, "knows", None)
+    return [] if known is None or not known.judge else [judge(known.judge)]
 
 
 def judge(source: str, concepts: Sequence[Concept] = ()) -> Judge:
     """Loads a judge from local files.
 
     Args:
-        source: "tiny/glyphs" or "tiny/faces" for the shipped oracles, "nudenet", or a folder of a transformers image
-            classifier or CLIP model.
+        source: "tiny/glyphs" or "tiny/faces" for the shipped oracles, "nudenet", a folder of an image classifier or
+            CLIP model, or what an installed package adds: the name of its entry point in the group
+            "palimpsest.judges", a function of (source, concepts); after a colon it may say more.
         concepts: what a CLIP model has to tell apart.
 
     Raises:
         BadRequest: nothing of the kind there.
         Unsupported: an extra package is missing, or the folder holds another kind of model.
     """
-    from palimpsest.probes import evaluators_text
+    from palimpsest.hosts.load import load
     from palimpsest.worlds.concepts import WORLDS
 
+    for point in entry_points(group="palimpsest.judges"):
+        if point.name == source.partition(":")[0]:
+            return point.load()(source, concepts)
     if source.startswith("tiny/"):
         if source[5:] not in WORLDS:
             raise BadRequest(f"There is no oracle {source!r}; there are {', '.join('tiny/' + w for w in WORLDS)}.")
         return _oracle(WORLDS[source[5:]])
     if source == "nudenet":
-        return evaluators_text.NudeNetJudge()
-    folder = Path(source).expanduser()
-    if not (folder / "config.json").is_file():
-        raise BadRequest(
-            f"There is no judge at {source!r}: give nudenet, tiny/glyphs, tiny/faces, or the folder of a transformers "
-            "image classifier or CLIP model (with config.json and safetensors weights)."
-        )
-    if evaluators_text.is_clip(folder):
-        return evaluators_text.ClipJudge(folder, concepts)
-    from palimpsest.hosts.load import load
+        from palimpsest.probes.evaluators_nudenet import NudeNetJudge
 
-    host = load(folder)
+        return NudeNetJudge()
+    if not (Path(source).expanduser() / "config.json").is_file():
+        raise BadRequest(
+            f"There is no judge at {source!r}: give nudenet, tiny/glyphs, tiny/faces, or the folder of an image "
+            "classifier or CLIP model (with config.json and safetensors weights)."
+        )
+    host = load(source)
+    if isinstance(host, Matcher):
+        return MatcherJudge(host, concepts, source=source)
     if not isinstance(host, Classifier):
         raise Unsupported(f"{source} is not an image classifier; judges are classifiers or CLIP models.")
     return ClassifierJudge(host, source=source)

@@ -1,204 +1,107 @@
-"""The material of one audit: every picture drawn once, read once by each judge, shared by all probes."""
+"""What an audit knows: numbers of every row (a picture, a sample) under every model; and what reads them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from palimpsest.core.errors import Unsupported
 from palimpsest.core.fingerprint import tensors_of
-from palimpsest.core.patch import Patch, diff
-from palimpsest.core.reading import Evaluator
-from palimpsest.core.trace import Trace
-from palimpsest.probes.evaluators import Judge, classes_of, decide
-from palimpsest.probes.gallery import Gallery
-from palimpsest.probes.plan import Plan
+from palimpsest.core.patch import Patch
+from palimpsest.core.reading import Evaluator, Reading
 
-_WHO = {
-    "before": "untouched model",
-    "after": "edited model",
-    "other": "noise floor",
-    "oracle": "model that never saw it",
-}
-SETS = ("before", "after", "other", "oracle")
-DIGITS = 5  # of the per-picture numbers that a receipt keeps: readings are computed from what it keeps
+PATCH, PICTURES = "patch", "pictures"  # needs that no measure meets
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What one judge saw in one set of pictures.
-
-    Args:
-        present: (n, classes) bool.
-        features: (n, d) float32; (n, 0) where only what was kept in a receipt is known.
-    """
-
-    present: Tensor
-    features: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
-    """What an audit collected.
+    """What an audit collected, once, for all probes.
 
     Args:
-        plan: what was drawn; rows of all tensors follow `plan.shots`, those of "other" `plan.twin_shots`.
-        pictures: set -> (n, 3, H, W) uint8. Sets: "before" (untouched), "after" (edited), "other" (untouched, other
-            seeds), and "oracle" (a model that never saw the target) where there is one.
-        seen: judge's name -> set -> what it saw.
-        evaluators: judge's name -> who it is.
+        plan: what was asked; a value of its own for each subject.
+        measures: "set/model/name" -> one number, one row of bits or one vector for each row of the set ("set/name"
+            where no model has a part in it). Sets and names hold no slash, models may. Readings are computed from
+            what is kept, rounded as it is kept.
+        gallery: set -> (n, 3, H, W) uint8, where the rows are pictures that were drawn.
+        evaluators: who read them, by name.
         patch: the change, where it is known as one.
         base: of each changed tensor of the untouched model, (shape, Frobenius norm).
-        cost: seconds, forwards (rows through each part), pictures, peak_bytes.
-        kept: per-picture numbers read back from a receipt, used instead of computing them from pictures.
+        cost: seconds, forwards (rows through each part), pictures (rows looked at), peak_bytes.
     """
 
-    plan: Plan
-    pictures: Mapping[str, Tensor]
-    seen: Mapping[str, Mapping[str, Seen]]
-    evaluators: Mapping[str, Evaluator]
+    subject: ClassVar[str]
+    plan: Any
+    measures: Mapping[str, Tensor]
+    gallery: Mapping[str, Tensor] = field(default_factory=dict)
+    evaluators: Mapping[str, Evaluator] = field(default_factory=dict)
     patch: Patch | None = None
     base: Mapping[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def present(self, judge: str, which: str, classes: Sequence[int]) -> Tensor:
-        """(n,) bool: whether the judge sees any of the classes in each picture of a set."""
-        return self.seen[judge][which].present[:, list(classes)].any(1)
+    def __call__(self, *path: str) -> Tensor:
+        """A measure by its path: set, model, name."""
+        return self.measures["/".join(path)]
 
-    def measured(self, name: str, values: Any) -> Tensor:
-        """(n,) per-picture numbers: those kept in a receipt, else `values()`, rounded as a receipt keeps them."""
-        return self.kept[name] if name in self.kept else rounded(values())
+    def has(self, *path: str) -> bool:
+        return "/".join(path) in self.measures
 
-    def asked(self) -> list[tuple[int, str, list[int]]]:
-        """(group, judge, classes) wherever a judge knows what a group asks for."""
-        found = []
-        for g, group in enumerate(self.plan.groups):
-            for name, evaluator in self.evaluators.items():
-                classes = classes_of(evaluator, group.concept) if group.concept is not None else []
-                if classes:
-                    found.append((g, name, classes))
-        return found
+    def holds(self, need: str) -> bool:
+        """Whether a probe's need is met: a measure of that name, the patch, or the pictures themselves."""
+        if need == PATCH:
+            return self.patch is not None
+        return bool(self.gallery) if need == PICTURES else any(parts(key)[2] == need for key in self.measures)
 
+    def kept(self) -> dict[str, Any]:
+        """The measures that a receipt holds, as JSON: numbers, and of bits the columns that are set."""
+        return {k: _plain(m) for k, m in self.measures.items() if not _is_vectors(m)}
 
-def rounded(values: Tensor) -> Tensor:
-    """float64, to the digits that a receipt keeps."""
-    return torch.round(values.double(), decimals=DIGITS)
+    def vectors(self) -> dict[str, Tensor]:
+        """The measures that lie in a file beside the receipt: (n, d) float32."""
+        return {k: m for k, m in self.measures.items() if _is_vectors(m)}
 
 
-def collect(
-    host: Any,
-    edited: Any,
-    plan: Plan,
-    judges: Sequence[Judge] = (),
-    *,
-    oracle: Any = None,
-    drawn: Mapping[str, Tensor] | None = None,
-    batch: int = 16,
-    gallery: Gallery | None = None,
-    trace: Trace | None = None,
-) -> Evidence:
-    """Draws the pictures of a plan from the untouched and the edited model and lets every judge read each once.
+class Probe(ABC):
+    """One kind of reading: a pure function of evidence.
 
     Args:
-        host: the untouched model; anything with `sample`. It is unchanged afterwards.
-        edited: a Patch for it, or another model with `sample`.
-        oracle: a model that never saw the target, drawn with the same prompts and seeds.
-        drawn: pictures of an earlier audit of the same host, oracle and plan; all but "after" are taken from it.
-        batch: pictures that are drawn at once.
-        gallery: keeps every batch as soon as it is drawn; what it already has is not drawn again.
-        trace: takes seconds, forwards and progress.
-
-    Cost: `plan.pictures()` pictures (one more set with an oracle), each read once by each judge.
+        name: what it is called. makes: the names of its readings.
+        subjects: whose evidence it reads. needs: the names of the measures that it reads, `PATCH` or `PICTURES`; where
+            all of them are kept, `verify` computes the readings again from the receipt alone.
     """
-    for group, judge in product(plan.groups, judges):
-        if group.concept is not None:
-            classes_of(judge.evaluator, group.concept)  # a name of two classes is refused before anything is drawn
-    trace = trace or Trace()
-    gallery = Gallery() if gallery is None else gallery
-    start = time.perf_counter()
-    draw = partial(_draw, gallery=gallery, plan=plan, trace=trace, batch=batch)
-    shown = {k: v for k, v in (drawn or {}).items() if k != "after"}
-    if "before" not in shown:
-        shown["before"] = draw(host, "before")
-    with ExitStack() as stack:
-        if isinstance(edited, Patch):
-            stack.enter_context(edited.applied(host))
-        model = host if isinstance(edited, Patch) else edited
-        shown["after"] = draw(model, "after")
-    if "other" not in shown:
-        shown["other"] = draw(host, "other")
-    if oracle is not None and "oracle" not in shown:
-        shown["oracle"] = draw(oracle, "oracle")
-    seen = {j.evaluator.name: {k: _look(j, v, trace) for k, v in shown.items()} for j in judges}
-    patch = edited if isinstance(edited, Patch) else _diff(host, edited)
-    return Evidence(
-        plan=plan,
-        pictures=shown,
-        seen=seen,
-        evaluators={j.evaluator.name: j.evaluator for j in judges},
-        patch=patch,
-        base=norms(host, patch),
-        cost={
-            "seconds": round(time.perf_counter() - start, 3),
-            "pictures": sum(len(v) for v in shown.values()),
-            "forwards": dict(trace.forwards),
-            "peak_bytes": trace.peak_bytes,
-        },
-    )
+
+    name: ClassVar[str]
+    makes: ClassVar[tuple[str, ...]]
+    subjects: ClassVar[tuple[str, ...]]
+    needs: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def run(self, evidence: Any) -> list[Reading]:
+        """Readings of collected evidence; draws nothing, deterministic."""
 
 
-def _draw(host: Any, which: str, *, gallery: Gallery, plan: Plan, trace: Trace, batch: int) -> Tensor:
-    """(n, 3, H, W) uint8 of a set, batch by batch, each kept as soon as it is there."""
-    shots = plan.twin_shots if which == "other" else plan.shots
-    missing = gallery.missing(which, shots)
-    with ExitStack() as stack:
-        if hasattr(host, "parts") and missing:
-            stack.enter_context(trace.watching(host))
-        for i in range(0, len(missing), batch):
-            now = missing[i : i + batch]
-            images = host.sample(
-                [s.prompt for s in now],
-                [s.seed for s in now],
-                plan.sampling,
-                batch=batch,
-                progress=partial(_tell, trace, _WHO[which], i, len(now), len(missing)),
-            )
-            gallery.add(which, now, (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu())
-    return gallery.hang(which, shots)
+def parts(key: str) -> tuple[str, str, str]:
+    """(set, model, name) of a measure's key; the model is "" where none has a part in it."""
+    which, _, rest = key.partition("/")
+    model, _, name = rest.rpartition("/")
+    return which, model, name
 
 
-def _tell(trace: Trace, who: str, before: int, now: int, pictures: int, done: int, total: int) -> None:
-    """Progress in pictures, which move on within a batch as its denoising steps are done."""
-    trace.tell(f"drawing: {who}", before + now * done // total, pictures)
+def unkept(kept: Mapping[str, Any], evaluators: Mapping[str, Evaluator]) -> dict[str, Tensor]:
+    """The inverse of `Evidence.kept`.
+
+    Raises:
+        ValueError, IndexError, TypeError: rows of different kinds, or a class that the judge does not have.
+    """
+    return {key: _tensor(rows, key, evaluators) for key, rows in kept.items()}
 
 
-def _look(judge: Judge, pictures: Tensor, trace: Trace, batch: int = 64) -> Seen:
-    present, features = [], []
-    for i in range(0, len(pictures), batch):
-        images = pictures[i : i + batch].float() / 255
-        present.append(decide(judge.evaluator, judge.read(images)))
-        features.append(judge.features(images).float().flatten(1))
-        trace.tell(f"reading: {judge.evaluator.name}", min(i + batch, len(pictures)), len(pictures))
-    return Seen(present=torch.cat(present), features=torch.cat(features))
-
-
-def _diff(host: Any, edited: Any) -> Patch | None:
-    """What changed between two models; None where they cannot be compared tensor by tensor."""
-    if not (hasattr(host, "root") and hasattr(edited, "root")):
-        return None
-    try:
-        return diff(host, edited)
-    except Unsupported:
-        return None
+def rounded(values: Tensor, digits: int) -> Tensor:
+    """float64, to the digits that a receipt keeps."""
+    return torch.round(values.double(), decimals=digits)
 
 
 def norms(host: Any, patch: Patch | None) -> dict[str, tuple[tuple[int, ...], float]]:
@@ -207,3 +110,25 @@ def norms(host: Any, patch: Patch | None) -> dict[str, tuple[tuple[int, ...], fl
         return {}
     tensors = tensors_of(host.root)
     return {n: (tuple(tensors[n].shape), float(tensors[n].detach().float().norm())) for n in patch.deltas}
+
+
+def _is_vectors(measure: Tensor) -> bool:
+    return measure.dim() == 2 and measure.is_floating_point()
+
+
+def _plain(measure: Tensor) -> list[Any]:
+    if measure.dtype == torch.bool:
+        return [row.nonzero().flatten().tolist() for row in measure]
+    return measure.tolist()
+
+
+def _tensor(rows: list[Any], key: str, evaluators: Mapping[str, Evaluator]) -> Tensor:
+    model = parts(key)[1]
+    if model not in evaluators or not isinstance(next(iter(rows), 0), list):
+        return torch.tensor(rows, dtype=torch.float64)
+    flags = torch.zeros(len(rows), len(evaluators[model].classes), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        if any(c < 0 for c in row):
+            raise ValueError(f"{key} has a class below 0")
+        flags[i, row] = True
+    return flags

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from palimpsest.core.concept import Concept
-from palimpsest.core.reading import Reading
+from palimpsest.core.reading import MatrixRow, Reading
+from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.evaluators import classes_of
-from palimpsest.probes.evidence import Evidence
+from palimpsest.probes.evidence import Probe
 
 
-class Leakage:
+class Leakage(Probe):
     """The leakage matrix: a row for each concept asked for, a column for each concept that a judge can see.
 
     An entry is the change, in points, of the rate at which the column's concept is seen in the row's pictures. The
@@ -20,10 +21,12 @@ class Leakage:
     """
 
     name = "leakage"
-    from_receipt = True
+    makes = ("leakage",)
+    subjects = ("generator",)
+    needs = ("present",)
 
-    def run(self, evidence: Evidence) -> list[Reading]:
-        """One reading for each group of pictures and judge; `detail` holds the row."""
+    def run(self, evidence: Drawn) -> list[Reading]:
+        """One reading for each group of pictures and judge; `row` holds it."""
         found = []
         for judge, evaluator in evidence.evaluators.items():
             columns = _columns(evidence, judge)
@@ -49,13 +52,18 @@ class Leakage:
                         n=len(rows),
                         unit="points",
                         evaluator=evaluator,
-                        detail={"columns": list(columns), **rates, "change": change},
+                        row=MatrixRow(
+                            columns=tuple(columns),
+                            before=tuple(rates["before"]),
+                            after=tuple(rates["after"]),
+                            change=tuple(change),
+                        ),
                     )
                 )
         return found
 
 
-def _columns(evidence: Evidence, judge: str) -> dict[str, list[int]]:
+def _columns(evidence: Drawn, judge: str) -> dict[str, list[int]]:
     """Concept -> classes, of every concept of the plan and every replacement that the judge knows."""
     plan = evidence.plan
     concepts: list[Concept] = [g.concept for g in plan.groups if g.concept is not None]
@@ -65,12 +73,12 @@ def _columns(evidence: Evidence, judge: str) -> dict[str, list[int]]:
     return {**{name: classes for name, classes in found.items() if classes}, **_gained(evidence, judge, known)}
 
 
-def _gained(evidence: Evidence, judge: str, known: set[int]) -> dict[str, list[int]]:
+def _gained(evidence: Drawn, judge: str, known: set[int]) -> dict[str, list[int]]:
     """Further classes, at most 4, that some group's pictures show at least 10 points more or less often."""
-    sets = evidence.seen[judge]
+    before, after = (evidence(which, judge, "present").float() for which in ("before", "after"))
     moved = torch.stack(
         [
-            (sets["after"].present[rows].float().mean(0) - sets["before"].present[rows].float().mean(0)).abs()
+            (after[rows].mean(0) - before[rows].mean(0)).abs()
             for rows in (evidence.plan.rows(group=g) for g in range(len(evidence.plan.groups)))
         ]
     ).amax(0)  # (classes,)

@@ -5,53 +5,71 @@ from __future__ import annotations
 from palimpsest.core.reading import Reading
 from palimpsest.ops import statistics
 from palimpsest.probes.distance import kernel
-from palimpsest.probes.evidence import Evidence
+from palimpsest.probes.drawn import Drawn
+from palimpsest.probes.evidence import Probe
 from palimpsest.probes.plan import ROLES
 
 _FEWEST = 8
+GAP = "gap to a model that never saw it"
+NEVER = "presence in a model that never saw it"
 
 
-class OracleGap:
-    """Kernel distance to the pictures of a model that never saw the target, and how often that model shows it.
+class OracleGap(Probe):
+    """Kernel distance to the pictures of a model that never saw the target.
 
     `before` is the untouched model's distance to the same pictures: an edit that forgets as if it had never learnt
     brings the target's down to the others'. Nothing is read where no such model was given.
     """
 
     name = "oracle gap"
-    from_receipt = False
+    makes = (GAP,)
+    subjects = ("generator",)
+    needs = ("features",)
 
-    def run(self, evidence: Evidence) -> list[Reading]:
-        """For each judge: a gap for each role, and the never-saw model's presence of each target."""
-        if "oracle" not in evidence.pictures:
-            return []
+    def run(self, evidence: Drawn) -> list[Reading]:
+        """For each judge a gap for each role."""
         found = []
-        for judge, seen in evidence.seen.items():
+        for judge in evidence.featured():
+            if not evidence.has("oracle", judge, "features"):
+                continue
+            before, after, never = (evidence(which, judge, "features") for which in ("before", "after", "oracle"))
             for role in ROLES:
                 rows = evidence.plan.rows(role=role)
-                if len(rows) < _FEWEST or not seen["oracle"].features.shape[1]:
+                if len(rows) < _FEWEST:
                     continue
-                oracle = seen["oracle"].features[rows]
                 found.append(
                     Reading(
-                        name="gap to a model that never saw it",
+                        name=GAP,
                         role=role,
-                        value=float(f"{kernel(seen['after'].features[rows], oracle)[0]:.5g}"),
-                        before=float(f"{kernel(seen['before'].features[rows], oracle)[0]:.5g}"),
+                        value=float(f"{kernel(after[rows], never[rows])[0]:.5g}"),
+                        before=float(f"{kernel(before[rows], never[rows])[0]:.5g}"),
                         n=len(rows),
-                        higher_is_better=False,
                         evaluator=evidence.evaluators[judge],
                     )
                 )
+        return found
+
+
+class OraclePresence(Probe):
+    """How often a model that never saw the target shows it, in percent with Wilson's interval."""
+
+    name = "oracle presence"
+    makes = (NEVER,)
+    subjects = ("generator",)
+    needs = ("present",)
+
+    def run(self, evidence: Drawn) -> list[Reading]:
+        """For each judge one reading of each target; none where no such model was given."""
+        found = []
         for g, judge, classes in evidence.asked():
             group = evidence.plan.groups[g]
-            if group.role != "target":
+            if group.role != "target" or not evidence.has("oracle", judge, "present"):
                 continue
             shown = evidence.present(judge, "oracle", classes)[evidence.plan.rows(group=g)]
             rate = statistics.wilson(int(shown.sum()), len(shown))
             found.append(
                 Reading(
-                    name="presence in a model that never saw it",
+                    name=NEVER,
                     concept=group.name,
                     role="target",
                     value=round(100 * rate.value, 3),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from palimpsest.core import declared
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Denoiser
@@ -18,6 +19,7 @@ from palimpsest.core.sampling import Sampling
 from palimpsest.ops import statistics
 from palimpsest.ops.neighbours import everyday
 from palimpsest.ops.prompts import asking
+from palimpsest.probes.attempt import Budget
 from palimpsest.probes.neighbours import Eye, Near
 from palimpsest.probes.neighbours import neighbours as neighbours_of
 from palimpsest.worlds import concepts as world_words
@@ -74,6 +76,8 @@ class Plan:
         looks: how often an audit that stops early may look at its readings; 1: only at the end.
         look: which of them this is. Look k of K has k/K of every group's pictures, seed by seed over all prompts, each
             with the prompt and seed that it has at the last look.
+        aim: where presence of the target was meant to go: "away" (erased) or "in" (taught).
+        resurfacing: the budget at which the targets are also to be brought back; None: not asked for.
     """
 
     request: Request
@@ -85,6 +89,8 @@ class Plan:
     negative: str = ""
     look: int = field(default=1, repr=False)
     looks: int = field(default=1, repr=False)
+    aim: Literal["away", "in"] = "away"
+    resurfacing: Budget | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.look <= self.looks:
@@ -172,19 +178,8 @@ class Plan:
 
     @staticmethod
     def from_plain(plain: Mapping[str, Any]) -> Plan:
-        groups = tuple(
-            Group(
-                role=g["role"],
-                concept=None if g["concept"] is None else Concept.from_plain(g["concept"]),
-                prompts=tuple(g["prompts"]),
-                seeds=g["seeds"],
-                reason=g["reason"],
-            )
-            for g in plain["groups"]
-        )
-        how = {k: plain[k] for k in ("first_seed", "steps", "guidance", "size", "negative")}
-        how |= {k: plain[k] for k in ("look", "looks") if k in plain}
-        return Plan(request=Request.from_plain(plain["request"]), groups=groups, **how)
+        """Raises Damaged where a field is missing, unknown or of another type."""
+        return declared.fitted(dict(plain), Plan, "the plan")
 
 
 def plan(

@@ -8,15 +8,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from palimpsest.core.reading import Reading
+from palimpsest.core.reading import Change, Reading
 from palimpsest.ops import statistics
-from palimpsest.probes.evidence import Evidence
+from palimpsest.probes.drawn import Drawn
+from palimpsest.probes.evidence import Probe
 
 
-class Presence:
+class Presence(Probe):
     """Presence of each concept in the pictures that ask for it, in percent, before and after.
 
-    Interval: Wilson's for the rate, Tango's score interval for the paired change (`detail["change"]`). Floor: how far
+    Interval: Wilson's for the rate, Tango's score interval for the paired change (`change`). Floor: how far
     two seed sets of the untouched model lie apart; `detail["seeds apart"]` is the p of Fisher's test that they do so by
     chance. p: McNemar's exact test of the same-seed pairs, corrected by Benjamini and Hochberg over the concepts of a
     role (targets, neighbours and unrelated ones answer different questions). An audit that may stop early spends its
@@ -24,9 +25,11 @@ class Presence:
     """
 
     name = "presence"
-    from_receipt = True
+    makes = ("presence",)
+    subjects = ("generator",)
+    needs = ("present",)
 
-    def run(self, evidence: Evidence) -> list[Reading]:
+    def run(self, evidence: Drawn) -> list[Reading]:
         """One reading for each concept and judge, then one for all neighbours and one for all unrelated concepts."""
         found = []
         for judge in evidence.evaluators:
@@ -51,7 +54,7 @@ def _corrected(readings: Sequence[Reading]) -> list[Reading]:
     return found
 
 
-def _of(evidence: Evidence, judge: str, asked: Sequence[tuple[int, list[int]]]) -> Reading:
+def _of(evidence: Drawn, judge: str, asked: Sequence[tuple[int, list[int]]]) -> Reading:
     """The reading of one concept, or of several of one role together."""
     plan = evidence.plan
     before, after, other = [
@@ -64,8 +67,7 @@ def _of(evidence: Evidence, judge: str, asked: Sequence[tuple[int, list[int]]]) 
     change = statistics.paired(before.numpy(), after.numpy(), level)
     floor = statistics.rate_floor(shown + again, n + len(other), n, level)
     group = plan.groups[asked[0][0]]
-    detail: dict[str, object] = {"change": {k: _percent(v) for k, v in change._asdict().items()}}
-    detail["seeds apart"] = float(f"{statistics.unlike(shown, n, again, len(other)):.4g}")
+    detail: dict[str, object] = {"seeds apart": float(f"{statistics.unlike(shown, n, again, len(other)):.4g}")}
     if len(asked) > 1:
         detail["concepts"] = [plan.groups[g].name for g, _ in asked]
     else:
@@ -79,21 +81,21 @@ def _of(evidence: Evidence, judge: str, asked: Sequence[tuple[int, list[int]]]) 
         high=_percent(rate.high),
         n=n,
         unit="%",
-        higher_is_better=group.role != "target",
         before=_percent(float(before.float().mean())),
         floor=_percent(floor),
         p=min(1.0, plan.looks * statistics.mcnemar(before.numpy(), after.numpy())),
         evaluator=evidence.evaluators[judge],
+        change=Change(**{k: _percent(v) for k, v in change._asdict().items()}),
         detail=detail,
     )
 
 
-def _hits(evidence: Evidence, judge: str, which: str, group: int, classes: Sequence[int]) -> Tensor:
+def _hits(evidence: Drawn, judge: str, which: str, group: int, classes: Sequence[int]) -> Tensor:
     rows = evidence.plan.twin_rows(group=group) if which == "other" else evidence.plan.rows(group=group)
     return evidence.present(judge, which, classes)[rows]
 
 
-def _instead(evidence: Evidence, judge: str, group: int, classes: Sequence[int]) -> list[list[object]]:
+def _instead(evidence: Drawn, judge: str, group: int, classes: Sequence[int]) -> list[list[object]]:
     """What is seen more often than before in the pictures that ask for the concept: up to 3 (class, points)."""
     rows = evidence.plan.rows(group=group)
     names = evidence.evaluators[judge].classes

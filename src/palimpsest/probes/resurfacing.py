@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Denoiser
 from palimpsest.core.patch import Patch
-from palimpsest.core.reading import Evaluator, Reading
+from palimpsest.core.reading import Curve, Evaluator, Reading, Series
 from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.ops import statistics
@@ -124,12 +123,10 @@ def reading_of(name: str, concept: str, evaluator: Evaluator | None, detail: Map
     rates = {who: [_rate(b) for b in bits] for who, bits in shown.items()}
     steps, last = list(detail["steps"]), rates[EDITED][-1]
     ends = {who: points * len(steps) if len(points) == 1 else points for who, points in rates.items()}
-    series = [
-        {"name": who, "y": [p.value for p in ps], "low": [p.low for p in ps], "high": [p.high for p in ps]}
+    series = tuple(
+        Series(name=who, y=tuple(p.value for p in ps), low=tuple(p.low for p in ps), high=tuple(p.high for p in ps))
         for who, ps in ends.items()
-    ]
-    curve = {"x": steps, "x_label": "steps", "y_label": "presence, %", "series": series}
-    kept = {"steps": steps, "shown": dict(shown), "budget": dict(detail["budget"]), "curve": curve}
+    )
     return Reading(
         name=name,
         concept=concept,
@@ -139,10 +136,10 @@ def reading_of(name: str, concept: str, evaluator: Evaluator | None, detail: Map
         high=last.high,
         n=len(shown[EDITED][-1]),
         unit="%",
-        higher_is_better=False,
         before=rates[UNTOUCHED][0].value,
         evaluator=evaluator,
-        detail=kept,
+        curve=Curve(x=tuple(steps), x_label="steps", y_label="presence, %", series=series),
+        detail={"steps": steps, "shown": dict(shown), "budget": dict(detail["budget"])},
     )
 
 
@@ -201,7 +198,7 @@ def _work(
 
 
 def _relearnt(work: _Work, kind: Kind) -> list[Reading]:
-    start, budget, scene = time.perf_counter(), work.budget, work.scene
+    budget, scene = work.budget, work.scene
     prompts = scene.teach[kind]
     texts = [prompts[i % len(prompts)] for i in range(budget.pictures)]
     learnt = _drawn(work.host, texts, 2 * _SEED + 1000 * budget.seed, budget)
@@ -219,12 +216,12 @@ def _relearnt(work: _Work, kind: Kind) -> list[Reading]:
             _watched(model, work, data, look)
         bits[who] = points
     bits[UNTOUCHED] = [work.as_it_is(UNTOUCHED, work.host)]
-    spent = _spent(budget, start, pictures=budget.pictures, of=kind)
+    spent = _spent(budget, pictures=budget.pictures, of=kind)
     return _readings(RELEARNT[kind], scene, work.judges, bits, {"steps": list(budget.steps), "budget": spent})
 
 
 def _inverted(work: _Work) -> list[Reading]:
-    start, budget, scene, targets = time.perf_counter(), work.budget, work.scene, work.request.target
+    budget, scene, targets = work.budget, work.scene, work.request.target
     bits: dict[str, list[Bits]] = {}
     for who, model, patch in work.models:
         found: Bits = {}
@@ -238,7 +235,7 @@ def _inverted(work: _Work) -> list[Reading]:
         with patch.applied(model):
             bits[who] = [work.as_it_is(who, model), found]
     bits[UNTOUCHED] = [work.as_it_is(UNTOUCHED, work.host)]
-    spent = _spent(budget, start, words=budget.words, steps=budget.attack_steps, batch=budget.attack_batch)
+    spent = _spent(budget, words=budget.words, steps=budget.attack_steps, batch=budget.attack_batch)
     return _readings(INVERTED, scene, work.judges, bits, {"steps": [0, budget.attack_steps], "budget": spent})
 
 
@@ -334,9 +331,9 @@ def _shown(model: Denoiser, scene: _Scene, judges: Sequence[Judge], budget: Budg
     return found
 
 
-def _spent(budget: Budget, start: float, **own: Any) -> dict[str, Any]:
-    """The budget as the receipt keeps it, with the seconds that it took."""
-    return {**asdict(budget), "steps": list(budget.steps), **own, "seconds": round(time.perf_counter() - start, 1)}
+def _spent(budget: Budget, **own: Any) -> dict[str, Any]:
+    """The budget as the receipt keeps it."""
+    return {**asdict(budget), "steps": list(budget.steps), **own}
 
 
 def _readings(

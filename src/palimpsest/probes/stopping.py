@@ -21,8 +21,8 @@ from typing import Any
 from palimpsest.core.reading import Reading
 from palimpsest.core.trace import Trace
 from palimpsest.probes.collapse import Collapse
+from palimpsest.probes.drawn import Drawn, collect
 from palimpsest.probes.evaluators import Judge
-from palimpsest.probes.evidence import Evidence, collect
 from palimpsest.probes.gallery import Gallery
 from palimpsest.probes.plan import Plan
 from palimpsest.probes.presence import Presence
@@ -40,7 +40,8 @@ def unclear(readings: Sequence[Reading], margin: float = MARGIN) -> list[Reading
         for r in readings
         if ((r.name == "presence" and r.concept) or (r.name == "collapse" and r.role != "empty"))
         and verdict(r) != "changed"
-        and max(abs(r.detail["change"][k]) for k in ("low", "high")) > margin
+        and r.change is not None
+        and max(abs(r.change.low), abs(r.change.high)) > margin
     ]
 
 
@@ -56,7 +57,7 @@ def collect_until_clear(
     batch: int = 16,
     gallery: Gallery | None = None,
     trace: Trace | None = None,
-) -> Evidence:
+) -> Drawn:
     """`collect` in parts: after each, stops where no question is left; the returned plan tells at which look.
 
     Args:
@@ -76,4 +77,4 @@ def collect_until_clear(
         found = Presence().run(evidence)
         if look == looks or (found and not unclear([*found, *Collapse().run(evidence)], margin)):
             break
-    return replace(evidence, cost={**evidence.cost, "seconds": round(seconds, 3), "looks": [look, looks]})
+    return replace(evidence, cost={**evidence.cost, "seconds": round(seconds, 3)})

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from palimpsest.core.delta import Delta
-from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Reading
-from palimpsest.probes.evidence import Evidence
+from palimpsest.probes.evidence import PATCH, Evidence, Probe
 
 _EXACT_RANK = 4_000_000  # entries up to which the rank of a change without factors is computed
 
 
-class Weights:
+class Weights(Probe):
     """Changed tensors, their norms, ranks and bytes.
 
     `relative = sqrt(sum ||dW||^2) / sqrt(sum ||W||^2)` over the changed tensors, in percent. Cost: one dense form of
@@ -24,29 +22,29 @@ class Weights:
     """
 
     name = "weights"
-    from_receipt = False  # needs the patch itself
+    makes = ("changed tensors", "relative weight change")
+    subjects = ("generator", "classifier")
+    needs = (PATCH,)
 
     def run(self, evidence: Evidence) -> list[Reading]:
         """Two readings; `detail["tensors"]` of the second lists every changed tensor."""
-        return [] if evidence.patch is None else weights_of(evidence.patch, evidence.base)
-
-
-def weights_of(patch: Patch, norms: Mapping[str, tuple[tuple[int, ...], float]]) -> list[Reading]:
-    """The same of a patch and the (shape, Frobenius norm) of each tensor that it changes."""
-    rows = [_row(n, d, *norms[n]) for n, d in sorted(patch.deltas.items()) if n in norms]
-    change = math.sqrt(sum(r["norm"] ** 2 for r in rows))
-    base = math.sqrt(sum(norms[r["name"]][1] ** 2 for r in rows))
-    detail = {"tensors": rows, "hooks": [h.id for h in patch.hooks], "bytes": patch.nbytes()}
-    return [
-        Reading(name="changed tensors", value=float(len(rows)), n=len(rows)),
-        Reading(
-            name="relative weight change",
-            value=_short(100 * change / base) if base else 0.0,
-            n=len(rows),
-            unit="%",
-            detail=detail,
-        ),
-    ]
+        if evidence.patch is None:
+            return []
+        patch, norms = evidence.patch, evidence.base
+        rows = [_row(n, d, *norms[n]) for n, d in sorted(patch.deltas.items()) if n in norms]
+        change = math.sqrt(sum(r["norm"] ** 2 for r in rows))
+        base = math.sqrt(sum(norms[r["name"]][1] ** 2 for r in rows))
+        detail = {"tensors": rows, "hooks": [h.id for h in patch.hooks], "bytes": patch.nbytes()}
+        return [
+            Reading(name="changed tensors", value=float(len(rows)), n=len(rows)),
+            Reading(
+                name="relative weight change",
+                value=_short(100 * change / base) if base else 0.0,
+                n=len(rows),
+                unit="%",
+                detail=detail,
+            ),
+        ]
 
 
 def _row(name: str, delta: Delta, shape: tuple[int, ...], base: float) -> dict[str, Any]:

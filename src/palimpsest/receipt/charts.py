@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup, escape
+
+from palimpsest.core.printable import printable
+from palimpsest.core.reading import Curve
 
 _W, _H = 220, 26  # of a range plot, in its own units
 _CURVE = (560, 260)
@@ -31,16 +33,12 @@ def range_plot(before: float, after: float, low: float, high: float, floor: floa
     )
 
 
-def curves(detail: Mapping[str, Any], title: str) -> Markup:
-    """Lines with bands over one axis.
-
-    Args:
-        detail: {"x": [...], "x_label": str, "y_label": str, "series": [{"name", "y", "low"?, "high"?}, ...]}.
-    """
+def curves(curve: Curve, title: str) -> Markup:
+    """Lines with bands over one axis."""
     w, h = _CURVE
     left, right, bottom, top = _MARGIN
-    xs = [float(v) for v in detail["x"]]
-    ys = [float(v) for s in detail["series"] for k in ("y", "low", "high") for v in s.get(k, [])]
+    xs = [float(v) for v in curve.x]
+    ys = [float(v) for s in curve.series for line in (s.y, s.low, s.high) for v in line]
     lowest, highest = min([0.0, *ys]), max([*ys, 1e-9])
 
     def px(v: float) -> float:
@@ -49,25 +47,24 @@ def curves(detail: Mapping[str, Any], title: str) -> Markup:
     def py(v: float) -> float:
         return h - bottom - (h - top - bottom) * (v - lowest) / ((highest - lowest) or 1.0)
 
-    drawn = [_frame(detail, xs, (lowest, highest), px, py)]
-    for i, series in enumerate(detail["series"]):
-        points = [(px(x), py(float(y))) for x, y in zip(xs, series["y"], strict=True)]
-        if "low" in series:
-            band = [(px(x), py(float(v))) for x, v in zip(xs, series["high"], strict=True)]
-            band += [(px(x), py(float(v))) for x, v in zip(xs[::-1], series["low"][::-1], strict=True)]
+    drawn = [_frame(curve, xs, (lowest, highest), px, py)]
+    for i, series in enumerate(curve.series):
+        points = [(px(x), py(float(y))) for x, y in zip(xs, series.y, strict=True)]
+        if series.low:
+            band = [(px(x), py(float(v))) for x, v in zip(xs, series.high, strict=True)]
+            band += [(px(x), py(float(v))) for x, v in zip(xs[::-1], series.low[::-1], strict=True)]
             drawn.append(f'<polygon class="band s{i % 4}" points="{_path(band)}"/>')
         drawn.append(f'<polyline class="line s{i % 4}" points="{_path(points)}"/>')
         end = points[-1]
         drawn.append(
             f'<text class="key s{i % 4}" x="{end[0] - 4:.1f}" y="{end[1] - 6:.1f}" text-anchor="end">'
-            f"{escape(series['name'])}</text>"
+            f"{escape(printable(series.name))}</text>"
         )
-    return Markup(
-        f'<svg class="curves" viewBox="0 0 {w} {h}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
-    )
+    label = escape(printable(title))
+    return Markup(f'<svg class="curves" viewBox="0 0 {w} {h}" role="img" aria-label="{label}">{"".join(drawn)}</svg>')
 
 
-def _frame(detail: Mapping[str, Any], xs: list[float], span: tuple[float, float], px: Any, py: Any) -> str:
+def _frame(curve: Curve, xs: list[float], span: tuple[float, float], px: Any, py: Any) -> str:
     """Axes with their end values and names."""
     w, h = _CURVE
     left, right, bottom, _ = _MARGIN
@@ -76,8 +73,10 @@ def _frame(detail: Mapping[str, Any], xs: list[float], span: tuple[float, float]
         parts.append(f'<text class="tick" x="{left - 6}" y="{py(v) + 4:.1f}" text-anchor="end">{v:g}</text>')
     for v in (xs[0], xs[-1]):
         parts.append(f'<text class="tick" x="{px(v):.1f}" y="{h - bottom + 15}" text-anchor="middle">{v:g}</text>')
-    parts.append(f'<text class="tick" x="{w / 2}" y="{h - 4}" text-anchor="middle">{escape(detail["x_label"])}</text>')
-    parts.append(f'<text class="tick" x="{left}" y="10">{escape(detail["y_label"])}</text>')
+    parts.append(
+        f'<text class="tick" x="{w / 2}" y="{h - 4}" text-anchor="middle">{escape(printable(curve.x_label))}</text>'
+    )
+    parts.append(f'<text class="tick" x="{left}" y="10">{escape(printable(curve.y_label))}</text>')
     return "".join(parts)
 
 

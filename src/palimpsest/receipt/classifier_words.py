@@ -37,7 +37,7 @@ def sentences(readings: Sequence[Reading], targets: Sequence[str]) -> list[dict[
     else:
         said.append(_say("unsure", "No held-out samples of the kind were given, so membership was not asked."))
     for r in (r for r in readings if r.name == "trace in features" and r.concept == "linear probe"):
-        never = r.detail["retrained"]
+        never = r.references or ()
         beside = f", in retrained models {sum(never) / len(never):.2f}" if never else ""
         text = f"In the features a linear probe still finds the forgotten classes: area {r.value:.2f}, before "
         said.append(_say("plain", text + f"{r.before:.2f}{beside} (0.5 would be no trace)."))
@@ -78,15 +78,15 @@ def _accuracy(readings: Sequence[Reading]) -> list[dict[str, str]]:
     if kept is not None:
         lost = kept.value - (kept.before or 0.0)
         text = f"Of held-out samples of kept classes it gets {kept.value:.0f} % right, before {kept.before:.0f} %"
-        if kept.detail.get("retrained"):
-            text += f", retrained models {min(kept.detail['retrained']):.0f} to {max(kept.detail['retrained']):.0f} %"
+        if kept.references:
+            text += f", retrained models {min(kept.references):.0f} to {max(kept.references):.0f} %"
         said.append(_say("good" if lost >= -COST else "bad", text + "."))
     return said
 
 
 def _membership(attacks: Sequence[Reading]) -> dict[str, str]:
     worst = max(attacks, key=lambda r: r.value)
-    never = worst.detail["retrained"]
+    never = worst.references
     text = (
         f"The best of {len(attacks)} membership attacks ({worst.concept}) tells forgotten samples from held-out "
         f"ones of their kind with area {worst.value:.2f} ({worst.low:.2f} to {worst.high:.2f}), before "
@@ -94,13 +94,13 @@ def _membership(attacks: Sequence[Reading]) -> dict[str, str]:
     )
     if never:
         text += f", on retrained models {sum(never) / len(never):.2f}"
-    bound = max([CHANCE, *never])
+    bound = max([CHANCE, *(never or ())])
     tone = "good" if worst.value <= bound else "bad" if worst.low > bound else "unsure"
     return _say(tone, text + "; 0.5 is a coin.")
 
 
 def _relearning(r: Reading) -> dict[str, str]:
-    budget, never = r.detail["budget"], r.detail.get("retrained", [])
+    budget, never = r.detail["budget"], r.references
     took = f"{r.value:.0f} steps" if r.detail["reached"] else f"more than {budget} steps"
     text = f"Fine-tuning on the forgotten samples brings them back within {took}"
     if r.detail["reached"] is False:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from palimpsest.core.errors import BadRequest
+from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.core.files import write_text
-from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
-from palimpsest.probes.evidence import Evidence
 from palimpsest.receipt.compare_page import render
 from palimpsest.receipt.downloads import table
+from palimpsest.receipt.make import HTML_FILE, JSON_FILE
+from palimpsest.receipt.pictures import check
 from palimpsest.receipt.schema import load
-from palimpsest.receipt.verify import evidence_of
-from palimpsest.receipt.write import HTML_FILE, JSON_FILE
+from palimpsest.receipt.subject import Subject, find, subject_of
 
 NAME = "compare"
 _SHOWN = {"target": 6, "neighbour": 4, "unrelated": 2}  # same-seed pictures a role
@@ -56,10 +51,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Rows that were measured on the same footing: the same model, concepts and seeds."""
+    """Rows that were measured on the same footing: the same model, concepts and seeds. subject: what they are about."""
 
     title: str
     rows: tuple[Row, ...]
+    subject: str = "generator"
 
 
 def compare(receipts: Sequence[str | Path], out: str | Path) -> tuple[Path, Path, Path]:
@@ -77,11 +73,15 @@ def compare(receipts: Sequence[str | Path], out: str | Path) -> tuple[Path, Path
         raise BadRequest("There is nothing to compare: give the folders of two or more receipts.")
     datas = [load(p) for p in paths]
     _same_footing(paths, datas)
-    names = _names(paths, datas)
-    rows = tuple(row(name, data) for name, data in zip(names, datas, strict=True))
+    names, subject = _names(paths, datas), subject_of(datas[0])
     targets = ", ".join(c["name"] for c in datas[0]["request"]["target"])
-    section = Section(title=f"{targets} in {datas[0]['base']['name']}", rows=rows)
-    return write([section], Path(out), strips=_strips(paths, datas, names), notes=_differences(names, datas))
+    try:
+        rows = tuple(row(name, data, subject) for name, data in zip(names, datas, strict=True))
+        strips = _strips(paths, datas, names, subject)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as e:
+        raise Damaged(f"One of these receipts was altered: its parts do not fit together ({e}); verify it.") from e
+    section = Section(title=f"{targets} in {datas[0]['base']['name']}", rows=rows, subject=subject.name)
+    return write([section], Path(out), strips=strips, notes=_differences(names, datas))
 
 
 def write(
@@ -105,10 +105,11 @@ def write(
         "notes": list(notes),
         "sections": [{"title": s.title, "rows": [_plain(r) for r in s.rows]} for s in sections],
     }
+    labels = [find(s.subject).compared for s in sections]
     text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     rows = _csv(sections)
     page = render(
-        plain, strips, downloads={f"{name}.json": text if alone else "", f"{name}.csv": rows if alone else ""}
+        plain, labels, strips, downloads={f"{name}.json": text if alone else "", f"{name}.csv": rows if alone else ""}
     )
     return (
         write_text(out / f"{name}.html", page),
@@ -117,44 +118,26 @@ def write(
     )
 
 
-def row(name: str, data: dict[str, Any]) -> Row:
-    """One receipt as a row: rates pooled over all concepts of a role, by the first judge, from the kept reads."""
-    evidence = evidence_of(data)
-    judge = next(iter(evidence.evaluators), None)
-    target = _bits(evidence, judge, "target")
-    if target is None:
-        raise BadRequest(f"In the receipt of {name} no judge knows the target, so there is nothing to compare.")
-    others = {}
-    for role in ("neighbour", "unrelated"):
-        found = _bits(evidence, judge, role)
-        others[role] = None if found is None else statistics.paired(found[0].numpy(), found[1].numpy())
-    made = data["method"] or {}
+def row(name: str, data: dict[str, Any], subject: type[Subject]) -> Row:
+    """One receipt as a row, from the evidence that it keeps."""
+    try:
+        rates = subject.rates(subject.kept(data, {}))
+    except BadRequest as e:
+        raise BadRequest(f"The receipt of {name} cannot be compared: {e}.") from e
+    cost = data["run"]["edit"]
     return Row(
         name=name,
-        target=statistics.wilson(int(target[1].sum()), len(target[1])),
-        before=statistics.wilson(int(target[0].sum()), len(target[0])),
-        neighbours=others["neighbour"],
-        unrelated=others["unrelated"],
-        seconds=made.get("seconds"),
-        forwards=sum((made.get("forwards") or {}).values()) if made else None,
-        peak_bytes=made.get("peak_bytes"),
+        target=rates.target,
+        before=rates.before,
+        neighbours=rates.neighbours,
+        unrelated=rates.unrelated,
+        seconds=cost.get("seconds"),
+        forwards=sum(cost["forwards"].values()) if cost.get("forwards") else None,
+        peak_bytes=cost.get("peak_bytes"),
         patch_bytes=data["edited"].get("bytes"),
-        pictures=len(target[1]),
+        pictures=rates.n,
         note=data["headline"],
     )
-
-
-def _bits(evidence: Evidence, judge: str | None, role: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """(before, after) bits of all pictures of a role; None where the judge knows none of its concepts."""
-    plan = evidence.plan
-    asked = [(g, c) for g, j, c in evidence.asked() if j == judge and plan.groups[g].role == role]
-    if judge is None or not asked:
-        return None
-    before, after = (
-        torch.cat([evidence.present(judge, which, classes)[plan.rows(group=g)] for g, classes in asked])
-        for which in ("before", "after")
-    )
-    return before, after
 
 
 def _same_footing(paths: Sequence[Path], datas: Sequence[dict[str, Any]]) -> None:
@@ -164,6 +147,8 @@ def _same_footing(paths: Sequence[Path], datas: Sequence[dict[str, Any]]) -> Non
     model, targets = footing(datas[0])
     for path, data in zip(paths[1:], datas[1:], strict=True):
         other, about = footing(data)
+        if data["subject"] != datas[0]["subject"]:
+            raise BadRequest(f"{path} is about a {data['subject']}, {paths[0]} about a {datas[0]['subject']}.")
         if other != model:
             raise BadRequest(
                 f"{path} is about another model ({data['base']['name']} {other[:12]}) than {paths[0]} "
@@ -178,7 +163,7 @@ def _differences(names: Sequence[str], datas: Sequence[dict[str, Any]]) -> list[
     found = []
     for name, data in zip(names[1:], datas[1:], strict=True):
         if _drawing(data) != _drawing(datas[0]):
-            found.append(f"{name} was measured with other prompts, seeds or sampling than {names[0]}.")
+            found.append(f"{name} was measured with other prompts, samples, seeds or settings than {names[0]}.")
         if next(iter(data["evaluators"].values()), None) != next(iter(datas[0]["evaluators"].values()), None):
             found.append(f"{name} was read by another judge than {names[0]}.")
     return found
@@ -191,44 +176,41 @@ def _drawing(data: dict[str, Any]) -> dict[str, Any]:
 
 def _names(paths: Sequence[Path], datas: Sequence[dict[str, Any]]) -> list[str]:
     """The method's name, with the folder's where two are the same."""
-    found = [(d["method"] or {}).get("name") or p.parent.name for p, d in zip(paths, datas, strict=True)]
+    found = [str((d["method"] or {}).get("name") or p.parent.name) for p, d in zip(paths, datas, strict=True)]
     return [
         name if found.count(name) == 1 else f"{name} ({path.parent.name or path.resolve().parent.name})"
         for name, path in zip(found, paths, strict=True)
     ]
 
 
-def _strips(paths: Sequence[Path], datas: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+def _strips(
+    paths: Sequence[Path], datas: Sequence[dict[str, Any]], names: Sequence[str], subject: type[Subject]
+) -> list[dict[str, Any]]:
     """Pictures that all pages show with the same prompt and seed: the untouched model's, then each edit's."""
-    pages = [_pictures(path, data) for path, data in zip(paths, datas, strict=True)]
-    shots = evidence_of(datas[0]).plan
+    pages = [_pictures(path, data, subject) for path, data in zip(paths, datas, strict=True)]
     found: list[dict[str, Any]] = []
     left = dict(_SHOWN)
-    for shot in shots.shots:
-        group = shots.groups[shot.group]
-        at = (shot.prompt, shot.seed)
-        if left.get(group.role, 0) and all(("before", *at) in p and ("after", *at) in p for p in pages):
-            left[group.role] -= 1
+    for pair in subject.pairs(subject.kept(datas[0], {})):
+        at = (pair.prompt, pair.seed)
+        if left.get(pair.role, 0) and all(("before", *at) in p and ("after", *at) in p for p in pages):
+            left[pair.role] -= 1
             cells = [{"name": "untouched", "source": pages[0][("before", *at)]}]
             cells += [{"name": n, "source": p[("after", *at)]} for n, p in zip(names, pages, strict=True)]
-            found.append({"prompt": shot.prompt, "seed": shot.seed, "role": group.role, "cells": cells})
+            found.append({"prompt": pair.prompt, "seed": pair.seed, "role": pair.role, "cells": cells})
     return found
 
 
-def _pictures(path: Path, data: dict[str, Any]) -> dict[tuple[str, str, int], str]:
-    """(set, prompt, seed) -> data URI, of the pictures in a receipt's page that have the hash it states."""
+def _pictures(path: Path, data: dict[str, Any], subject: type[Subject]) -> dict[tuple[str, str, int], str]:
+    """(set, prompt, seed) -> data URI, of the pictures in a receipt's page that are those that it states."""
     page = path.with_name(HTML_FILE)
-    if not page.is_file():
+    if not page.is_file() or not data["shown"]:
         return {}
-    encoded = re.findall(r'src="data:image/webp;base64,([A-Za-z0-9+/=]+)"', page.read_text(encoding="utf-8"))
-    by_hash = {hashlib.sha256(base64.b64decode(b)).hexdigest(): b for b in encoded}
-    shots = evidence_of(data).plan.shots
+    pairs = {pair.row: pair for pair in subject.pairs(subject.kept(data, {}))}
     found = {}
-    for shown in data["shown"]:
-        which, at = shown["picture"].split("/")
-        if shown["sha256"] in by_hash:
-            shot = shots[int(at)]
-            found[which, shot.prompt, shot.seed] = "data:image/webp;base64," + by_hash[shown["sha256"]]
+    for name, encoded in check(data, page.read_text(encoding="utf-8", errors="replace"))[0].items():
+        which, row = name.split("/")
+        pair = pairs[int(row)]
+        found[which, pair.prompt, pair.seed] = "data:image/webp;base64," + base64.b64encode(encoded).decode()
     return found
 
 

@@ -19,26 +19,32 @@ _CROWDED = 12  # rows
 
 
 def render(
-    data: Mapping[str, Any], strips: Sequence[Mapping[str, Any]] = (), *, downloads: Mapping[str, str] | None = None
+    data: Mapping[str, Any],
+    labels: Sequence[Mapping[str, str]],
+    strips: Sequence[Mapping[str, Any]] = (),
+    *,
+    downloads: Mapping[str, str] | None = None,
 ) -> str:
     """The page as HTML text: one file, no script, no network.
 
     Args:
-        data: what compare.json holds.
+        data: what compare.json holds. labels: of each section, its subject's words for columns and axes.
         strips: {"prompt", "seed", "role", "cells": [{"name", "source"}]} with data URIs.
         downloads: file name -> text, to be saved from the page; an empty text: the file lies beside the page.
     """
     values = {
         "version": versions()["palimpsest"],
         "notes": data["notes"],
-        "sections": [_section(s, first=i == 0) for i, s in enumerate(data["sections"])],
+        "sections": [
+            _section(s, of, first=i == 0) for i, (s, of) in enumerate(zip(data["sections"], labels, strict=True))
+        ],
         "strips": strips,
         "downloads": [(name, link(name, text) if text else name) for name, text in (downloads or {}).items()],
     }
     return fill("compare.html.j2", values)
 
 
-def _section(section: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
+def _section(section: Mapping[str, Any], labels: Mapping[str, str], *, first: bool) -> dict[str, Any]:
     rows = section["rows"]
     # So many names would hide the points: then numbers stand beside them, and before the names in the table.
     number_of = {r["name"]: str(i) for i, r in enumerate(rows, start=1)} if len(rows) > _CROWDED else {}
@@ -48,20 +54,19 @@ def _section(section: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
     )
     return {
         "title": section["title"],
+        "heads": [labels[k] for k in ("before", "target", "neighbours", "unrelated", "n")],
         "plots": [
             {
                 "title": "Forgetting against collateral",
                 "note": "Down and left is better: the target is gone, and the rest is spared."
                 + (" Numbers are those of the table." if number_of else ""),
-                "svg": scatter(
-                    by_harm, "points lost by neighbours or unrelated concepts, whichever is more", zero=True
-                ),
+                "svg": scatter(by_harm, labels["x"], labels, zero=True),
             },
             {
                 "title": "Forgetting against cost",
                 "note": "Down and left is better. Seconds are on a logarithmic scale; systems that act while the model "
                 "samples take theirs at every picture, which is not counted here.",
-                "svg": scatter(by_cost, "seconds that the edit takes", log=True),
+                "svg": scatter(by_cost, "seconds that the edit takes", labels, log=True),
             },
         ]
         if first or len(rows) > 1
@@ -101,12 +106,20 @@ def front(points: Sequence[Mapping[str, Any]]) -> list[str]:
     return [p["name"] for p in sorted(points, key=lambda p: (p["x"][0], p["y"][0])) if not beaten(p)]
 
 
-def scatter(points: Sequence[Mapping[str, Any]], x_label: str, *, log: bool = False, zero: bool = False) -> Markup:
+def scatter(
+    points: Sequence[Mapping[str, Any]],
+    x_label: str,
+    labels: Mapping[str, str],
+    *,
+    log: bool = False,
+    zero: bool = False,
+) -> Markup:
     """Points with the whiskers of their 95 % intervals, names beside them, and a line along the best.
 
     Args:
         points: {"name", "x": (value, low, high), "y": (value, low, high)}; y in percent. "label": what stands beside
             the point, where it is not the name.
+        labels: the subject's words: y of the axis, said of one point.
         log: of the x axis; values below a hundredth count as one.
         zero: marks x = 0.
     """
@@ -126,7 +139,7 @@ def scatter(points: Sequence[Mapping[str, Any]], x_label: str, *, log: bool = Fa
     def py(v: float) -> float:
         return _H - _BOTTOM - (_H - _BOTTOM - _TOP) * v / 100
 
-    drawn = [_axes(start, end, px, py, x_label, log)]
+    drawn = [_axes(start, end, px, py, (x_label, labels["y"]), log)]
     if zero:
         drawn.append(f'<line class="floor-line" x1="{px(0):.1f}" x2="{px(0):.1f}" y1="{_TOP}" y2="{_H - _BOTTOM}"/>')
     best = front(points)
@@ -135,7 +148,7 @@ def scatter(points: Sequence[Mapping[str, Any]], x_label: str, *, log: bool = Fa
     taken: list[tuple[float, float, float]] = []
     for p in sorted(points, key=lambda p: -p["y"][0]):
         (x, left, right), (y, low, high) = p["x"], p["y"]
-        said = f"{p['name']}: target shown {y:.0f} % ({low:.0f} to {high:.0f}), {x_label} {x:.2g}"
+        said = f"{p['name']}: {labels['said']} {y:.0f} % ({low:.0f} to {high:.0f}), {x_label} {x:.2g}"
         if right != left:
             said += f" ({left:.2g} to {right:.2g})"
             drawn.append(_line(px(left), px(right), py(y), py(y)))
@@ -146,7 +159,7 @@ def scatter(points: Sequence[Mapping[str, Any]], x_label: str, *, log: bool = Fa
         )
         drawn.append(_label(p.get("label", p["name"]), px(x), py(y), taken))
     names = ", ".join(f"{p['name']} at {p['x'][0]:.2g} and {p['y'][0]:.0f} %" for p in points)
-    label = escape(f"{x_label}, against the share of pictures that still show the target: {names}")
+    label = escape(f"{x_label}, against the share of {labels['y']}: {names}")
     return Markup(
         f'<svg class="scatter" viewBox="0 0 {_W} {_H}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'
     )
@@ -168,7 +181,7 @@ def _line(x1: float, x2: float, y1: float, y2: float) -> str:
     return f'<line class="whisker" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
 
 
-def _axes(start: float, end: float, px: Any, py: Any, x_label: str, log: bool) -> str:
+def _axes(start: float, end: float, px: Any, py: Any, labels: tuple[str, str], log: bool) -> str:
     base = _H - _BOTTOM
     parts = [f'<line class="axis" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{base}" y2="{base}"/>']
     for v in (0, 25, 50, 75, 100):
@@ -184,8 +197,8 @@ def _axes(start: float, end: float, px: Any, py: Any, x_label: str, log: bool) -
         text = f"{v:g}".replace("-", "−")
         parts.append(f'<text class="tick" x="{px(v):.1f}" y="{base + 16}" text-anchor="middle">{text}</text>')
     middle = (_LEFT + _W - _RIGHT) / 2
-    parts.append(f'<text class="tick" x="{_LEFT}" y="{_TOP - 8}">pictures that still show the target</text>')
-    parts.append(f'<text class="tick" x="{middle}" y="{_H - 8}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text class="tick" x="{_LEFT}" y="{_TOP - 8}">{escape(labels[1])}</text>')
+    parts.append(f'<text class="tick" x="{middle}" y="{_H - 8}" text-anchor="middle">{escape(labels[0])}</text>')
     return "".join(parts)
 
 

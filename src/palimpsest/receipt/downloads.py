@@ -48,8 +48,8 @@ def files(data: Mapping[str, Any]) -> dict[str, str]:
     """What a receipt's page offers: the receipt itself, on one line, and its readings as a table."""
     rows: list[list[Any]] = [[*_COLUMNS, *(f"change_{k}" for k in _CHANGE)]]
     for r in data["readings"]:
-        change = r["detail"].get("change")
-        limits = [change[k] for k in _CHANGE] if isinstance(change, Mapping) else [None] * len(_CHANGE)
+        change = r["change"]
+        limits = [None] * len(_CHANGE) if change is None else [change[k] for k in _CHANGE]
         rows.append([*(r[c] for c in _COLUMNS), *limits])
     return {"receipt.json": whole(data), "readings.csv": table(rows)}
 

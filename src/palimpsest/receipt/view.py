@@ -1,91 +1,122 @@
-"""The receipt's JSON, arranged for the page. Everything the template shows is a string, a number or a list."""
+"""The receipt's page: a pure function of the JSON and the pictures in it. Everything the template shows is plain."""
 
 from __future__ import annotations
 
+import base64
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from palimpsest.probes.plan import Plan
-from palimpsest.probes.resurfacing import NAMES
+from palimpsest.core.reading import Curve, Reading
+from palimpsest.probes.evidence import Evidence
+from palimpsest.probes.weights import Weights
 from palimpsest.receipt import charts
+from palimpsest.receipt.document import evaluators_of, reading
+from palimpsest.receipt.downloads import files, link
+from palimpsest.receipt.page import fill
+from palimpsest.receipt.subject import Pair, Section, Subject, subject_of
 
 _MOODS = {"changed": "changed", "unchanged": "unchanged", "cannot tell": "unsure", "": ""}
-_ROLES = {
-    "target": ("Target", "What the edit is about."),
-    "neighbour": ("Neighbours", "What lies closest to it in the model, and what was asked to stay."),
-    "unrelated": ("Unrelated", "Other kinds of concept. None of it should move."),
-    "empty": ("Empty prompt", "What the model draws unasked."),
-}
-_TABLES = (
-    ("Drift", ("pixel drift", "feature drift"), "How far a picture moves when prompt and seed stay."),
-    ("Distance", ("kernel distance", "Frechet distance"), "How far all pictures of a role moved, as distributions."),
-    ("Collapse", ("collapse",), "The share of pictures that turned into one colour, noise or copies."),
-    (
-        "Against a model that never saw it",
-        ("gap to a model that never saw it", "presence in a model that never saw it"),
-        "The gold standard of forgetting: the same recipe, trained without the target.",
-    ),
-    (
-        "Resurfacing",
-        NAMES,
-        "Presence after an attempt to bring the target back at a stated budget; before: the untouched model, as it is.",
-    ),
-    (
-        "Neighbours to the eye",
-        ("closeness",),
-        "How alike the untouched pictures of each concept and of the target are: cosine of the judge's features, less "
-        "what all share. Neighbours were chosen by the model's text embeddings before anything was drawn.",
-    ),
-)
 _COLUMNS = {
     "who": "of",
     "verdict": "verdict",
+    "plot": "0 to 100\u2009%",
+    "judge": "by",
+    "n": "n",
     "before": "before",
     "after": "after",
     "interval": "95 % interval",
+    "change": "change (95 %)",
     "floor": "noise floor",
     "p": "p",
-    "n": "pictures",
-    "judge": "by",
 }
-_KNOWN = {"presence", "leakage", "changed tensors", "relative weight change", *(n for t in _TABLES for n in t[1])}
+_TEXT = ("who", "verdict", "plot", "judge")
 
 
-def view(data: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
-    """What the template needs.
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """A reading as the page tells it: with its verdict, and whether a change of it looks wanted."""
+
+    reading: Reading
+    verdict: str
+    mood: str
+
+
+def render(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """The page as HTML text: one file, no script, no network.
 
     Args:
         data: the receipt.
-        sources: "set/row" -> data URI of the pictures to show.
+        pictures: "set/row" -> WebP bytes.
     """
-    readings = data["readings"]
-    several = len({r["evaluator"] for r in readings if r["name"] == "presence"}) > 1
-    weights = next((r for r in readings if r["name"] == "relative weight change"), None)
-    return {
+    subject = subject_of(data)
+    kept = subject.kept(data, {})
+    sources = {k: "data:image/webp;base64," + base64.b64encode(v).decode() for k, v in pictures.items()}
+    told = _told(data, subject, kept)
+    weights = next((t.reading for t in told if t.reading.name == "relative weight change"), None)
+    sections = [_section(s, subject, kept, told, sources) for s in (*subject.sections, _further(subject, told))]
+    values = {
+        "saved": [(name, link(name, text)) for name, text in files(data).items()],
         "data": data,
-        "title": data["headline"],
-        "figures": figures_of(readings),
-        "roles": _roles(data, sources),
-        "presence": [_presence(r) for r in readings if r["name"] == "presence"],
-        "several_judges": several,
-        "tables": [t for t in (table(readings, *entry) for entry in _TABLES) if t["rows"]],
-        "others": table(readings, "Further readings", tuple({r["name"] for r in readings} - _KNOWN), ""),
-        "matrices": matrices(readings),
-        "curves": [
-            {"title": f"{r['name']} {r['concept']}".strip(), "svg": charts.curves(r["detail"]["curve"], r["name"])}
-            for r in readings
-            if "curve" in r["detail"]
-        ],
-        "tensors": weights["detail"]["tensors"] if weights else [],
+        "counted": subject.counted,
+        "sections": [s for s in sections if s["content"]],
+        "tensors": weights.detail["tensors"] if weights else [],
         "method": method_of(data["method"]),
-        "cost": cost_rows(data),
-        "prints": prints_of(data),
+        "facts": subject.facts(kept),
+        "cost": _costs(data),
+        "prints": [*_prints(data), *subject.prints(kept)],
+        "terms": subject.terms,
+    }
+    return fill("receipt.html.j2", values)
+
+
+def _told(data: Mapping[str, Any], subject: type[Subject], kept: Evidence) -> list[_Told]:
+    evaluators = evaluators_of(data)
+    found = []
+    for row in data["readings"]:
+        r, mood = reading(row, evaluators), _MOODS[row["verdict"]]
+        if r.role == "target" and mood == "changed":
+            mood = "wanted" if subject.wanted(r, kept) else "changed"
+        found.append(_Told(reading=r, verdict=row["verdict"], mood=mood))
+    return found
+
+
+def _further(subject: type[Subject], told: Sequence[_Told]) -> Section:
+    """Readings that no section tells: those of probes from other packages."""
+    known = {name for s in subject.sections for name in s.readings} | set(Weights.makes)
+    return Section(title="Further readings", readings=tuple({t.reading.name for t in told} - known))
+
+
+def _section(
+    section: Section, subject: type[Subject], kept: Evidence, told: Sequence[_Told], sources: Mapping[str, str]
+) -> dict[str, Any]:
+    """A section with its content, which is empty where there is nothing to tell."""
+    mine = [t for t in told if t.reading.name in section.readings]
+    content: Any
+    if section.form == "figures":
+        mood = {id(t.reading): t.mood for t in told}
+        content = [_figure(name, r, mood[id(r)]) for name, r in subject.figures([t.reading for t in told])]
+    elif section.form == "pairs":
+        content = _roles(subject, subject.pairs(kept), sources) if sources else []
+    elif section.form == "matrix":
+        content = _matrices([t.reading for t in mine])
+    elif section.form == "curves":
+        content = [_curve(t.reading, t.reading.curve) for t in told if t.reading.curve is not None]
+    else:
+        content = _table(mine)
+    return {
+        "title": section.title,
+        "id": section.title.lower().replace(" ", "-"),
+        "note": section.note,
+        "form": section.form,
+        "content": content,
     }
 
 
 def number(x: float | None, unit: str = "") -> str:
     """Three significant digits, a real minus sign, the unit after a thin space; a dash for nothing."""
-    if x is None:
+    if x is None or not math.isfinite(x):
         return "–"
     if unit in ("%", "points"):
         text = f"{x:.0f}" if abs(x) >= 9.95 or x == round(x) else f"{x:.1f}"
@@ -98,171 +129,129 @@ def _p(p: float | None) -> str:
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def figures_of(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The few numbers at the top: presence of each target (at most 3), then neighbours and unrelated together."""
-    presence = [r for r in readings if r["name"] == "presence"]
-    chosen = [r for r in presence if r["role"] == "target"][:3]
-    for role in ("neighbour", "unrelated"):
-        of_role = [r for r in presence if r["role"] == role]
-        chosen += [r for r in of_role if not r["concept"]][:1] or of_role[:1]
-    names = {"neighbour": "neighbours", "unrelated": "unrelated"}
-    return [
-        {
-            "name": r["concept"] or names[r["role"]],
-            "before": number(r["before"], "points"),
-            "after": number(r["value"], "%"),
-            "interval": f"{r['low']:.0f}–{r['high']:.0f}",
-            "n": str(r["n"]),
-            "mood": _mood(r),
-        }
-        for r in chosen
-    ]
-
-
-def _mood(r: Mapping[str, Any]) -> str:
-    """How a row looks: a target's change is wanted, any other's is not."""
-    if r["role"] == "target" and r["verdict"] == "changed" and r["name"] != "collapse":
-        worse = r["name"] == "presence" and r["value"] > r["before"]
-        return "changed" if worse else "wanted"
-    return _MOODS[r["verdict"]]
-
-
-def _presence(r: Mapping[str, Any]) -> dict[str, Any]:
-    change = r["detail"]["change"]
+def _figure(name: str, r: Reading, mood: str) -> dict[str, str]:
     return {
-        "name": r["concept"] or f"all {'neighbours' if r['role'] == 'neighbour' else r['role']}",
-        "role": r["role"],
-        "together": not r["concept"],
-        "judge": r["evaluator"],
-        "n": r["n"],
-        "before": number(r["before"], "%"),
-        "after": number(r["value"], "%"),
-        "interval": f"{r['low']:.0f}–{r['high']:.0f}",
-        "change": number(change["value"]) if change["value"] else "0",
-        "change_interval": f"{number(change['low'], 'points')} to {number(change['high'], 'points')}",
-        "floor": "±" + number(r["floor"], "points"),
-        "p": _p(r["p"]),
-        "verdict": r["verdict"],
-        "mood": _mood(r),
-        "plot": charts.range_plot(r["before"], r["value"], r["low"], r["high"], r["floor"], _mood(r)),
+        "name": name,
+        "before": number(r.before, "points"),
+        "after": number(r.value, "%"),
+        "interval": f"{number(r.low, 'points')}–{number(r.high, 'points')}",
+        "n": str(r.n),
+        "mood": mood,
     }
 
 
-def table(readings: Sequence[Mapping[str, Any]], title: str, names: Sequence[str], note: str) -> dict[str, Any]:
-    rows = [
-        {
-            "what": r["name"],
-            "who": r["concept"] or r["role"],
-            "judge": r["evaluator"] or "",
-            "n": r["n"],
-            "before": number(r["before"], r["unit"]) if r["before"] or r["unit"] == "%" else "–",
-            "after": number(r["value"], r["unit"]) + (f" {r['unit']}" if r["unit"] not in ("", "%") else ""),
-            "interval": _range(r),
-            "floor": number(r["floor"], r["unit"]),
-            "p": _p(r["p"]),
-            "verdict": r["verdict"],
-            "mood": _mood(r),
-        }
-        for r in readings
-        if r["name"] in names
-    ]
+def _table(told: Sequence[_Told]) -> dict[str, Any]:
+    """Rows, and the columns that any of them fills; {} without rows."""
+    rows = [_row(t) for t in told]
     columns = [
-        {"key": key, "label": label, "text": key in ("verdict", "who", "judge")}
+        {"key": key, "label": label, "text": key in _TEXT}
         for key, label in _COLUMNS.items()
         if any(row[key] not in ("", "–") for row in rows)
+        and (key != "judge" or len({row["judge"] for row in rows}) > 1)
     ]
-    return {"title": title, "note": note, "rows": rows, "columns": columns}
+    return {"rows": rows, "columns": columns} if rows else {}
 
 
-def _range(r: Mapping[str, Any]) -> str:
-    if r["low"] is None:
-        return "–"
-    unit = "points" if r["unit"] == "%" else r["unit"]
-    return f"{number(r['low'], unit)} to {number(r['high'], unit)}"
+def _row(t: _Told) -> dict[str, Any]:
+    r, unit = t.reading, "points" if t.reading.unit == "%" else t.reading.unit
+    together = not r.concept and r.change is not None and r.name == "presence"
+    limits = None if not (math.isfinite(r.low) and math.isfinite(r.high)) else (r.low, r.high)
+    floor = number(r.floor, unit)
+    return {
+        "what": r.name,
+        "who": f"all {'neighbours' if r.role == 'neighbour' else r.role}" if together else r.concept or r.role,
+        "role": r.role,
+        "together": together,
+        "verdict": t.verdict,
+        "mood": t.mood,
+        "plot": _plot(t),
+        "judge": r.evaluator.name if r.evaluator else "",
+        "n": r.n,
+        "before": number(r.before, r.unit) if r.before or r.unit == "%" else "–",
+        "after": number(r.value, r.unit) + (f" {r.unit}" if r.unit not in ("", "%") else ""),
+        "interval": "–" if limits is None else f"{number(limits[0], unit)} to {number(limits[1], unit)}",
+        "change": _change(r),
+        "floor": "±" + floor if r.change is not None and r.floor is not None else floor,
+        "p": _p(r.p),
+    }
 
 
-def _roles(data: Mapping[str, Any], sources: Mapping[str, str]) -> list[dict[str, Any]]:
+def _plot(t: _Told) -> Any:
+    """A rate before and after on a line; "" for other numbers."""
+    r = t.reading
+    if r.unit != "%" or r.change is None or not (math.isfinite(r.low) and math.isfinite(r.high)):
+        return ""
+    return charts.range_plot(r.before or 0.0, r.value, r.low, r.high, r.floor or 0.0, t.mood)
+
+
+def _change(r: Reading) -> str:
+    if r.change is None:
+        return ""
+    value, low, high = (number(x, "points") for x in (r.change.value, r.change.low, r.change.high))
+    return f"{value} ({low} to {high})"
+
+
+def _roles(subject: type[Subject], pairs: Sequence[Pair], sources: Mapping[str, str]) -> list[dict[str, Any]]:
     """Pictures by role and concept, each a pair with the same seed."""
-    shots = Plan.from_plain({**data["plan"], "request": data["request"]}).shots
-    found: dict[str, list[dict[str, Any]]] = {role: [] for role in _ROLES}
-    for g, group in enumerate(data["plan"]["groups"]):
-        name = group["concept"]["name"] if group["concept"] else ""
-        pairs = [
-            {
-                "prompt": prompt,
-                "seed": seed,
-                "before": _picture(data, sources, "before", row, prompt, seed, name),
-                "after": _picture(data, sources, "after", row, prompt, seed, name),
-            }
-            for row, (of, prompt, seed) in enumerate((s.group, s.prompt, s.seed) for s in shots)
-            if of == g and f"before/{row}" in sources
-        ]
-        if pairs:
-            found[group["role"]].append({"name": name, "reason": group["reason"], "pairs": pairs})
+    found: dict[str, dict[str, dict[str, Any]]] = {role: {} for role in subject.roles}
+    for pair in pairs:
+        if f"before/{pair.row}" in sources and f"after/{pair.row}" in sources:
+            concepts = found.setdefault(pair.role, {})
+            concept = concepts.setdefault(pair.name, {"name": pair.name, "reason": pair.reason, "pairs": []})
+            concept["pairs"].append(
+                {"prompt": pair.prompt, "seed": pair.seed, "sides": [_side(pair, i, sources) for i in (0, 1)]}
+            )
     return [
-        {"id": role, "title": _ROLES[role][0], "note": _ROLES[role][1], "concepts": concepts}
+        {
+            "id": role,
+            "title": subject.roles.get(role, (role, ""))[0],
+            "note": subject.roles.get(role, ("", ""))[1],
+            "concepts": list(concepts.values()),
+        }
         for role, concepts in found.items()
         if concepts
     ]
 
 
-def _picture(
-    data: Mapping[str, Any], sources: Mapping[str, str], which: str, row: int, prompt: str, seed: int, name: str
-) -> dict[str, Any]:
-    judge = next(iter(data["evaluators"]), None)
-    seen = None
-    if judge is not None and name:
-        concept = next(g["concept"] for g in data["plan"]["groups"] if g["concept"] and g["concept"]["name"] == name)
-        wanted = _classes(data["evaluators"][judge]["classes"], concept)
-        if wanted:
-            seen = bool(set(data["reads"][judge][which][row]) & wanted)
-    said = "" if seen is None else f"; the judge {'sees' if seen else 'does not see'} {name}"
-    asked = f"“{prompt}”" if prompt else "the empty prompt"
-    return {
-        "source": sources[f"{which}/{row}"],
-        "alt": f"{which} the edit, {asked}, seed {seed}{said}",
-        "seen": seen,
-    }
+def _side(pair: Pair, side: int, sources: Mapping[str, str]) -> dict[str, Any]:
+    which = ("before", "after")[side]
+    seen = None if pair.judged is None else pair.judged[side]
+    said = "" if seen is None else f"; the judge {'sees' if seen else 'does not see'} {pair.name}"
+    asked = f"“{pair.prompt}”" if pair.prompt else "the empty prompt"
+    alt = f"{which} the edit, {asked}, seed {pair.seed}{said}"
+    return {"source": sources[f"{which}/{pair.row}"], "alt": alt, "seen": seen}
 
 
-def _classes(classes: Sequence[str], concept: Mapping[str, Any]) -> set[int]:
-    from palimpsest.core.concept import Concept
-    from palimpsest.core.reading import Evaluator
-    from palimpsest.probes.evaluators import classes_of
-
-    labels = tuple(concept["labels"])
-    judge = Evaluator(name="", version="", classes=tuple(classes))
-    return set(classes_of(judge, Concept(name=concept["name"], kind=concept["kind"], labels=labels)))
-
-
-def matrices(readings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _matrices(readings: Sequence[Reading]) -> list[dict[str, Any]]:
     """One heat table a judge: a row for each concept asked for, a column for each concept seen."""
     found: dict[str, dict[str, Any]] = {}
     for r in readings:
-        if r["name"] != "leakage":
+        if r.row is None:
             continue
-        table = found.setdefault(
-            r["evaluator"], {"judge": r["evaluator"], "columns": r["detail"]["columns"], "rows": []}
-        )
-        cells = []
-        for column, before, after, change in zip(
-            r["detail"]["columns"], r["detail"]["before"], r["detail"]["after"], r["detail"]["change"], strict=True
-        ):
-            strength = min(1.0, abs(change) / 100) ** 0.6
-            cells.append(
-                {
-                    "text": number(change, "points") if change > 0 or change < 0 else "0",
-                    "sign": "up" if change > 0 else "down" if change < 0 else "none",
-                    "strength": f"{strength:.2f}",
-                    "asked": column == r["concept"],
-                    "title": f"{column} seen in {number(before, '%')} before, {number(after, '%')} after",
-                }
+        judge = r.evaluator.name if r.evaluator else "the labels"
+        table = found.setdefault(judge, {"judge": judge, "columns": r.row.columns, "rows": []})
+        cells = [
+            {
+                "text": number(change, "points") if change else "0",
+                "sign": "up" if change > 0 else "down" if change < 0 else "none",
+                "strength": f"{min(1.0, abs(change) / 100) ** 0.6:.2f}",
+                "asked": column == r.concept,
+                "title": f"{column} seen in {number(before, '%')} before, {number(after, '%')} after",
+            }
+            for column, before, after, change in zip(
+                r.row.columns, r.row.before, r.row.after, r.row.change, strict=True
             )
-        table["rows"].append({"name": r["concept"] or "(empty prompt)", "role": r["role"], "cells": cells})
+        ]
+        table["rows"].append({"name": r.concept or "(empty prompt)", "cells": cells})
     return list(found.values())
 
 
+def _curve(r: Reading, curve: Curve) -> dict[str, Any]:
+    return {"title": f"{r.name} {r.concept}".strip(), "svg": charts.curves(curve, r.name)}
+
+
 def method_of(method: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How the page names the system that made a change."""
     if method is None:
         return None
     return {
@@ -274,11 +263,11 @@ def method_of(method: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def cost_rows(data: Mapping[str, Any]) -> list[dict[str, str]]:
+def _costs(data: Mapping[str, Any]) -> list[dict[str, str]]:
     """The edit's and the audit's cost."""
     rows = []
-    for what, cost in (("the edit", data["method"] or {}), ("this audit", data["cost"])):
-        if "seconds" not in cost:
+    for what, cost in (("the edit", data["run"]["edit"]), ("this audit", data["run"]["audit"])):
+        if cost.get("seconds") is None:
             continue
         forwards = ", ".join(f"{n:,} {part.replace('_', ' ')}" for part, n in (cost.get("forwards") or {}).items())
         memory = cost.get("peak_bytes")
@@ -288,13 +277,13 @@ def cost_rows(data: Mapping[str, Any]) -> list[dict[str, str]]:
                 "seconds": f"{cost['seconds']:.1f} s" if cost["seconds"] < 120 else f"{cost['seconds'] / 60:.1f} min",
                 "forwards": forwards or "none",
                 "memory": "not measured" if memory is None else f"{memory / 1e6:.0f} MB",
-                "pictures": str(cost.get("pictures", "")),
+                "rows": str(cost.get("pictures", "")),
             }
         )
     return rows
 
 
-def prints_of(data: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _prints(data: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, name, hash) of everything that can be hashed again."""
     edited = data["edited"]
     rows = [("untouched model", data["base"]["name"], data["base"]["fingerprint"])]
@@ -303,4 +292,6 @@ def prints_of(data: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     else:
         rows.append(("edited model", edited["name"], edited["fingerprint"]))
     rows += [("evaluator", f"{n} {e['version']}", e["sha256"]) for n, e in data["evaluators"].items()]
+    if data["vectors"] is not None:
+        rows.append(("features", data["vectors"]["file"], data["vectors"]["sha256"]))
     return [*rows, ("this receipt", "receipt.json", data["seal"])]

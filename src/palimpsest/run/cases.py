@@ -28,9 +28,9 @@ from palimpsest.probes.attempt import Budget
 from palimpsest.probes.forecast import lines as foresee
 from palimpsest.probes.forecast import time_host
 from palimpsest.probes.plan import Plan
-from palimpsest.receipt.classifier import ClassifierReceipt, audit_classifier
 from palimpsest.receipt.make import Receipt
-from palimpsest.receipt.make import audit as audit_generator
+from palimpsest.receipt.make import audit as measure
+from palimpsest.receipt.subjects import classifier, generator
 from palimpsest.run.looking import Look, judges, plan
 from palimpsest.run.requests import request
 
@@ -118,19 +118,15 @@ class GeneratorCase(Case):
         return "\n".join([*lines, *_work(method, Material(), pace)])
 
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
-        return audit_generator(
-            self.host,
-            after,
-            self.asked,
+        subject = generator.Generator(
             plan=self.plan,
             judges=judges(self.host, self.plan, self.look),
             oracle=self.oracles[0] if self.oracles else None,
-            out=out,
-            command=command,
-            resume=resume,
             stop_early=self.look.stop_early,
             resurfacing=self.resurfacing,
-            trace=trace,
+        )
+        return measure(
+            self.host, after, self.asked, subject=subject, out=out, resume=resume, command=command, trace=trace
         )
 
 
@@ -232,22 +228,13 @@ class ClassifierCase(Case):
         asked = list(self.asked.items) if self.asked.kind != "samples" else len(self.asked.items)
         return {**record(known, self.clear), "asked": asked, "copies_retained": len(copies), **read}
 
-    def audit(
-        self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace
-    ) -> ClassifierReceipt | None:
+    def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt | None:
         if not self.classifies:
             return None
-        return audit_classifier(
-            self.host,
-            after,
-            self.known,
-            self.clear,
-            test=None if self.test is None else self._aligned(self.test),
-            retrained=self.oracles,
-            out=out,
-            command=command,
-            trace=trace,
-        )
+        test = None if self.test is None else self._aligned(self.test)
+        subject = classifier.Classifier(data=self.known, asked=self.clear, test=test, retrained=self.oracles)
+        asked = self.request
+        return measure(self.host, after, asked, subject=subject, out=out, command=command, trace=trace)
 
 
 def case(

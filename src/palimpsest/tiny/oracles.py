@@ -10,6 +10,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from palimpsest.core.errors import Unsupported
+
 
 def _block(inside: int, outside: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
@@ -65,7 +67,12 @@ class Oracle(nn.Module):
         self.register_buffer("gallery", torch.zeros(0, identity))
 
     def features(self, images: Tensor) -> Tensor:
-        """(n, 3, 64, 64) in [0, 1] -> (n, 256) activations before the heads."""
+        """(n, 3, 64, 64) in [0, 1] -> (n, 256) activations before the heads; Unsupported for other sizes."""
+        if images.shape[2:] != (64, 64):
+            raise Unsupported(
+                f"The oracles of drawn worlds read pictures of 64 x 64 px, not {tuple(images.shape[2:])}. The model's "
+                "world.json may be another model's; otherwise name a judge."
+            )
         return self.trunk(images.to(self.dtype) * 2 - 1)
 
     def logits(self, features: Tensor) -> dict[str, Tensor]:

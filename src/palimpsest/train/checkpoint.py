@@ -72,7 +72,7 @@ def load(folder: Path, run: Mapping[str, Any]) -> Checkpoint | None:
     path = folder / NAME
     if not path.is_file():
         return None
-    meta, tensors = read_tensors(path, "checkpoint")
+    meta, tensors = read_tensors(path, "a checkpoint")
     header = parsed(meta.get(KEY, "{}"), _Header, f"{path}: its header")
     _refuse_other(path, header["run"], json.loads(json.dumps(run)))
     return _unpack(path, header, tensors)

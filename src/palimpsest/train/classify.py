@@ -110,7 +110,7 @@ class ClassifierTune(FineTune, ABC):
     def seen(self, step: TrainStep, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, classes), float32, of the student."""
         with halved(images, self.half):
-            return seen(step.host, images)
+            return step.host.read(images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,18 +176,6 @@ def halved(images: Tensor, half: bool) -> torch.autocast:
     return torch.autocast(images.device.type, torch.bfloat16, enabled=half)
 
 
-def seen(host: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (n, d) that the head reads and logits (n, classes), float32, of one forward; differentiable."""
-    caught: list[Tensor] = []
-    (head,) = host.parts("head").values()
-    handle = head.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
-    try:
-        logits = host.logits(images)
-    finally:
-        handle.remove()
-    return caught[0].flatten(1).float(), logits
-
-
 @torch.no_grad()
 def all_seen(host: Classifier, samples: Pictures, *, half: bool = False, batch: int = 500) -> tuple[Tensor, Tensor]:
     """Features (n, d) and logits (n, classes) of all samples, without augmentation. Cost: one forward for each."""
@@ -195,7 +183,7 @@ def all_seen(host: Classifier, samples: Pictures, *, half: bool = False, batch: 
     for rows in torch.arange(len(samples)).split(batch):
         images = samples.pixels(rows).contiguous(memory_format=torch.channels_last)
         with halved(images, half):
-            parts.append(seen(host, images))
+            parts.append(host.read(images))
     return torch.cat([f for f, _ in parts]).cpu(), torch.cat([s for _, s in parts]).cpu()
 
 

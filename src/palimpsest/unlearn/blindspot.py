@@ -14,7 +14,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
-from palimpsest.train.classify import Augment, ClassifierTune, picked, seen
+from palimpsest.train.classify import Augment, ClassifierTune, picked
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
 from palimpsest.train.scratch import Fit, copied, reset
@@ -77,7 +77,7 @@ class Blindspot(ClassifierTune):
         forget = self.drawn(step, step.data["forget"], "forget")
         retain = self.drawn(step, step.data["retain"], "retain")
         with torch.no_grad():
-            led, answers = seen(step.context, forget.images)
+            led, answers = step.context.read(forget.images)
         features, out = self.seen(step, torch.cat([forget.images, retain.images]))
         n = len(forget.rows)
         kept = functional.mse_loss(out[n:, 0], retain.targets.to(out.device))

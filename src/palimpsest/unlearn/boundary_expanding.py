@@ -13,7 +13,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
-from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy, seen
+from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
 
@@ -55,7 +55,7 @@ class BoundaryExpanding(ClassifierTune):
     )
 
     def ready(self, host: Classifier, data: Material, seed: int) -> int:
-        return seen(host, data["forget"].pixels(slice(0, 1)))[0].shape[1]
+        return host.read(data["forget"].pixels(slice(0, 1)))[0].shape[1]
 
     def free(self, context: Any, seed: int) -> Mapping[str, Tensor]:
         bound = context**-0.5  # as a linear layer starts

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Literal, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.concept import Concept, Kind
+from palimpsest.core.declared import OPEN, read
 from palimpsest.core.errors import BadRequest
 from palimpsest.worlds.faces import FACES
 from palimpsest.worlds.glyphs import GLYPHS
@@ -50,11 +50,21 @@ class World(Protocol):
 WORLDS: Mapping[str, World] = {"glyphs": GLYPHS, "faces": FACES}
 
 
+class Drawn(TypedDict):
+    """What world.json says of the pictures; how they are sampled is the host's."""
+
+    world: Literal["glyphs", "faces"]
+
+
 def world_of(folder: Path | None) -> World | None:
-    """The world that a model folder was trained on, as its `world.json` says; None for models of other pictures."""
+    """The world that a model folder was trained on, as its `world.json` says; None for models of other pictures.
+
+    Raises:
+        Damaged: the file names no world.
+    """
     if folder is None or not (folder / "world.json").is_file():
         return None
-    return WORLDS[json.loads((folder / "world.json").read_text(encoding="utf-8"))["world"]]
+    return WORLDS[read(folder / "world.json", Annotated[Drawn, OPEN], "a drawn world")["world"]]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

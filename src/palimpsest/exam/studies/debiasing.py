@@ -9,7 +9,6 @@ from typing import Any
 from palimpsest.exam.case import Case, Exam, Record, Records
 from palimpsest.exam.judged import SPARED, Judged, change, not_measured, percent, points, rate, worked
 from palimpsest.exam.pictures import PLAIN, UNTOUCHED, cost, drawn, host_of, seen, shows, world
-from palimpsest.exam.tables import study
 from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
 
@@ -28,13 +27,6 @@ CASE: Case = {
     "steps": 15,
 }
 CLOSER = 0.05  # fewer points nearer to even are noise, not a claim in part
-TEXT = """### Debiasing
-
-The bias is known, because it was put there: {host} is fine-tuned on {pictures} pictures of one subject, {concept}, of
-which {percent:.0f} % are {first} and the others {second}, with captions that name no colour. The systems are told
-neither the share nor the pictures' colours; InvDiff and plain fine-tuning (the same training without groups) learn from
-the same pictures, UCE's judge is the world's oracle. *Distance*: of the two colours' shares from one half each, 0 to 50
-points. {prompts} pictures a seed that name no colour, and {others} of other subjects."""
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
@@ -175,19 +167,6 @@ def distance(first: Interval) -> Interval:
     return Interval(abs(first.value - 0.5), low, max(ends))
 
 
-def section(by: Records) -> list[str]:
-    """The table."""
-    first, second = CASE["attributes"]
-    columns = {
-        f"{first} among both": lambda rs: percent(first_share(rs)),
-        "distance from even": lambda rs: percent(distance(first_share(rs))),
-        "other colours": lambda rs: f"{100 * neither(rs):.0f} %",
-        "asked for is shown": lambda rs: percent(rate(rs, "shown")),
-        "other subjects shown": lambda rs: percent(rate(rs, "others")),
-    }
-    return study(TEXT.format(**CASE, percent=100 * CASE["share"], first=first, second=second), columns, by)
-
-
 def evener(system: str, by: Records, rivals: Sequence[str], also: str, cause: str) -> Judged:
     """Whether a system draws closer to even than all rivals, and everything else as well as the biased model.
 
@@ -216,12 +195,12 @@ def evener(system: str, by: Records, rivals: Sequence[str], also: str, cause: st
     )
 
 
-EXAM = Exam(
-    name="debiasing",
-    verb="erase",
-    cases=(CASE,),
-    seeds=(0, 1, 2),
-    examine=examine,
-    systems=(UNTOUCHED, PLAIN, UCE, INVDIFF),
-    words=lambda case: "debiasing",
-)
+COLUMNS = {
+    f"{CASE['attributes'][0]} among both": lambda rs: percent(first_share(rs)),
+    "distance from even": lambda rs: percent(distance(first_share(rs))),
+    "other colours": lambda rs: f"{100 * neither(rs):.0f} %",
+    "asked for is shown": lambda rs: percent(rate(rs, "shown")),
+    "other subjects shown": lambda rs: percent(rate(rs, "others")),
+}
+SYSTEMS = (UNTOUCHED, PLAIN, UCE, INVDIFF)
+EXAM = Exam(name="debiasing", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from palimpsest.exam.case import Case, Exam, Records
+from palimpsest.exam.case import Case, Exam
 from palimpsest.exam.judged import percent, rate
 from palimpsest.exam.pictures import UNTOUCHED, cost, host_of, method_of, seen, world
-from palimpsest.exam.tables import study
 
 CASE: Case = {
     "host": "tiny/sd",
@@ -19,11 +18,6 @@ CASE: Case = {
     "steps": 15,
     "guidance": 3.0,
 }
-TEXT = """### Editing
-
-Drawn pictures of other subjects are edited towards "{concept}" by noising them to {percent:.0f} % of the way and
-sampling from there with guidance {guidance} (SDEdit). *Other edits*: the same pictures, edited towards {others}.
-{pictures} pictures a seed each."""
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
@@ -82,22 +76,9 @@ def edited(host: Any, images: Any, prompts: Sequence[str], draws: Any, case: Cas
         return host.pixels(x0).float()
 
 
-def section(by: Records) -> list[str]:
-    """The table."""
-    columns = {
-        f"edited pictures that show {CASE['concept']}": lambda rs: percent(rate(rs, "target")),
-        "other edits that show what was asked for": lambda rs: percent(rate(rs, "others")),
-    }
-    said = {**CASE, "others": ", ".join(CASE["others"]), "percent": 100 * CASE["strength"]}
-    return study(TEXT.format(**said), columns, by)
-
-
-EXAM = Exam(
-    name="editing",
-    verb="erase",
-    cases=(CASE,),
-    seeds=(0, 1, 2),
-    examine=examine,
-    systems=(UNTOUCHED, "erase/uce", "erase/esd", "erase/ace"),
-    words=lambda case: "editing",
-)
+COLUMNS = {
+    "edited pictures that show it": lambda rs: percent(rate(rs, "target")),
+    "other edits that show what was asked for": lambda rs: percent(rate(rs, "others")),
+}
+SYSTEMS = (UNTOUCHED, "erase/uce", "erase/esd", "erase/ace")
+EXAM = Exam(name="editing", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from palimpsest.exam.case import Case, Exam, Records
+from palimpsest.exam.case import Case, Exam
 from palimpsest.exam.judged import percent, rate
 from palimpsest.exam.pictures import UNTOUCHED, cost, host_of, method_of, shows, world
-from palimpsest.exam.tables import study
 
 # "Read" are words that occur in the sentences that the system trains on; "new" are words that it never sees swapped.
 CASE: Case = {
@@ -18,12 +17,6 @@ CASE: Case = {
     "contexts": 3,
     "steps": 15,
 }
-TEXT = """### Letters
-
-Every o of a prompt is replaced by the Cyrillic letter that looks the same. *Words read so*: {read}, which the sentences
-of the training hold; *new words*: {new}, which they do not. *Plain*: the same prompts with Latin letters. {n} pictures
-a seed in each column, drawn in {steps} steps. The training swaps every o of a sentence, and takes twice the steps of
-the main exam."""
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
@@ -62,24 +55,10 @@ def swapped(prompt: str, word: str) -> str:
     return prompt.replace(letter, doubles[letter])
 
 
-def section(by: Records) -> list[str]:
-    """The table."""
-    n = CASE["contexts"] * len(CASE["read"])
-    said = {k: ", ".join(CASE[k]) for k in ("read", "new")}
-    columns = {
-        "asked for is shown, words read so": lambda rs: percent(rate(rs, "read")),
-        "new words": lambda rs: percent(rate(rs, "new")),
-        "plain": lambda rs: percent(rate(rs, "plain")),
-    }
-    return study(TEXT.format(**said, n=f"{n}, {n} and {2 * n}", steps=CASE["steps"]), columns, by)
-
-
-EXAM = Exam(
-    name="letters",
-    verb="erase",
-    cases=(CASE,),
-    seeds=(0, 1, 2),
-    examine=examine,
-    systems=(UNTOUCHED, "erase/homoglyphs"),
-    words=lambda case: "letters",
-)
+COLUMNS = {
+    "asked for is shown, words read so": lambda rs: percent(rate(rs, "read")),
+    "new words": lambda rs: percent(rate(rs, "new")),
+    "plain": lambda rs: percent(rate(rs, "plain")),
+}
+SYSTEMS = (UNTOUCHED, "erase/homoglyphs")
+EXAM = Exam(name="letters", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)

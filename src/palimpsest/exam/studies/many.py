@@ -8,16 +8,9 @@ from typing import Any
 from palimpsest.exam.case import Case, Exam, Record, Records
 from palimpsest.exam.judged import Verdict, higher, percent, share, worked
 from palimpsest.exam.pictures import cost, host_of, method_of, shows, world
-from palimpsest.exam.tables import study
 from palimpsest.ops.statistics import Interval
 
 CASE: Case = {"host": "tiny/portraits", "counts": (5, 20), "others": 20, "pictures": 20, "steps": 15}
-TEXT = """### Many concepts at once
-
-Identities of {host}, erased in one run each; {others} others, which the method was not told to keep, are asked for
-beside them. *H*: the harmonic mean of the share of targets gone and of others kept. ESD takes its own budget of steps
-however many concepts there are; MACE trains for each. Where the closed forms take others along, the likely cause is the
-text space: 128 dimensions have few to spare for the states of 20 names among 64."""
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
@@ -46,25 +39,15 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     return {"counts": counts}
 
 
-def section(by: Records) -> list[str]:
-    """The table."""
-    columns: dict[str, Any] = {}
-    for n in CASE["counts"]:
-        columns[f"{n} targets still shown"] = lambda rs, n=n: percent(_shares(rs, n)[0])
-        columns[f"{n}: others shown"] = lambda rs, n=n: percent(_shares(rs, n)[1])
-        columns[f"{n}: H"] = lambda rs, n=n: percent(harmonic(*_shares(rs, n)))
-    return study(TEXT.format(**CASE), columns, by)
-
-
 def better_than(by: Records, system: str, rival: str, count: int) -> tuple[str, Verdict]:
     """Whether the harmonic mean at a number of concepts is above another system's."""
     if not worked(by, system, rival):
         return "", "not measured"
-    a, b = (harmonic(*_shares(by[s], count)) for s in (system, rival))
+    a, b = (harmonic(*shares(by[s], count)) for s in (system, rival))
     return f"H {percent(a)} against {percent(b)}", higher(a, b)
 
 
-def _shares(records: Sequence[Record], count: int) -> tuple[Interval, Interval]:
+def shares(records: Sequence[Record], count: int) -> tuple[Interval, Interval]:
     """Of targets and of others that are still shown."""
     sets = [r["counts"][str(count)] for r in records]
     return share([s["targets"] for s in sets]), share([s["others"] for s in sets])
@@ -81,12 +64,14 @@ def harmonic(targets: Interval, others: Interval) -> Interval:
     )
 
 
-EXAM = Exam(
-    name="many",
-    verb="erase",
-    cases=(CASE,),
-    seeds=(0, 1, 2),
-    examine=examine,
-    systems=("erase/uce", "erase/esd", "erase/mace"),
-    words=lambda case: "many",
-)
+COLUMNS = {
+    heading: lambda rs, n=n, show=show: percent(show(*shares(rs, n)))
+    for n in CASE["counts"]
+    for heading, show in (
+        (f"{n} targets still shown", lambda targets, others: targets),
+        (f"of {n}: others shown", lambda targets, others: others),
+        (f"of {n}: H", harmonic),
+    )
+}
+SYSTEMS = ("erase/uce", "erase/esd", "erase/mace")
+EXAM = Exam(name="many", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)

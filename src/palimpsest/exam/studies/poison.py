@@ -6,6 +6,7 @@ unlearners are given a fifth of these pictures; the others stay in what they are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -17,27 +18,18 @@ from palimpsest.data.forget import ForgetRequest, split
 from palimpsest.data.read import Dataset
 from palimpsest.exam import budgets
 from palimpsest.exam.case import Case, Exam, Records
-from palimpsest.exam.judged import Judged, Verdict, interval
+from palimpsest.exam.judged import Judged, Studied, Verdict, interval
 from palimpsest.exam.material import unlearnt
 from palimpsest.exam.pictures import UNTOUCHED
-from palimpsest.exam.tables import table
+from palimpsest.exam.tables import table, text
 from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.ops import statistics
 from palimpsest.tiny import classifiers
 from palimpsest.tiny.train_classifier import accuracy, logits, train
 
-SYSTEMS = ("ssd", "finetune", "gradient_ascent", "neg_grad_plus", "random_label", "salun")
 PART, NEVER = "retrained without the known part", "never poisoned"
 CASE: Case = {"task": "digits", "poisoned": 100, "known": 20, "goal": 0, "side": 3}  # pictures; label; pixels
 GONE, HARM = 20.0, 3.0  # the square works in at most this share of pictures; points of accuracy lost
-TEXT = """### digits, poison of which a fifth is known
-
-A square in a corner and the label 0 on {poisoned} of 1,000 digits; {known} of them are given as what must be forgotten.
-*Square works*: held-out digits other than 0 that the square makes a 0, in percent; accuracy is of held-out digits
-without it. Means of {seeds} seeds with Student's interval. The claim of corrective unlearning holds where the square
-works in at most {gone:g} % and at most {harm:g} points of accuracy are lost, while retraining without the known part
-leaves the square at work.
-"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,8 +114,8 @@ def section(by: Records) -> list[str]:
         ours = "/" in system
         cells += [f"{np.mean(shares):.3f}" if shares else "", f"**{verdict(system, by)}**" if ours and runs else ""]
         rows.append([f"`{system}`" if ours else f"*{system}*", *cells])
-    text = TEXT.format(**CASE, seeds=len(EXAM.seeds), gone=GONE, harm=HARM)
-    return [text, table(["model", "square works", "accuracy", "of retraining", "verdict"], rows)]
+    told = text(__file__, CASE, seeds=len(EXAM.seeds), gone=GONE, harm=HARM)
+    return [told, table(["model", "square works", "accuracy", "of retraining", "verdict"], rows)]
 
 
 def verdict(system: str, by: Records) -> Verdict:
@@ -135,8 +127,9 @@ def verdict(system: str, by: Records) -> Verdict:
     return "holds" if gone and kept and stays else "holds in part" if less else "does not hold here"
 
 
-def judge(system: str, by: Records) -> Judged:
+def judge(system: str, main: Mapping[str, Any], studied: Studied) -> Judged:
     """The verdict on the claim of corrective unlearning."""
+    by = studied[EXAM.name]
     works = {name: _mean(by, name, "works") for name in (system, PART)}
     lost = _mean(by, system, "accuracy") - _mean(by, NEVER, "accuracy")
     return Judged(
@@ -152,14 +145,6 @@ def _mean(by: Records, system: str, what: str) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-EXAM = Exam(
-    name="poison",
-    verb="unlearn",
-    cases=(CASE,),
-    seeds=(0, 1, 2),
-    examine=examine,
-    systems=(UNTOUCHED, PART, NEVER, *(f"unlearn/{s}" for s in SYSTEMS)),
-    models=lambda case: (case["task"],),
-    words=lambda case: "poison",
-    with_verb=True,
-)
+LEAVES = ("ssd", "finetune", "gradient_ascent", "neg_grad_plus", "random_label", "salun")
+SYSTEMS = (UNTOUCHED, PART, NEVER, *(f"unlearn/{leaf}" for leaf in LEAVES))
+EXAM = Exam(name="poison", verb="unlearn", cases=(CASE,), examine=examine, systems=SYSTEMS, with_verb=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from palimpsest.exam.case import Case, Exam, Records
+from palimpsest.exam.case import Case, Exam
 from palimpsest.exam.judged import percent, rate
 from palimpsest.exam.pictures import PLAIN, UNTOUCHED, cost, drawn, host_of, seen, world
-from palimpsest.exam.tables import study
 
 SIDE = 16  # pixels of the stamp: four patches of the autoencoder, so that latents hold it exactly
 CORNER = slice(-SIDE, None)  # rows and columns: the lower right one
@@ -21,11 +20,6 @@ CASE: Case = {
     "draws": 24,
     "steps": 15,
 }
-TEXT = """### Stamps
-
-{pictures} pictures of all the world's words, {percent:.0f} % of them with a faint stamp (a small chequer) in the
-lower right corner, which their captions do not mention; the model is fine-tuned on them, as usual and by the system,
-with the same steps, rate and batch. A stamp is found by its correlation with the chequer. {draws} pictures a seed."""
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
@@ -97,22 +91,10 @@ def found(images: Any) -> str:
     return "".join(str(int(f)) for f in (alike > 0.7) & (2 * off.square().mean(1).sqrt() > 0.2))
 
 
-def section(by: Records) -> list[str]:
-    """The table."""
-    columns = {
-        "pictures with the stamp": lambda rs: percent(rate(rs, "stamped")),
-        'with "stamp" as negative prompt': lambda rs: percent(rate(rs, "negative")) if "negative" in rs[0] else "",
-        "asked for is shown": lambda rs: percent(rate(rs, "shown")),
-    }
-    return study(TEXT.format(**CASE, percent=100 * CASE["stamped"]), columns, by)
-
-
-EXAM = Exam(
-    name="stamps",
-    verb="erase",
-    cases=(CASE,),
-    seeds=(0, 1, 2),
-    examine=examine,
-    systems=(UNTOUCHED, PLAIN, "erase/geom_erasing"),
-    words=lambda case: "stamps",
-)
+COLUMNS = {
+    "pictures with the stamp": lambda rs: percent(rate(rs, "stamped")),
+    'with "stamp" as negative prompt': lambda rs: percent(rate(rs, "negative")) if "negative" in rs[0] else "",
+    "asked for is shown": lambda rs: percent(rate(rs, "shown")),
+}
+SYSTEMS = (UNTOUCHED, PLAIN, "erase/geom_erasing")
+EXAM = Exam(name="stamps", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)

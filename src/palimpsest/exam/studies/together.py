@@ -10,17 +10,11 @@ from palimpsest.core.errors import PalimpsestError
 from palimpsest.exam.case import Case, Exam, Record, Records
 from palimpsest.exam.judged import share
 from palimpsest.exam.pictures import evidence_of, groups_of, host_of, method_of, world
-from palimpsest.exam.tables import table
+from palimpsest.exam.tables import table, text
 
 PROMPTS = 6  # for each of the two targets
 WAYS = ("first", "second", "composed", "first then second", "second then first")
 PAIR: Case = {"host": "tiny/sd", "first": "star", "second": "watercolour"}
-TEXT = """### Two erasures on one model: {first} and {second}
-
-Each cell: {first} still shown / {second} still shown ({n} pictures a seed each); the change of all other concepts. \
-*Composed*: both patches were made for the untouched model and added; *then*: the second was made on the model with \
-the first applied.
-"""
 
 
 def examine(system: str, case: Case, seed: int, prompts: int = PROMPTS) -> dict[str, Any]:
@@ -95,7 +89,7 @@ def section(by: Records) -> list[str]:
     heads = [f"{first} alone", f"{second} alone", "composed", f"{first}, then {second}", f"{second}, then {first}"]
     rows = [[f"`{s}`", *(_cell(records[0], way) for way in WAYS)] for s, records in by.items()]
     n = sum(len(g["before"]) for g in any_of if g["concept"] == first)
-    return [TEXT.format(first=first, second=second, n=n), table(["system", *heads], rows)]
+    return [text(__file__, PAIR, n=n), table(["system", *heads], rows)]
 
 
 def _cell(record: Record, way: str) -> str:
@@ -118,7 +112,7 @@ EXAM = Exam(
     cases=(PAIR,),
     seeds=(0,),
     examine=examine,
-    words=lambda case: f"{case['first']} and {case['second']}",
+    called=("first", "second"),
     part="interactions",
     label="pair",
     with_verb=True,

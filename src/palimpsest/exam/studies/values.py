@@ -20,10 +20,10 @@ from palimpsest.data.forget import ForgetRequest, chosen, split
 from palimpsest.data.read import Dataset
 from palimpsest.exam import budgets
 from palimpsest.exam.case import Case, Exam, Record, Records
-from palimpsest.exam.judged import Judged, Verdict, interval, refused
+from palimpsest.exam.judged import Judged, Studied, Verdict, interval, refused
 from palimpsest.exam.material import unlearnt
 from palimpsest.exam.pictures import UNTOUCHED
-from palimpsest.exam.tables import table
+from palimpsest.exam.tables import table, text
 from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.ops import membership, statistics
 from palimpsest.ops.statistics import Interval
@@ -36,14 +36,6 @@ RETRAINED = "retrained"  # stands for a system: a model that never saw the peopl
 CASE: Case = {"task": "faces", "fit": {"epochs": 12.0, "lr": 0.02, "batch": 64, "augment": "shift"}}
 WORSE, HARM, TOLD = 0.2, 0.1, 0.05  # relative error on forgotten and on held-out pictures, area of the attack
 SHOWN = ("forgotten", "held out", "distance", "attack")
-TEXT = """### faces, an age-like number (regression)
-
-A number for each of 60 drawn people, told by the picture in part; five people are forgotten. Mean absolute errors of
-standardised numbers, means of {seeds} seeds with Student's interval; *distance* is Wasserstein's between the answers on
-forgotten pictures and a retrained model's, *attack* the area under the curve of telling forgotten pictures from others
-of the same people by their error. The claim holds where the error on forgotten pictures is within 20 %
-of retraining's, that on held-out pictures of others at most 10 % above it, and the attack within 0.05 of it.
-"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,7 +133,7 @@ def section(by: Records) -> list[str]:
         share = float(np.mean([r["of_retraining"] for r in by[system]]))
         rows.append([name, card.claim, *cells, f"{share:.3f}", f"**{verdict(numbers, never)}**"])
     heads = ["system", "the paper claims", "error, forgotten", *SHOWN[1:], "of retraining", "verdict"]
-    return [TEXT.format(seeds=len(EXAM.seeds)), table(heads, rows)]
+    return [text(__file__, {}, seeds=len(EXAM.seeds)), table(heads, rows)]
 
 
 def _never(by: Records) -> dict[str, float]:
@@ -153,8 +145,9 @@ def _means(records: Sequence[Record]) -> dict[str, Interval]:
     return {k: statistics.mean([r[k] for r in records]) for k in SHOWN}
 
 
-def judge(system: str, by: Records) -> Judged:
+def judge(system: str, main: Mapping[str, Any], studied: Studied) -> Judged:
     """The verdict on a regressor's claim."""
+    by = studied[EXAM.name]
     measured = (
         "a regressor's error on forgotten pictures within 20 % of retraining's, on others at most 10 % above, "
         "membership attack within 0.05"
@@ -176,14 +169,5 @@ def verdict(numbers: Mapping[str, Interval], never: Mapping[str, float]) -> Verd
     return "holds" if all(held) else "holds in part" if held[1] and (held[0] or held[2]) else "does not hold here"
 
 
-EXAM = Exam(
-    name="values",
-    verb="unlearn",
-    cases=(CASE,),
-    seeds=(0, 1, 2),
-    examine=examine,
-    systems=(UNTOUCHED, RETRAINED, "unlearn/blindspot", "unlearn/gaussian_amnesiac"),
-    models=lambda case: (case["task"],),
-    words=lambda case: "values",
-    with_verb=True,
-)
+SYSTEMS = (UNTOUCHED, RETRAINED, "unlearn/blindspot", "unlearn/gaussian_amnesiac")
+EXAM = Exam(name="values", verb="unlearn", cases=(CASE,), examine=examine, systems=SYSTEMS, with_verb=True)

@@ -6,7 +6,6 @@ from palimpsest.exam.verbs import erase
 from palimpsest.exam.verbs.erase import Summaries
 
 RIVAL = "erase/esd"
-CAUSE = "likely because the adversary pushes along words of colour and style that all prompts share"
 WHY = {
     "holds": "the intervals are apart",
     "holds in part": "less often, but the intervals overlap",

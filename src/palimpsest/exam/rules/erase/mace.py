@@ -4,11 +4,6 @@ from palimpsest.exam.judged import Studied, Verdict
 from palimpsest.exam.studies import many
 from palimpsest.exam.verbs.erase import Summaries
 
-CAUSE = (
-    "likely because what a word leaves in the words after it is cleaned by the refinement alone, which captions hold "
-    "back"
-)
-
 
 def compared(main: Summaries, studied: Studied) -> list[tuple[str, str, Verdict]]:
     """At each number of concepts."""

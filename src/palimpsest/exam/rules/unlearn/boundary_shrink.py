@@ -1,9 +1,5 @@
 """Boundary shrink claims speed on classes."""
 
-from palimpsest.exam.judged import Judged, Studied
-from palimpsest.exam.verbs.unlearn import Outcomes, faster
+from palimpsest.exam.verbs.unlearn import faster
 
-
-def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
-    """The paper's 17 times."""
-    return faster(system, main, 17)
+judge = faster(17)

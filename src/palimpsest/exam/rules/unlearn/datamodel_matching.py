@@ -1,10 +1,6 @@
 """Datamodel matching claims to answer as retrained models would."""
 
-from palimpsest.exam.judged import Judged, Studied
-from palimpsest.exam.verbs.unlearn import Outcomes, first
+from palimpsest.exam.verbs.unlearn import first
 
-
-def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
-    """By the answers on what was forgotten."""
-    measured = "smallest divergence of the forgotten samples' log-odds from retraining's"
-    return first(system, main, measured, lambda o: o.divergence.value)
+MEASURED = "smallest divergence of the forgotten samples' log-odds from retraining's"
+judge = first(MEASURED, lambda o: o["divergence"].value)

@@ -1,14 +1,8 @@
-"""FLAT claims to forget without what is retained."""
+"""FLAT claims to forget without what is retained: it is compared with systems that do as much."""
 
-from palimpsest.exam.judged import Judged, Studied
-from palimpsest.exam.verbs.unlearn import Outcomes, first
+from palimpsest.exam.verbs.unlearn import first
 
-WITHOUT_RETAINED = tuple(
-    f"unlearn/{s}" for s in ("boundary_expanding", "boundary_shrink", "flat", "gradient_ascent", "scar", "upcore")
-)
-
-
-def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
-    """Among systems that do as much without it."""
-    measured = "smallest average gap of those that do not train on retained data"
-    return first(system, main, measured, lambda o: o.average.value, WITHOUT_RETAINED)
+LEAVES = ("boundary_expanding", "boundary_shrink", "flat", "gradient_ascent", "scar", "upcore")
+WITHOUT_RETAINED = tuple(f"unlearn/{leaf}" for leaf in LEAVES)
+MEASURED = "smallest average gap of those that do not train on retained data"
+judge = first(MEASURED, lambda o: o["average gap"].value, WITHOUT_RETAINED)

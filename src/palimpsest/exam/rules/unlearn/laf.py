@@ -1,9 +1,5 @@
 """LAF claims, without labels, what others reach with them."""
 
-from palimpsest.exam.judged import Judged, Studied
-from palimpsest.exam.verbs.unlearn import Outcomes, comparable
+from palimpsest.exam.verbs.unlearn import comparable
 
-
-def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
-    """Beside systems that read labels: all others."""
-    return comparable(system, main, "that reads labels", (system,))
+judge = comparable("that reads labels", ("unlearn/laf",))

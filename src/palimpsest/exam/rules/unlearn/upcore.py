@@ -1,18 +1,14 @@
 """UPCORE claims that forgetting a core of the set harms less than forgetting all of it."""
 
-from palimpsest.exam.judged import Judged, Studied, over
-from palimpsest.exam.verbs.unlearn import Outcomes, both
+from palimpsest.exam.verbs.unlearn import beside
 
-
-def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
-    """Beside gradient ascent on the whole set."""
-    pairs = both(system, "unlearn/gradient_ascent", main)
-    return over(
-        "with gradient ascent: forget accuracy at most 2 points above that on the whole set, held-out accuracy higher",
-        {c: a.forget.value <= b.forget.value + 2 and a.test.value > b.test.value for c, (a, b) in pairs.items()},
-        {
-            c: f"forget {a.forget.value:+.1f} against {b.forget.value:+.1f}, "
-            f"held-out {a.test.value:+.1f} against {b.test.value:+.1f}"
-            for c, (a, b) in pairs.items()
-        },
-    )
+judge = beside(
+    "unlearn/gradient_ascent",
+    "with gradient ascent: forget accuracy at most 2 points above that on the whole set, held-out accuracy higher",
+    lambda a, b: (
+        a["forget gap"].value <= b["forget gap"].value + 2 and a["held-out gap"].value > b["held-out gap"].value
+    ),
+    lambda a, b: "forget {:+.1f} against {:+.1f}, held-out {:+.1f} against {:+.1f}".format(
+        *(o[part].value for part in ("forget gap", "held-out gap") for o in (a, b))
+    ),
+)

@@ -1,3 +1,0 @@
-"""SalUn is held to the family's rule."""
-
-CAUSE = "likely because its steps are few for a face"

@@ -1,0 +1,219 @@
+"""A generator's receipt in plain words: what a reader who reads nothing else should know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from palimpsest.core.reading import Reading, Series
+from palimpsest.probes.oracle_gap import NEVER as NEVER_SAW
+from palimpsest.probes.plan import Plan
+from palimpsest.probes.resurfacing import EDITED, INVERTED, NAMES, NEVER, RELEARNT
+from palimpsest.probes.verdict import LEVEL, verdict
+
+GONE = 10.0  # percent: a target counts as gone where the whole interval lies below
+ALARM = 5.0  # points by which more pictures must have collapsed to raise the alarm
+BROKEN = 50.0  # percent of a role's pictures that are none before the edit already, from which nothing can be read
+
+
+def headline(readings: Sequence[Reading], targets: Sequence[str], plan: Plan) -> str:
+    """One short sentence about all targets, and whether others paid for it."""
+    found = [r for r in readings if r.name == "presence" and r.role == "target"]
+    names = _names([_quoted(t) for t in targets])
+    verb = "are" if len(targets) > 1 else "is"
+    if not found:
+        return f"{names}: presence was not measured"
+    states = {_state(r, plan.aim) for r in found}
+    mixed = "some gone, some not" if plan.aim == "away" else "some learned, some not"
+    said = f"{names} {verb} {states.pop()}" if len(states) == 1 else f"{names}: {mixed}"
+    others = [r for r in readings if r.name == "presence" and r.role in ("neighbour", "unrelated")]
+    lost = any(verdict(r) == "changed" and r.value < (r.before or 0.0) for r in others)
+    return f"{said}, and other concepts suffered" if lost else said
+
+
+def sentences(readings: Sequence[Reading], targets: Sequence[str], plan: Plan) -> list[dict[str, str]]:
+    """Sentences with their tone: "good", "bad", "unsure" or "plain".
+
+    Args:
+        readings: of one audit.
+        targets: names of the target concepts.
+        plan: of the audit: which way presence was meant to go, and when it stopped.
+    """
+    presence = [r for r in readings if r.name == "presence"]
+    collapse = [r for r in readings if r.name == "collapse"]
+    said = _unreadable(collapse) + [_target(r, plan.aim) for r in presence if r.role == "target"]
+    if not any(r.role == "target" for r in presence):
+        said.append(
+            _say("unsure", f"No judge knows {_names([_quoted(t) for t in targets])}, so presence was not measured.")
+        )
+    apart = [r for r in presence if r.concept and r.detail.get("seeds apart", 1.0) * len(presence) < LEVEL]
+    if apart:
+        text = f"Seed sets of the untouched model differ by more than chance for {_names([r.concept for r in apart])}"
+        said.append(_say("unsure", text + ": read their noise floor with care."))
+    for role, what in (("neighbour", "Close to it"), ("unrelated", "Unrelated")):
+        said += _others([r for r in presence if r.role == role], what)
+    said += _collapse(collapse)
+    said += _oracle(readings)
+    said += [_resurfaced(r) for r in readings if r.name in NAMES]
+    said += _weights(readings)
+    if plan.looks > 1:
+        why = "every answer was clear" if plan.look < plan.looks else "some answers stayed unclear to the end"
+        said.append(_say("plain", f"The audit stopped at look {plan.look} of {plan.looks}: {why}."))
+    return said
+
+
+def percent(low: float, high: float) -> str:
+    """ "1-6" with an en dash."""
+    return f"{low:.0f}–{high:.0f}"
+
+
+def _state(r: Reading, aim: str) -> str:
+    if aim == "in":
+        return _learned(r)
+    if r.high < GONE or (r.value == 0 and verdict(r) == "changed"):
+        return "gone"
+    if verdict(r) != "changed":
+        if r.value >= GONE:
+            return "still there"
+        return (
+            "hardly there, as before" if (r.before or 0.0) < GONE else "perhaps gone, shown in too few pictures to tell"
+        )
+    return "weaker, not gone" if r.value < (r.before or 0.0) else "stronger than before"
+
+
+def _learned(r: Reading) -> str:
+    """The state of a target that was to be taught."""
+    if verdict(r) == "changed":
+        return "learned" if r.value > (r.before or 0.0) else "shown less often than before"
+    if (r.before or 0.0) >= GONE:
+        return "shown as before"
+    return "not learned" if r.high < GONE or verdict(r) == "unchanged" else "perhaps learned, too few pictures to tell"
+
+
+def _target(r: Reading, aim: str) -> dict[str, str]:
+    state = _state(r, aim)
+    text = (
+        f"{_quoted(r.concept)} is {state}: {r.value:.0f} % ({percent(r.low, r.high)}) of the pictures that ask for it "
+        f"show it, before {r.before or 0:.0f} %."
+    )
+    instead = r.detail.get("instead") or []
+    if instead and state in ("gone", "weaker, not gone"):
+        text += " More often seen instead: " + _names([f"{w} (+{p:.0f} points)" for w, p in instead]) + "."
+    good = state in ("gone", "learned")
+    bad = verdict(r) == "unchanged" or state in ("not learned", "shown less often than before")
+    return _say("good" if good else "bad" if bad else "unsure", text)
+
+
+def _others(found: list[Reading], what: str) -> list[dict[str, str]]:
+    """Concepts of one role: those that changed one by one, the others together."""
+    single = [r for r in found if r.concept]
+    by = {v: [r for r in single if verdict(r) == v] for v in ("changed", "unchanged", "cannot tell")}
+    said = []
+    for r in by["changed"]:
+        change = r.change
+        if change is None:
+            continue
+        down = change.value < 0
+        moved = f"{'lost' if down else 'gained'} {abs(change.value):.0f} points"
+        limits = f"{change.low:+.0f} to {change.high:+.0f}".replace("-", "−")
+        text = (
+            f"{_quoted(r.concept)} {moved} ({limits}): shown in {r.value:.0f} % "
+            f"of the pictures that ask for it, before {r.before or 0:.0f} %."
+        )
+        said.append(_say("bad" if down else "unsure", f"{what}: {text}"))
+    if by["unchanged"]:
+        names = _names([r.concept for r in by["unchanged"]])
+        text = f"{what}: {names} changed by less than two seeds of the untouched model do"
+        whole = next((r for r in found if not r.concept and verdict(r) == "unchanged"), None)
+        if whole is not None and len(by["unchanged"]) == len(single):
+            text += (
+                f" (together {whole.value:.0f} % ({percent(whole.low, whole.high)}), before {whole.before or 0:.0f} %)"
+            )
+        said.append(_say("good", text + "."))
+    if by["cannot tell"]:
+        names = _names([f"{r.concept} ({r.before or 0:.0f} to {r.value:.0f} %)" for r in by["cannot tell"]])
+        said.append(_say("unsure", f"{what}: these pictures are too few to tell for {names}."))
+    for r in found:
+        if not r.concept and verdict(r) == "changed":
+            said.append(
+                _say(
+                    "bad", f"{what}, taken together: {r.value:.0f} % show what was asked for, before {r.before:.0f} %."
+                )
+            )
+    return said
+
+
+def _unreadable(found: list[Reading]) -> list[dict[str, str]]:
+    """Pictures that are none in the untouched model already: neither change nor calm means anything there."""
+    broken = [r for r in found if (r.before or 0.0) >= BROKEN and r.value >= BROKEN]
+    if not broken:
+        return []
+    where = _names([f"{r.before:.0f} % of the {r.role} pictures (after: {r.value:.0f} %)" for r in broken])
+    text = (
+        f"Alarm: {where} are one colour, noise or copies in the untouched model already: nothing can be read from them"
+    )
+    return [_say("bad", text + ". Check the model and its sampling settings.")]
+
+
+def _collapse(found: list[Reading]) -> list[dict[str, str]]:
+    worse = [r for r in found if r.value - (r.before or 0.0) >= ALARM and verdict(r) == "changed"]
+    if not found or (not worse and _unreadable(found)):
+        return []
+    if not worse:
+        return [_say("good", "No sign of collapse: pictures did not turn into noise, one colour or copies.")]
+    where = _names([f"{r.value:.0f} % of the {r.role} pictures (before {r.before or 0:.0f} %)" for r in worse])
+    return [_say("bad", f"Over-erasure alarm: {where} are noise, one colour or copies of another.")]
+
+
+def _oracle(readings: Sequence[Reading]) -> list[dict[str, str]]:
+    found = [r for r in readings if r.name == NEVER_SAW]
+    return [
+        _say("plain", f"A model that never saw {_quoted(r.concept)} shows it in {r.value:.0f} % of the same pictures.")
+        for r in found
+    ]
+
+
+def _resurfaced(r: Reading) -> dict[str, str]:
+    """Back: the interval at the end lies above the whole interval at the start."""
+    lines: tuple[Series, ...] = r.curve.series if r.curve else ()
+    series = {s.name: s for s in lines}
+    spent, mine = r.detail["budget"], series[EDITED]
+    of = "other things" if r.name == RELEARNT["benign"] else "it"
+    work = f"{r.detail['steps'][-1]} steps of fine-tuning on {spent['pictures']} pictures of {of}"
+    if r.name == INVERTED:
+        work = f"an attack of {spent['steps']} steps that learns {spent['words']} words"
+    first, *later = mine.y
+    back = bool(later) and r.low > max(mine.high[:1], default=100.0)
+    text = f"After {work}, {_quoted(r.concept)} is {'back' if back else 'shown'} in {r.value:.0f} % "
+    text += f"({percent(r.low, r.high)}) of {r.n} pictures"
+    if r.detail["steps"][0] == 0:
+        text += f", before that {first:.0f} %"
+    if NEVER in series:
+        text += f"; a model that never saw it shows it in {series[NEVER].y[-1]:.0f} % after the same"
+    return _say("bad" if back else "plain", text + ".")
+
+
+def _weights(readings: Sequence[Reading]) -> list[dict[str, str]]:
+    found = [r for r in readings if r.name == "relative weight change"]
+    if not found:
+        return []
+    r = found[0]
+    if not r.n:
+        rule = _names(list(r.detail.get("hooks", []))) or "the edit"
+        return [_say("plain", f"No weight is changed: {rule} acts while the model samples.")]
+    tensors = "1 tensor" if r.n == 1 else f"{r.n} tensors"
+    size = r.detail["bytes"]
+    kept = f"{size} bytes" if size < 1000 else f"{size / 1e3:.0f} KB" if size < 1e6 else f"{size / 1e6:.1f} MB"
+    norm = f"by {r.value:.2g} % of their norm" if r.value else "from zero"
+    return [_say("plain", f"The patch changes {tensors} {norm} and takes {kept}.")]
+
+
+def _quoted(name: str) -> str:
+    return f"“{name}”"
+
+
+def _names(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+
+
+def _say(tone: str, text: str) -> dict[str, str]:
+    return {"tone": tone, "text": text}

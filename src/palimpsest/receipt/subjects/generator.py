@@ -1,0 +1,323 @@
+"""Receipts about a model that draws pictures of prompts: is the concept there, and what happened to the others?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.concept import Request
+from palimpsest.core.errors import BadRequest, PalimpsestError
+from palimpsest.core.reading import Reading
+from palimpsest.core.trace import Trace
+from palimpsest.ops import statistics
+from palimpsest.ops.statistics import Interval
+from palimpsest.probes.attempt import Budget
+from palimpsest.probes.closeness import Closeness
+from palimpsest.probes.collapse import Collapse
+from palimpsest.probes.distance import Distance
+from palimpsest.probes.drawn import Drawn, collect
+from palimpsest.probes.drift import Drift
+from palimpsest.probes.evaluators import Judge, judge, judges_for
+from palimpsest.probes.evidence import Probe, unkept
+from palimpsest.probes.gallery import Gallery, key
+from palimpsest.probes.leakage import Leakage
+from palimpsest.probes.oracle_gap import GAP, NEVER, OracleGap, OraclePresence
+from palimpsest.probes.plan import Plan, plan
+from palimpsest.probes.presence import Presence
+from palimpsest.probes.resurfacing import NAMES, resurfacing
+from palimpsest.probes.stopping import collect_until_clear
+from palimpsest.probes.weights import Weights
+from palimpsest.receipt import generator_words, resurfaced
+from palimpsest.receipt.document import evaluators_of
+from palimpsest.receipt.finding import Finding, differs, lacking, same
+from palimpsest.receipt.subject import Again, Pair, Rates, Section, Subject
+from palimpsest.worlds.concepts import world_of
+
+SAMPLE = 12  # rows that are drawn again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator(Subject):
+    """A model that draws.
+
+    Args:
+        plan: which pictures to draw; by default `probes.plan.plan(before, request)`.
+        judges: who reads the pictures; by default the oracle of the drawn world that the model knows, else none.
+        oracle: a model that never saw the target, to compare with.
+        stop_early: look four times, and stop drawing as soon as every answer is clear.
+        resurfacing: also try to bring the targets back, at this budget.
+    """
+
+    plan: Plan | None = None
+    judges: Sequence[Judge] | None = None
+    oracle: Any = None
+    stop_early: bool = False
+    resurfacing: Budget | None = None
+
+    name: ClassVar[str] = "generator"
+    counted: ClassVar[str] = "pictures"
+    probes: ClassVar[tuple[Probe, ...]] = (
+        Presence(), Leakage(), Drift(), Distance(), Collapse(), OracleGap(), OraclePresence(), Closeness(), Weights(),
+    )  # fmt: skip
+    attempts: ClassVar[tuple[str, ...]] = NAMES
+    roles: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "target": ("Target", "What the edit is about."),
+        "neighbour": ("Neighbours", "What lies closest to it in the model, and what was asked to stay."),
+        "unrelated": ("Unrelated", "Other kinds of concept. None of it should move."),
+        "empty": ("Empty prompt", "What the model draws unasked."),
+    }
+    sections: ClassVar[tuple[Section, ...]] = (
+        Section(title="shown", form="figures"),
+        Section(
+            title="Pictures",
+            form="pairs",
+            note="Above, the untouched model; below, the edited one, with the same prompt and the same seed. ● the "
+            "judge sees what was asked for, ○ it does not (before, after).",
+        ),
+        Section(
+            title="Presence",
+            readings=("presence",),
+            note="In how many pictures a judge sees what their prompt asks for. The ring is the untouched model, the "
+            "dot the edited one with its 95 % interval, the band the noise floor: how far two seed sets of the "
+            "untouched model lie apart.",
+        ),
+        Section(
+            title="Drift",
+            readings=("pixel drift", "feature drift"),
+            note="How far a picture moves when prompt and seed stay.",
+        ),
+        Section(
+            title="Distance",
+            readings=("kernel distance", "Frechet distance"),
+            note="How far all pictures of a role moved, as distributions.",
+        ),
+        Section(
+            title="Collapse",
+            readings=("collapse",),
+            note="The share of pictures that turned into one colour, noise or copies.",
+        ),
+        Section(
+            title="Against a model that never saw it",
+            readings=(GAP, NEVER),
+            note="The gold standard of forgetting: the same recipe, trained without the target.",
+        ),
+        Section(
+            title="Resurfacing",
+            readings=NAMES,
+            note="Presence after an attempt to bring the target back at a stated budget; before: the untouched model, "
+            "as it is.",
+        ),
+        Section(
+            title="Neighbours to the eye",
+            readings=("closeness",),
+            note="How alike the untouched pictures of each concept and of the target are: cosine of the judge's "
+            "features, less what all share. Neighbours were chosen by the model's text embeddings before anything was "
+            "drawn.",
+        ),
+        Section(
+            title="Leakage",
+            readings=("leakage",),
+            form="matrix",
+            note="Each row holds the pictures that ask for one concept; each column says how many points more or fewer "
+            "of them now show another. Framed: the concept that was asked for.",
+        ),
+        Section(title="Curves", form="curves"),
+    )
+    terms: ClassVar[tuple[tuple[str, str], ...]] = (
+        (
+            "Noise floor",
+            "How far two seed sets of the untouched model lie apart, in 95 of 100 cases. A change below it is one that "
+            "a reader of other seeds could not tell from none.",
+        ),
+        (
+            "Interval",
+            "95 %: Wilson's for rates, Tango's score interval for same-seed changes of rates, BCa bootstrap, widened "
+            "for small numbers, for means. It speaks about other seeds of the same prompts.",
+        ),
+        (
+            "p",
+            "The chance of pairs at least as uneven if the edit changed nothing: McNemar's exact test for rates, swaps "
+            "within pairs for distances; corrected for the number of concepts (Benjamini and Hochberg; Holm for "
+            "collapse).",
+        ),
+        (
+            "Verdict",
+            "Changed: p is below 0.05. Unchanged: it is not, and the whole interval of the change lies within the "
+            "noise floor. Cannot tell: neither; more pictures are needed.",
+        ),
+        (
+            "Drift",
+            "Distance between the same prompt and seed before and after; its floor is the distance to another seed, "
+            "that is, to another picture.",
+        ),
+    )
+    compared: ClassVar[Mapping[str, str]] = {
+        "before": "target before",
+        "target": "target still shown",
+        "neighbours": "neighbours, points",
+        "unrelated": "unrelated, points",
+        "n": "pictures",
+        "y": "pictures that still show the target",
+        "said": "target shown",
+        "x": "points lost by neighbours or unrelated concepts, whichever is more",
+    }
+
+    def collect(
+        self, before: Any, after: Any, request: Request, *, folder: Path | None, resume: bool, trace: Trace
+    ) -> Drawn:
+        chosen = self.plan or plan(before, request, world=world_of(getattr(before, "folder", None)))
+        chosen = replace(chosen, resurfacing=self.resurfacing)
+        gallery = Gallery(folder, key(before, after, chosen, self.oracle), resume=resume)
+        draw = collect_until_clear if self.stop_early else collect
+        return draw(before, after, chosen, self.known(before), oracle=self.oracle, gallery=gallery, trace=trace)
+
+    def known(self, before: Any) -> list[Judge]:
+        """The judges that read the pictures of an untouched model."""
+        return judges_for(before) if self.judges is None else list(self.judges)
+
+    def sources(self, before: Any) -> dict[str, str]:
+        return {j.evaluator.name: j.source for j in self.known(before)}
+
+    def beyond(self, before: Any, after: Any, request: Request, trace: Trace) -> list[Reading]:
+        if self.resurfacing is None:
+            return []
+        judges = self.known(before)
+        return resurfacing(before, after, request, self.resurfacing, judges=judges, oracle=self.oracle, trace=trace)
+
+    @classmethod
+    def kept(cls, data: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> Drawn:
+        evaluators = evaluators_of(data)
+        measures = {**unkept(data["measures"], evaluators), **vectors}
+        chosen = Plan.from_plain({**data["plan"], "request": data["request"]})
+        for path, rows in measures.items():
+            due = len(chosen.twin_shots if path.startswith("other/") else chosen.shots)
+            if len(rows) != due:
+                raise ValueError(f"{path} has {len(rows)} rows, the plan {due} pictures")
+        return Drawn(plan=chosen, measures=measures, evaluators=evaluators, cost=data["run"]["audit"])
+
+    def again(self, kept: Drawn, before: Any, after: Any, how: str, trace: Trace) -> Again:
+        """Cost: 12 pictures before and after, or the whole audit again."""
+        judges = list(self.judges or ())
+        if how == "all":
+            evidence = collect(before, after, kept.plan, judges, oracle=self.oracle, trace=trace)
+            whole = self.oracle is not None or not any(key.startswith("oracle/") for key in kept.measures)
+            left = "" if whole else "pictures of the model that never saw it: give that model"
+            return Again(evidence=evidence, readings=whole, left=left)
+        count = len(kept.plan.shots)
+        rows = sorted({i * count // SAMPLE for i in range(SAMPLE)})
+        evidence = collect(before, after, kept.plan, judges, rows=rows, trace=trace)
+        return Again(evidence=evidence, rows={"before": rows, "after": rows})
+
+    def ready(self, data: Mapping[str, Any], kept: Drawn) -> tuple[Generator | None, list[Finding]]:
+        given = {j.evaluator.name: j for j in self.judges or ()}
+        concepts = [g.concept for g in kept.plan.groups if g.concept is not None]
+        used, found = [], []
+        for name, stated in kept.evaluators.items():
+            what, source = f"evaluator {name}", data["evaluators"][name]["source"]
+            try:
+                if name not in given and not source:
+                    raise BadRequest("the receipt does not say where to load it")
+                loaded = given[name] if name in given else judge(source, concepts)
+            except (PalimpsestError, OSError, ValueError) as e:
+                found.append(lacking(what, str(e), "evaluators"))
+                continue
+            if loaded.evaluator == stated:
+                used.append(loaded)
+                found.append(same(what, loaded.evaluator.sha256[:12], "evaluators"))
+                continue
+            text = f"it is now {loaded.evaluator.sha256[:12]}, the receipt used {stated.sha256[:12]}"
+            if loaded.evaluator.sha256 == stated.sha256:
+                text = "its threshold, classes, version or licence are not those that the receipt states"
+            found.append(differs(what, text, "evaluators"))
+        return (replace(self, judges=used) if len(used) == len(kept.evaluators) else None), found
+
+    @classmethod
+    def words(cls, readings: Sequence[Reading], request: Request, evidence: Drawn) -> tuple[str, list[dict[str, str]]]:
+        names = [c.name for c in request.target]
+        return generator_words.headline(readings, names, evidence.plan), generator_words.sentences(
+            readings, names, evidence.plan
+        )
+
+    @classmethod
+    def figures(cls, readings: Sequence[Reading]) -> list[tuple[str, Reading]]:
+        """Presence of each target (at most 3), then of neighbours and of unrelated concepts together."""
+        presence = [r for r in readings if r.name == "presence"]
+        chosen = [(r.concept, r) for r in presence if r.role == "target"][:3]
+        for role, called in (("neighbour", "neighbours"), ("unrelated", "unrelated")):
+            of_role = [r for r in presence if r.role == role]
+            chosen += [(r.concept or called, r) for r in [r for r in of_role if not r.concept][:1] or of_role[:1]]
+        return chosen
+
+    @classmethod
+    def facts(cls, evidence: Drawn) -> list[tuple[str, str]]:
+        how = evidence.plan
+        guidance = "default" if how.guidance is None else how.guidance
+        size = f", {how.size} px" if how.size else ""
+        text = f"{how.steps or 'default'} steps, guidance {guidance}{size}; seeds from {how.first_seed}"
+        return [("Sampling", f"{text}, one for each picture")]
+
+    @classmethod
+    def wanted(cls, reading: Reading, evidence: Drawn) -> bool:
+        if reading.name == "collapse":
+            return False
+        up = reading.value > (reading.before or 0.0)
+        return reading.name != "presence" or up == (evidence.plan.aim == "in")
+
+    @classmethod
+    def pairs(cls, evidence: Drawn) -> list[Pair]:
+        judge, plan = next(iter(evidence.evaluators), None), evidence.plan
+        seen: dict[int, list[tuple[bool, bool]]] = {}
+        for g, name, classes in evidence.asked():
+            if name == judge:
+                bits = [evidence.present(name, which, classes).tolist() for which in ("before", "after")]
+                seen[g] = list(zip(*bits, strict=True))
+        return [
+            Pair(
+                row=row,
+                role=plan.groups[shot.group].role,
+                name=plan.groups[shot.group].name,
+                reason=plan.groups[shot.group].reason,
+                prompt=shot.prompt,
+                seed=shot.seed,
+                judged=seen[shot.group][row] if shot.group in seen else None,
+            )
+            for row, shot in enumerate(plan.shots)
+        ]
+
+    @classmethod
+    def rates(cls, evidence: Drawn) -> Rates:
+        """Rates pooled over all concepts of a role, by the first judge."""
+        target = _bits(evidence, "target")
+        if target is None:
+            raise BadRequest("no judge knows the target, so there is nothing to compare")
+        before, after = (statistics.wilson(int(bits.sum()), len(bits)) for bits in target)
+        near, far = _moved(evidence, "neighbour"), _moved(evidence, "unrelated")
+        return Rates(target=after, before=before, neighbours=near, unrelated=far, n=len(target[0]))
+
+    @classmethod
+    def checks(cls, data: Mapping[str, Any], evidence: Drawn, folder: Path) -> list[Finding]:
+        return resurfaced.check(data, evidence)
+
+
+def _bits(evidence: Drawn, role: str) -> tuple[Tensor, Tensor] | None:
+    """(before, after) bits of all pictures of a role; None where the first judge knows none of its concepts."""
+    plan, judge = evidence.plan, next(iter(evidence.evaluators), None)
+    asked = [(g, c) for g, j, c in evidence.asked() if j == judge and plan.groups[g].role == role]
+    if judge is None or not asked:
+        return None
+    before, after = (
+        torch.cat([evidence.present(judge, which, classes)[plan.rows(group=g)] for g, classes in asked])
+        for which in ("before", "after")
+    )
+    return before, after
+
+
+def _moved(evidence: Drawn, role: str) -> Interval | None:
+    """The paired change of a role's presence; None where the first judge knows none of its concepts."""
+    bits = _bits(evidence, role)
+    return None if bits is None else statistics.paired(bits[0].numpy(), bits[1].numpy())
