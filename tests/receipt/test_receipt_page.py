@@ -354,3 +354,35 @@ def test_patches_with_hooks_are_described() -> None:
     data = build(Generator(), evidence, Generator.readings(evidence), evidence.plan.request, base=host, edited=made)
     assert "No weight is changed" in data["summary"][-1]["text"]
     assert "Changed weights" not in render(data, {})
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "p", "expected", "tone"),
+    [
+        (0.0, 92.0, 0.0001, "is learned: 92 %", "good"),
+        (0.0, 3.0, 1.0, "is not learned", "bad"),
+        (90.0, 92.0, 1.0, "is shown as before", "unsure"),
+        (90.0, 12.0, 0.001, "is shown less often than before", "bad"),
+    ],
+)
+def test_words_for_a_target_that_was_to_be_taught(
+    before: float, value: float, p: float, expected: str, tone: str
+) -> None:
+    plan = replace(erased().plan, aim="in")
+    told = replace(presence("target", value, p), before=before, change=Change(value=1, low=-20, high=20))
+    said = words.sentences([told], ["star"], plan)
+    assert expected in said[0]["text"]
+    assert said[0]["tone"] == tone
+    assert "gone" not in words.headline([told], ["star"], plan)
+    assert Generator.wanted(told, replace(erased(), plan=plan)) == (value > before)
+    assert Plan.from_plain({k: v for k, v in plan.plain().items() if k != "aim"}).aim == "away"
+
+
+def test_pictures_that_are_none_before_the_edit_raise_an_alarm() -> None:
+    black = Reading(
+        name="collapse", role="target", value=100.0, before=100.0, p=1.0, change=Change(value=0, low=-5, high=5)
+    )
+    said = words.sentences([presence("target", 0.0, 1.0), black], ["star"], erased().plan)
+    assert said[0]["tone"] == "bad"
+    assert "100 % of the target pictures" in said[0]["text"]
+    assert not any("No sign of collapse" in s["text"] for s in said)

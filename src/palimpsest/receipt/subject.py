@@ -94,7 +94,7 @@ class Subject(ABC):
     """One thing that receipts are about. An instance holds what measuring takes beside the two models.
 
     Args:
-        counted: what n counts, in words. oracle: what a model that never saw the target is called.
+        counted: what n counts, in words. probes: its own, in the order in which a receipt tells them.
         sections: of the page, in order. terms: (term, text) of its last part. roles: id -> (title, note) of pairs.
         compared: the words of a comparison's columns and axes.
         attempts: names of the readings that `beyond` makes.
