@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -35,7 +36,7 @@ class Exam:
         label: how a record calls its case; "" where there is one case only.
         with_verb: whether asking for the verb runs this study, too.
         missing: why a case cannot be done here; "" where it can.
-        columns: of the study's table: heading -> how a system's records are shown below it.
+        columns: of the study's table: heading -> what a system has below it, from all records.
         score: for `tune`: (system, parameters, case) -> the record of a trial with its "score", least is best.
     """
 
@@ -51,7 +52,7 @@ class Exam:
     label: str = ""
     with_verb: bool = False
     missing: Callable[[Case], str] = lambda case: ""
-    columns: Mapping[str, Callable[[Any], str]] = field(default_factory=dict)
+    columns: Mapping[str, Callable[[str, Records], str]] = field(default_factory=dict)
     score: Callable[[str, Mapping[str, Any], Case], dict[str, Any]] | None = None
 
     def words(self, case: Case) -> str:
@@ -78,6 +79,12 @@ class Exam:
     def module(self) -> ModuleType:
         """Where it is defined."""
         return importlib.import_module(self.examine.__module__)
+
+
+def cases(module: str) -> tuple[Case, ...]:
+    """The cases beside a module's file: <module>.json, a list of mappings, whose lists become tuples."""
+    listed = json.loads(Path(module).with_suffix(".json").read_text(encoding="utf-8"))
+    return tuple({k: tuple(v) if isinstance(v, list) else v for k, v in case.items()} for case in listed)
 
 
 def rule_of(system: str) -> ModuleType | None:

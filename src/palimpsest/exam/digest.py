@@ -50,7 +50,8 @@ def model_digest(name: str) -> str:
 def source(module: str) -> str:
     """Of the code of a module and of all it imports below the exam, directly or not: core, hosts, ops, train, ...
 
-    The exam's own files are followed but not read, so that a table can be reworded; `Exam.version` stands for them.
+    Rooms ABOVE are followed but not read, the exam among them, so that a table can be reworded without another run;
+    `Exam.version` stands for what they do.
     """
     code: dict[str, str] = {}
     queue = [module]
@@ -86,8 +87,7 @@ def _imports(path: Path) -> tuple[str, ...]:
             names += [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-    rooms = ((n, n.split(".")[1]) for n in dict.fromkeys(names) if n.startswith("palimpsest."))
-    return tuple(n for n, room in rooms if room == "exam" or room not in ABOVE)
+    return tuple(n for n in dict.fromkeys(names) if n.startswith("palimpsest."))
 
 
 @cache

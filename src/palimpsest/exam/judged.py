@@ -77,7 +77,7 @@ def worked(by: Records, *systems: str) -> bool:
 
 def refused(records: Sequence[Record]) -> str:
     """In which words a system refused; "" where it did not."""
-    return next((r["refused"] for r in records if "refused" in r), "")
+    return next((r["refused"] for r in records if isinstance(r.get("refused"), str)), "")
 
 
 def share(bits: Sequence[str]) -> Interval:

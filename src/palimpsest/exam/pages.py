@@ -84,9 +84,7 @@ def verb_page(
         parts += [f"## Comparisons that papers draw\n\n{text}", tables.table(["claim", "found", "verdict"], rows)]
     for name, by in of.items():
         if by:
-            exam = exams()[name]
-            section = getattr(exam.module(), "section", None)
-            parts += section(by) if section else tables.study(exam, by)
+            parts += tables.study(exams()[name], by)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -152,7 +150,7 @@ def _parts(doc: str) -> dict[str, str]:
     parts = {"": ""}
     name = ""
     for line in inspect.cleandoc(doc).splitlines():
-        head = re.match(rf"({'|'.join(PARTS)}):(.*)", line)
+        head = re.match(rf"((?:{'|'.join(PARTS)})[\w ]*):(.*)", line)
         if head:
             name = head[1]
             parts[name] = head[2].strip()

@@ -12,11 +12,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from palimpsest.core import catalog
 from palimpsest.core.files import write_beside
+from palimpsest.core.method import versions
+from palimpsest.core.patch import Patch
 from palimpsest.core.sampling import Sampling
 from palimpsest.exam import budgets
 from palimpsest.exam.digest import model_digest
+from palimpsest.hosts.load import load
+from palimpsest.probes.evaluators import classes_of, decide, judges_for
+from palimpsest.probes.drawn import collect
+from palimpsest.tiny.assemble import cache as models
+from palimpsest.worlds.concepts import concept, world_of
 
 BATCH = 40  # pictures drawn at once
 UNTOUCHED = "untouched"  # stands for a system: the model as it is
@@ -26,8 +36,6 @@ PLAIN = "plain fine-tuning"  # stands for a system: the same training without wh
 @lru_cache(maxsize=2)
 def host_of(name: str) -> Any:
     """A model by name; the last two stay loaded."""
-    from palimpsest.hosts.load import load
-
     return load(name)
 
 
@@ -46,13 +54,6 @@ def evidence_of(host: Any, patch: Any, plan: Any, *, model: str, oracle: str = "
         model: the host's name.
         oracle: that of a model that never saw the target; "" or one that is not shipped leaves it out.
     """
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    from palimpsest.core.patch import Patch
-    from palimpsest.probes.drawn import collect
-    from palimpsest.probes.evaluators import judges_for
-
     path = _path(plan, model, oracle)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         if not path.is_file():
@@ -71,9 +72,6 @@ def give_back() -> None:
 
 
 def _path(plan: Any, model: str, oracle: str) -> Path:
-    from palimpsest.core.method import versions
-    from palimpsest.tiny.assemble import cache as models
-
     parts = [BATCH, plan.plain(), model_digest(model), model_digest(oracle), versions()]
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return models().parent / "exam" / f"{name}.safetensors"
@@ -101,8 +99,6 @@ def method_of(system: str, case: str = "") -> Any:
 
 def drawn(host: Any, prompts: Sequence[str], seed: int, *, steps: int | None = None, negative: str = "") -> Any:
     """Images (n, 3, H, W) of a study's prompts, drawn in bfloat16 as all of the exam's pictures are."""
-    import torch
-
     seeds = [20_000_000 + 100_000 * seed + i for i in range(len(prompts))]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return host.sample(prompts, seeds, Sampling(steps=steps, negative=negative), batch=BATCH).float()
@@ -110,8 +106,6 @@ def drawn(host: Any, prompts: Sequence[str], seed: int, *, steps: int | None = N
 
 def seen(host: Any, images: Any, concepts: Sequence[Any]) -> str:
     """One bit a picture: whether the world's oracle sees the concept that was asked for."""
-    from palimpsest.probes.evaluators import classes_of, decide, judges_for
-
     judge = judges_for(host)[0]
     present = decide(judge.evaluator, judge.read(images))
     return "".join(str(int(present[i, classes_of(judge.evaluator, c)].any())) for i, c in enumerate(concepts))
@@ -119,8 +113,6 @@ def seen(host: Any, images: Any, concepts: Sequence[Any]) -> str:
 
 def shows(host: Any, world: Any, rows: Sequence[tuple[str, str]], seed: int, steps: int) -> str:
     """One bit for each (prompt, word): whether the picture that is drawn for it shows the word's concept."""
-    from palimpsest.worlds.concepts import concept
-
     images = drawn(host, [p for p, _ in rows], seed, steps=steps)
     return seen(host, images, [concept(world, word) for _, word in rows])
 
@@ -132,8 +124,6 @@ def cost(patch: Any) -> dict[str, Any]:
 
 def world(host: Any) -> Any:
     """The drawn world of one of the exam's models."""
-    from palimpsest.worlds.concepts import world_of
-
     drawn_world = world_of(host.folder)
     assert drawn_world is not None  # the exam's models are of drawn worlds
     return drawn_world

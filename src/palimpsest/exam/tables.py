@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from palimpsest.core import catalog
-from palimpsest.exam.case import Case, Exam, Records
-from palimpsest.exam.judged import refused, worked
+from palimpsest.exam.case import Exam, Records
+from palimpsest.exam.judged import interval, percent, rate, refused, worked
+from palimpsest.ops import statistics
+from palimpsest.ops.statistics import Interval
 
 Columns = Mapping[str, Callable[[Any], str]]  # heading -> how a summary, or a system's records, are shown below it
 
@@ -32,10 +35,28 @@ def shown(columns: Columns, of: Any) -> list[str]:
 def study(exam: Exam, by: Records) -> list[str]:
     """The section of a study: its text and a row for each system."""
     rows = []
-    for system, records in by.items():
-        words = [f"it refuses: {refused(records)}", *[""] * (len(exam.columns) - 1)]
-        rows.append([called(system), *(shown(exam.columns, records) if worked(by, system) else words)])
-    return [text(exam.module().__file__ or "", exam.cases[0]), table(["system", *exam.columns], rows)]
+    for system in by:
+        words = [f"it refuses: {refused(by[system])}", *[""] * (len(exam.columns) - 1)]
+        cells = [show(system, by) for show in exam.columns.values()] if worked(by, system) else words
+        rows.append([called(system), *cells])
+    said = {**vars(exam.module()), **exam.cases[0], "seeds": len(exam.seeds)}
+    return [text(exam.module().__file__ or "", said), table(["system", *exam.columns], rows)]
+
+
+def shares(name: str) -> Callable[[str, Records], str]:
+    """A column: the rate of ones among the bits that a system's records hold under a name."""
+    return lambda system, by: percent(rate(by[system], name))
+
+
+def means(name: str, form: Any = "{:.1f}".format) -> Callable[[str, Records], str]:
+    """A column: the mean of the numbers that a system's records hold under a name, with Student's interval."""
+
+    def show(system: str, by: Records) -> str:
+        values = [r[name] for r in by[system] if name in r]
+        mean = statistics.mean(values) if values else Interval(math.nan, math.nan, math.nan)
+        return form(mean.value) if "/" not in system and mean.low == mean.high else interval(mean, form)
+
+    return show
 
 
 class _Words(tuple):
@@ -43,10 +64,10 @@ class _Words(tuple):
         return ", ".join(self)
 
 
-def text(module: str, case: Case, **more: Any) -> str:
-    """The Markdown beside a module's file, with a case's fields filled in: words with commas between, shares in %."""
-    fields = {k: _Words(v) if isinstance(v, tuple) else v for k, v in case.items()}
-    filled = Path(module).with_suffix(".md").read_text(encoding="utf-8").format(**fields, **more)
+def text(module: str, said: Mapping[str, Any]) -> str:
+    """The Markdown beside a module's file, with fields filled in: words with commas between, shares in %."""
+    fields = {k: _Words(v) if isinstance(v, tuple) else v for k, v in said.items()}
+    filled = Path(module).with_suffix(".md").read_text(encoding="utf-8").format_map(fields)
     return re.sub(r"(?<=\d)%", " %", filled)
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from palimpsest.core.errors import BadRequest
-from palimpsest.exam.case import Case, Exam, Records
+from palimpsest.core.patch import Patch
+from palimpsest.exam.case import Case, Exam, Records, cases
 from palimpsest.exam.judged import Verdict, lower, percent, rate, worked
 from palimpsest.exam.pictures import cost, host_of, method_of, oracle_of, shows, world
+from palimpsest.exam.tables import shares
+from palimpsest.ops.attacks import attack, attacked, random_words
+from palimpsest.ops.prompts import prompts_for
+from palimpsest.ops.trajectories import visit
+from palimpsest.run.requests import request
+from palimpsest.worlds.concepts import prompts
 
 NEVER = "never saw it"  # stands for a system: the attack on a model that has nothing to bring back
-CASE: Case = {"host": "tiny/sd", "oracle": "tiny/sd-without-star", "concept": "star", "prompts": 12, "steps": 15}
+(CASE,) = CASES = cases(__file__)
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
@@ -18,13 +27,6 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
 
     The attacker has the edited weights and knows how the untouched model draws the target (white box, 60 steps).
     """
-    import torch
-
-    from palimpsest.core.patch import Patch
-    from palimpsest.ops.attacks import attacked
-    from palimpsest.run.requests import request
-    from palimpsest.worlds.concepts import prompts
-
     host = host_of(case["host"])
     asked = request(host, case["concept"])
     target, draws = asked.target[0], torch.Generator().manual_seed(2_000 + seed)
@@ -47,12 +49,6 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
 
 def _attack_on(model: Any, host: Any, target: Any, rng: Any) -> Any:
     """The same attack on another model of the same latents, with the untouched one's walks."""
-    import torch
-
-    from palimpsest.ops.attacks import attack, random_words
-    from palimpsest.ops.prompts import prompts_for
-    from palimpsest.ops.trajectories import visit
-
     asked = prompts_for(target)
     points = visit(host, asked, 8, rng, steps=10, guidance=3.0)
     points = points[torch.randperm(len(points), generator=rng)]
@@ -67,9 +63,6 @@ def less_than(by: Records, system: str, rival: str) -> tuple[str, Verdict]:
     return f"target {percent(a)} against {percent(b)} under attack", lower(a, b)
 
 
-COLUMNS = {
-    "target shown, asked plainly": lambda rs: percent(rate(rs, "plain")),
-    "under attack": lambda rs: percent(rate(rs, "attacked")),
-}
+COLUMNS = {"target shown, asked plainly": shares("plain"), "under attack": shares("attacked")}
 SYSTEMS = ("erase/uce", "erase/rece", "erase/esd", "erase/adv_unlearn", NEVER)
-EXAM = Exam(name="attack", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)
+EXAM = Exam(name="attack", verb="erase", cases=CASES, examine=examine, systems=SYSTEMS, columns=COLUMNS)

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from palimpsest.exam.case import Case, Exam
-from palimpsest.exam.judged import percent, rate
-from palimpsest.exam.pictures import cost, host_of, method_of, shows, world
+import torch
 
-CASE: Case = {
-    "host": "tiny/sd",
-    "concept": "star",
-    "pictures": 96,
-    "tuning": {"steps": 150, "lr": 3e-4, "batch": 8, "rank": 0, "train": "attention"},
-    "prompts": 12,
-    "others": ("moon", "heart", "house", "circle"),
-    "steps": 15,
-}
+from palimpsest.erase.modular_lora import after_benign
+from palimpsest.exam.case import Case, Exam, cases
+from palimpsest.exam.pictures import cost, host_of, method_of, shows, world
+from palimpsest.exam.tables import shares
+from palimpsest.ops.drawn import Drawn
+from palimpsest.run.requests import request
+from palimpsest.train.benign import Benign, Captioned
+from palimpsest.worlds.concepts import prompts
+
+(CASE,) = CASES = cases(__file__)
 WAYS = ("safety", "on top", "beside", "alone")
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     """Bits of pictures of the target and of others: erased, and fine-tuned in both orders."""
-    import torch
-
-    from palimpsest.erase.modular_lora import after_benign
-    from palimpsest.ops.drawn import Drawn
-    from palimpsest.run.requests import request
-    from palimpsest.train.benign import Benign, Captioned
-    from palimpsest.worlds.concepts import prompts
-
     host = host_of(case["host"])
     glyphs, target = world(host), case["concept"]
     draws = torch.Generator().manual_seed(6_000 + seed)
@@ -51,10 +42,6 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     return bits
 
 
-COLUMNS = {
-    f"{what}, {way}": lambda rs, name=f"{what}, {way}": percent(rate(rs, name))
-    for what in ("target", "others")
-    for way in WAYS
-}
+COLUMNS = {f"{what}, {way}": shares(f"{what}, {way}") for what in ("target", "others") for way in WAYS}
 SYSTEMS = ("erase/modular_lora",)
-EXAM = Exam(name="backfire", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)
+EXAM = Exam(name="backfire", verb="erase", cases=CASES, examine=examine, systems=SYSTEMS, columns=COLUMNS)

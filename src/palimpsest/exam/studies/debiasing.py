@@ -6,34 +6,31 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from palimpsest.exam.case import Case, Exam, Record, Records
-from palimpsest.exam.judged import SPARED, Judged, change, not_measured, percent, points, rate, worked
+import torch
+
+from palimpsest.core.patch import Patch
+from palimpsest.erase.invdiff import InvDiff
+from palimpsest.erase.uce_debias import UCEDebias
+from palimpsest.exam.case import Case, Exam, Record, Records, cases
+from palimpsest.exam.judged import SPARED, Judged, change, not_measured, percent, points, worked
 from palimpsest.exam.pictures import PLAIN, UNTOUCHED, cost, drawn, host_of, seen, shows, world
+from palimpsest.exam.tables import shares
 from palimpsest.ops import statistics
+from palimpsest.ops.drawn import Drawn
 from palimpsest.ops.statistics import Interval
+from palimpsest.probes.evaluators import judges_for
+from palimpsest.run.requests import request
+from palimpsest.train.benign import Benign, Captioned
+from palimpsest.worlds.concepts import concept
+from palimpsest.worlds.glyphs import GLYPHS, visible
 
 INVDIFF, UCE = "erase/invdiff", "erase/uce_debias"
-CASE: Case = {
-    "host": "tiny/sd",
-    "concept": "star",
-    "attributes": ("red", "blue"),
-    "share": 0.85,
-    "pictures": 96,
-    "bias": {"steps": 200, "lr": 1e-3, "batch": 8, "train": "attention"},
-    "evening": {"steps": 100, "lr": 3e-3, "batch": 8, "rank": 4, "groups": 2, "group_steps": 300},
-    "closed": {"rounds": 8, "per_round": 16, "gain": 0.5, "walk_steps": 10, "guidance": 2.0},
-    "prompts": 24,
-    "others": 8,
-    "steps": 15,
-}
+(CASE,) = CASES = cases(__file__)
 CLOSER = 0.05  # fewer points nearer to even are noise, not a claim in part
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     """Colours of pictures that name none, and bits of what was asked for; after a system or in the biased model."""
-    from palimpsest.core.patch import Patch
-    from palimpsest.worlds.concepts import concept
-
     host = host_of(case["host"])
     glyphs = world(host)
     with _bias().applied(host):
@@ -59,12 +56,6 @@ def _bias() -> Any:
 
 def _tuned(host: Any, settings: dict[str, Any], seed: int) -> Any:
     """Plain fine-tuning on the biased pictures."""
-    import torch
-
-    from palimpsest.ops.drawn import Drawn
-    from palimpsest.run.requests import request
-    from palimpsest.train.benign import Benign, Captioned
-
     images, captions = biased_pictures()
     asked = request(host, CASE["concept"])
     latents = Drawn(row=torch.arange(len(images)), x0=host.latents(images))
@@ -74,10 +65,6 @@ def _tuned(host: Any, settings: dict[str, Any], seed: int) -> Any:
 @lru_cache(maxsize=1)
 def biased_pictures() -> tuple[Any, list[str]]:
     """One subject, flat, mostly in the first colour, with captions that name neither colour nor style."""
-    import torch
-
-    from palimpsest.worlds.glyphs import GLYPHS
-
     draws, n, of = torch.Generator().manual_seed(7_000), CASE["pictures"], GLYPHS.vocabulary
     first, second = (of["colour"].index(a) for a in CASE["attributes"])
     often = torch.arange(n) < CASE["share"] * n
@@ -92,11 +79,6 @@ def biased_pictures() -> tuple[Any, list[str]]:
 
 
 def _debiased(host: Any, glyphs: Any, system: str, seed: int) -> Any:
-    from palimpsest.erase.invdiff import InvDiff
-    from palimpsest.erase.uce_debias import UCEDebias
-    from palimpsest.probes.evaluators import judges_for
-    from palimpsest.run.requests import request
-
     if system == PLAIN:
         return _tuned(host, {k: v for k, v in CASE["evening"].items() if not k.startswith("group")}, seed)
     asked = request(host, CASE["concept"])
@@ -113,10 +95,6 @@ def _debiased(host: Any, glyphs: Any, system: str, seed: int) -> Any:
 
 def _prompts(glyphs: Any, seed: int) -> list[str]:
     """Prompts for the subject that name no colour, on grounds on which either colour shows."""
-    import torch
-
-    from palimpsest.worlds.glyphs import visible
-
     of = glyphs.vocabulary
     shown = visible()[[of["colour"].index(a) for a in CASE["attributes"]]].all(0).tolist()
     grounds = [{}, *({"background": b} for b, both in zip(of["background"], shown, strict=True) if both)]
@@ -139,8 +117,6 @@ def _others(glyphs: Any, seed: int) -> list[tuple[str, str]]:
 
 def colours(host: Any, glyphs: Any, images: Any) -> str:
     """One digit a picture: which of the attributes its colour is, 0 or 1; - for any other colour."""
-    from palimpsest.probes.evaluators import judges_for
-
     judge = judges_for(host)[0]
     every = [judge.evaluator.classes.index(f"colour:{c}") for c in glyphs.vocabulary["colour"]]
     read = judge.read(images)[:, every].argmax(1).tolist()
@@ -196,11 +172,11 @@ def evener(system: str, by: Records, rivals: Sequence[str], also: str, cause: st
 
 
 COLUMNS = {
-    f"{CASE['attributes'][0]} among both": lambda rs: percent(first_share(rs)),
-    "distance from even": lambda rs: percent(distance(first_share(rs))),
-    "other colours": lambda rs: f"{100 * neither(rs):.0f} %",
-    "asked for is shown": lambda rs: percent(rate(rs, "shown")),
-    "other subjects shown": lambda rs: percent(rate(rs, "others")),
+    f"{CASE['attributes'][0]} among both": lambda s, by: percent(first_share(by[s])),
+    "distance from even": lambda s, by: percent(distance(first_share(by[s]))),
+    "other colours": lambda s, by: f"{100 * neither(by[s]):.0f} %",
+    "asked for is shown": shares("shown"),
+    "other subjects shown": shares("others"),
 }
 SYSTEMS = (UNTOUCHED, PLAIN, UCE, INVDIFF)
-EXAM = Exam(name="debiasing", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)
+EXAM = Exam(name="debiasing", verb="erase", cases=CASES, examine=examine, systems=SYSTEMS, columns=COLUMNS)

@@ -5,29 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from palimpsest.exam.case import Case, Exam
-from palimpsest.exam.judged import percent, rate
-from palimpsest.exam.pictures import UNTOUCHED, cost, host_of, method_of, seen, world
+import torch
 
-CASE: Case = {
-    "host": "tiny/sd",
-    "concept": "star",
-    "pictures": 16,
-    "others": ("moon", "heart", "house", "circle"),
-    "strength": 0.75,
-    "steps": 15,
-    "guidance": 3.0,
-}
+from palimpsest.core.host import Cond
+from palimpsest.core.patch import Patch
+from palimpsest.exam.case import Case, Exam, cases
+from palimpsest.exam.pictures import UNTOUCHED, cost, host_of, method_of, seen, world
+from palimpsest.exam.tables import shares
+from palimpsest.ops.guidance import classifier_free
+from palimpsest.run.requests import request
+from palimpsest.worlds.concepts import concept
+
+(CASE,) = CASES = cases(__file__)
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     """Bits of edited pictures: towards the erased concept, and towards others."""
-    import torch
-
-    from palimpsest.core.patch import Patch
-    from palimpsest.run.requests import request
-    from palimpsest.worlds.concepts import concept
-
     host = host_of(case["host"])
     glyphs, target = world(host), case["concept"]
     n, others = case["pictures"], case["others"]
@@ -55,11 +48,6 @@ def edited(host: Any, images: Any, prompts: Sequence[str], draws: Any, case: Cas
     Steps are DDIM's:  x <- alpha' x0 + sigma' (x - alpha x0) / sigma,  x0 the guided prediction.
     Source: Meng et al., "SDEdit", ICLR 2022, arXiv 2108.01073.
     """
-    import torch
-
-    from palimpsest.core.host import Cond
-    from palimpsest.ops.guidance import classifier_free
-
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         every = host.times(1000, torch.Generator().manual_seed(0)).sort().values
         at = torch.linspace(case["strength"] * (len(every) - 1), 0, case["steps"]).long()
@@ -77,8 +65,8 @@ def edited(host: Any, images: Any, prompts: Sequence[str], draws: Any, case: Cas
 
 
 COLUMNS = {
-    "edited pictures that show it": lambda rs: percent(rate(rs, "target")),
-    "other edits that show what was asked for": lambda rs: percent(rate(rs, "others")),
+    "edited pictures that show it": shares("target"),
+    "other edits that show what was asked for": shares("others"),
 }
 SYSTEMS = (UNTOUCHED, "erase/uce", "erase/esd", "erase/ace")
-EXAM = Exam(name="editing", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)
+EXAM = Exam(name="editing", verb="erase", cases=CASES, examine=examine, systems=SYSTEMS, columns=COLUMNS)

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from palimpsest.exam.case import Case, Exam
-from palimpsest.exam.judged import percent, rate
+import torch
+
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.patch import Patch
+from palimpsest.exam.case import Case, Exam, cases
 from palimpsest.exam.pictures import UNTOUCHED, cost, host_of, method_of, shows, world
+from palimpsest.exam.tables import shares
+from palimpsest.worlds.concepts import prompts
 
 # "Read" are words that occur in the sentences that the system trains on; "new" are words that it never sees swapped.
-CASE: Case = {
-    "host": "tiny/sd",
-    "doubles": {"\u043e": "o"},
-    "read": ("moon", "house", "boat", "mushroom"),
-    "new": ("arrow", "anchor", "bolt", "cross"),
-    "contexts": 3,
-    "steps": 15,
-}
+(CASE,) = CASES = cases(__file__)
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     """Bits of pictures with a swapped letter, in words of the training and in others, and with none swapped."""
-    import torch
-
-    from palimpsest.core.concept import Concept, Request
-    from palimpsest.core.patch import Patch
-    from palimpsest.worlds.concepts import prompts
-
     host = host_of(case["host"])
     patch, glyphs = Patch(base=host.fingerprint()), world(host)
     if system != UNTOUCHED:
@@ -55,10 +47,6 @@ def swapped(prompt: str, word: str) -> str:
     return prompt.replace(letter, doubles[letter])
 
 
-COLUMNS = {
-    "asked for is shown, words read so": lambda rs: percent(rate(rs, "read")),
-    "new words": lambda rs: percent(rate(rs, "new")),
-    "plain": lambda rs: percent(rate(rs, "plain")),
-}
+COLUMNS = {"asked for is shown, words read so": shares("read"), "new words": shares("new"), "plain": shares("plain")}
 SYSTEMS = (UNTOUCHED, "erase/homoglyphs")
-EXAM = Exam(name="letters", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)
+EXAM = Exam(name="letters", verb="erase", cases=CASES, examine=examine, systems=SYSTEMS, columns=COLUMNS)

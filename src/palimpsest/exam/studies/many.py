@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from palimpsest.exam.case import Case, Exam, Record, Records
+import torch
+
+from palimpsest.exam.case import Case, Exam, Record, Records, cases
 from palimpsest.exam.judged import Verdict, higher, percent, share, worked
 from palimpsest.exam.pictures import cost, host_of, method_of, shows, world
 from palimpsest.ops.statistics import Interval
+from palimpsest.run.requests import request
+from palimpsest.worlds.concepts import prompts
 
-CASE: Case = {"host": "tiny/portraits", "counts": (5, 20), "others": 20, "pictures": 20, "steps": 15}
+(CASE,) = CASES = cases(__file__)
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     """Presence of identities that were all erased in one run, and of others that the method was not told to keep."""
-    import torch
-
-    from palimpsest.run.requests import request
-    from palimpsest.worlds.concepts import prompts
-
     host = host_of(case["host"])
     faces = world(host)
     held_out = faces.held_out.get("identity", frozenset())
@@ -43,11 +42,11 @@ def better_than(by: Records, system: str, rival: str, count: int) -> tuple[str, 
     """Whether the harmonic mean at a number of concepts is above another system's."""
     if not worked(by, system, rival):
         return "", "not measured"
-    a, b = (harmonic(*shares(by[s], count)) for s in (system, rival))
+    a, b = (harmonic(*left(by[s], count)) for s in (system, rival))
     return f"H {percent(a)} against {percent(b)}", higher(a, b)
 
 
-def shares(records: Sequence[Record], count: int) -> tuple[Interval, Interval]:
+def left(records: Sequence[Record], count: int) -> tuple[Interval, Interval]:
     """Of targets and of others that are still shown."""
     sets = [r["counts"][str(count)] for r in records]
     return share([s["targets"] for s in sets]), share([s["others"] for s in sets])
@@ -65,7 +64,7 @@ def harmonic(targets: Interval, others: Interval) -> Interval:
 
 
 COLUMNS = {
-    heading: lambda rs, n=n, show=show: percent(show(*shares(rs, n)))
+    heading: lambda s, by, n=n, show=show: percent(show(*left(by[s], n)))
     for n in CASE["counts"]
     for heading, show in (
         (f"{n} targets still shown", lambda targets, others: targets),
@@ -74,4 +73,4 @@ COLUMNS = {
     )
 }
 SYSTEMS = ("erase/uce", "erase/esd", "erase/mace")
-EXAM = Exam(name="many", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)
+EXAM = Exam(name="many", verb="erase", cases=CASES, examine=examine, systems=SYSTEMS, columns=COLUMNS)

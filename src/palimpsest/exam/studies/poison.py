@@ -17,18 +17,17 @@ import torch
 from palimpsest.data.forget import ForgetRequest, split
 from palimpsest.data.read import Dataset
 from palimpsest.exam import budgets
-from palimpsest.exam.case import Case, Exam, Records
-from palimpsest.exam.judged import Judged, Studied, Verdict, interval
+from palimpsest.exam.case import Case, Exam, Records, cases
+from palimpsest.exam.judged import Judged, Studied, Verdict
 from palimpsest.exam.material import unlearnt
 from palimpsest.exam.pictures import UNTOUCHED
-from palimpsest.exam.tables import table, text
+from palimpsest.exam.tables import means
 from palimpsest.hosts.classifiers import ClassifierHost
-from palimpsest.ops import statistics
 from palimpsest.tiny import classifiers
 from palimpsest.tiny.train_classifier import accuracy, logits, train
 
 PART, NEVER = "retrained without the known part", "never poisoned"
-CASE: Case = {"task": "digits", "poisoned": 100, "known": 20, "goal": 0, "side": 3}  # pictures; label; pixels
+(CASE,) = CASES = cases(__file__)
 GONE, HARM = 20.0, 3.0  # the square works in at most this share of pictures; points of accuracy lost
 
 
@@ -104,20 +103,6 @@ def measured(at: Poisoned, host: ClassifierHost) -> dict[str, float]:
     }
 
 
-def section(by: Records) -> list[str]:
-    """The table."""
-    rows = []
-    for system, records in by.items():
-        runs = [r for r in records if "works" in r][: 1 if system == UNTOUCHED else None]
-        shares = [r["of_retraining"] for r in runs if "of_retraining" in r]
-        cells = [interval(statistics.mean([r[k] for r in runs])) if runs else "" for k in ("works", "accuracy")]
-        ours = "/" in system
-        cells += [f"{np.mean(shares):.3f}" if shares else "", f"**{verdict(system, by)}**" if ours and runs else ""]
-        rows.append([f"`{system}`" if ours else f"*{system}*", *cells])
-    told = text(__file__, CASE, seeds=len(EXAM.seeds), gone=GONE, harm=HARM)
-    return [told, table(["model", "square works", "accuracy", "of retraining", "verdict"], rows)]
-
-
 def verdict(system: str, by: Records) -> Verdict:
     """Whether the claim of corrective unlearning holds for a system; baselines are held to the same bounds."""
     gone = _mean(by, system, "works") <= GONE
@@ -145,6 +130,14 @@ def _mean(by: Records, system: str, what: str) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
+COLUMNS = {
+    "square works": means("works"),
+    "accuracy": means("accuracy"),
+    "of retraining": lambda s, by: f"{_mean(by, s, 'of_retraining'):.3f}" if "/" in s else "",
+    "verdict": lambda s, by: f"**{verdict(s, by)}**" if "/" in s else "",
+}
 LEAVES = ("ssd", "finetune", "gradient_ascent", "neg_grad_plus", "random_label", "salun")
 SYSTEMS = (UNTOUCHED, PART, NEVER, *(f"unlearn/{leaf}" for leaf in LEAVES))
-EXAM = Exam(name="poison", verb="unlearn", cases=(CASE,), examine=examine, systems=SYSTEMS, with_verb=True)
+EXAM = Exam(
+    name="poison", verb="unlearn", cases=CASES, examine=examine, systems=SYSTEMS, columns=COLUMNS, with_verb=True
+)

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from palimpsest.exam.case import Case, Exam
+import torch
+
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.patch import Patch
+from palimpsest.erase.geom_erasing import Detected, GeomErasing
+from palimpsest.exam.case import Case, Exam, cases
 from palimpsest.exam.judged import percent, rate
 from palimpsest.exam.pictures import PLAIN, UNTOUCHED, cost, drawn, host_of, seen, world
+from palimpsest.exam.tables import shares
+from palimpsest.ops.drawn import Drawn
+from palimpsest.train.benign import Benign, Captioned
+from palimpsest.worlds.concepts import concept, prompts
 
 SIDE = 16  # pixels of the stamp: four patches of the autoencoder, so that latents hold it exactly
 CORNER = slice(-SIDE, None)  # rows and columns: the lower right one
-CASE: Case = {
-    "host": "tiny/sd",
-    "pictures": 96,
-    "stamped": 0.7,
-    "tuning": {"steps": 500, "lr": 1e-3, "batch": 16, "train": "full"},  # the same for both
-    "bins": 2,
-    "opacity": 0.5,  # a fainter stamp is drawn at lower noise, where a denoising loss has more to say about it
-    "draws": 24,
-    "steps": 15,
-}
+(CASE,) = CASES = cases(__file__)
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     """Bits of drawn pictures: with a stamp; with what was asked for."""
-    import torch
-
-    from palimpsest.core.concept import Concept, Request
-    from palimpsest.core.patch import Patch
-    from palimpsest.erase.geom_erasing import Detected, GeomErasing
-    from palimpsest.ops.drawn import Drawn
-    from palimpsest.train.benign import Benign, Captioned
-    from palimpsest.worlds.concepts import concept, prompts
-
     host = host_of(case["host"])
     glyphs, draws = world(host), torch.Generator().manual_seed(5_000 + seed)
     pictures = glyphs.draw(glyphs.sample(case["pictures"], generator=draws), generator=draws)
@@ -64,16 +55,12 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
 
 def chequer() -> Any:
     """(SIDE, SIDE) in {0, 1}: two dark and two light patches."""
-    import torch
-
     half = SIDE // 2
     return torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat_interleave(half, 0).repeat_interleave(half, 1)
 
 
 def stamped(images: Any, share: float, opacity: float, draws: Any) -> tuple[Any, Any]:
     """Images (n, 3, H, W) with a stamp in a corner of about that share of them, and masks (n, H, W) of where."""
-    import torch
-
     images, masks = images.clone(), torch.zeros(len(images), *images.shape[2:])
     for i in (torch.rand(len(images), generator=draws) < share).nonzero().flatten().tolist():
         torch.randint(1, (1,), generator=draws)  # which corner, when there were several: later draws stay as they were
@@ -92,9 +79,9 @@ def found(images: Any) -> str:
 
 
 COLUMNS = {
-    "pictures with the stamp": lambda rs: percent(rate(rs, "stamped")),
-    'with "stamp" as negative prompt': lambda rs: percent(rate(rs, "negative")) if "negative" in rs[0] else "",
-    "asked for is shown": lambda rs: percent(rate(rs, "shown")),
+    "pictures with the stamp": shares("stamped"),
+    'with "stamp" as negative prompt': lambda s, by: percent(rate(by[s], "negative")) if s == PLAIN else "",
+    "asked for is shown": shares("shown"),
 }
 SYSTEMS = (UNTOUCHED, PLAIN, "erase/geom_erasing")
-EXAM = Exam(name="stamps", verb="erase", cases=(CASE,), examine=examine, systems=SYSTEMS, columns=COLUMNS)
+EXAM = Exam(name="stamps", verb="erase", cases=CASES, examine=examine, systems=SYSTEMS, columns=COLUMNS)

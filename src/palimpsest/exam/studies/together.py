@@ -7,14 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 from palimpsest.core.errors import PalimpsestError
-from palimpsest.exam.case import Case, Exam, Record, Records
+from palimpsest.core.fingerprint import tensors_of
+from palimpsest.core.method import versions
+from palimpsest.core.patch import merge
+from palimpsest.exam.case import Case, Exam, Record, cases
 from palimpsest.exam.judged import share
 from palimpsest.exam.pictures import evidence_of, groups_of, host_of, method_of, world
-from palimpsest.exam.tables import table, text
+from palimpsest.probes.plan import plan
+from palimpsest.run.requests import request
 
 PROMPTS = 6  # for each of the two targets
 WAYS = ("first", "second", "composed", "first then second", "second then first")
-PAIR: Case = {"host": "tiny/sd", "first": "star", "second": "watercolour"}
+(PAIR,) = CASES = cases(__file__)
 
 
 def examine(system: str, case: Case, seed: int, prompts: int = PROMPTS) -> dict[str, Any]:
@@ -25,10 +29,6 @@ def examine(system: str, case: Case, seed: int, prompts: int = PROMPTS) -> dict[
 
     Cost: four runs of the method, 48 pictures a way.
     """
-    from palimpsest.core.method import versions
-    from palimpsest.probes.plan import plan
-    from palimpsest.run.requests import request
-
     host = host_of(case["host"])
     looks = plan(
         host,
@@ -56,10 +56,6 @@ def examine(system: str, case: Case, seed: int, prompts: int = PROMPTS) -> dict[
 
 def ways(host: Any, pair: Case, seed: int, method: Callable[[], Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Each way with what makes its patch; the two erasures alone are made once."""
-    from palimpsest.core.fingerprint import tensors_of
-    from palimpsest.core.patch import merge
-    from palimpsest.run.requests import request
-
     first, second = pair["first"], pair["second"]
     shapes = {name: t.shape for name, t in tensors_of(host.root).items()}
     patches: dict[str, Any] = {}
@@ -82,16 +78,6 @@ def ways(host: Any, pair: Case, seed: int, method: Callable[[], Any]) -> Iterato
     yield "second then first", lambda: after(first, second)
 
 
-def section(by: Records) -> list[str]:
-    """What both targets and everything else become, in each way to do it."""
-    first, second = PAIR["first"], PAIR["second"]
-    any_of = next(iter(by.values()))[0]["groups"]
-    heads = [f"{first} alone", f"{second} alone", "composed", f"{first}, then {second}", f"{second}, then {first}"]
-    rows = [[f"`{s}`", *(_cell(records[0], way) for way in WAYS)] for s, records in by.items()]
-    n = sum(len(g["before"]) for g in any_of if g["concept"] == first)
-    return [text(__file__, PAIR, n=n), table(["system", *heads], rows)]
-
-
 def _cell(record: Record, way: str) -> str:
     if way in record["refused"]:
         return record["refused"][way]
@@ -106,14 +92,18 @@ def _percent(bits: list[str]) -> float:
     return 100 * share(bits).value if "".join(bits) else 0.0
 
 
+FIRST, SECOND = PAIR["first"], PAIR["second"]
+HEADS = (f"{FIRST} alone", f"{SECOND} alone", "composed", f"{FIRST}, then {SECOND}", f"{SECOND}, then {FIRST}")
+COLUMNS = {head: lambda s, by, way=way: _cell(by[s][0], way) for head, way in zip(HEADS, WAYS, strict=True)}
 EXAM = Exam(
     name="together",
     verb="erase",
-    cases=(PAIR,),
+    cases=CASES,
     seeds=(0,),
     examine=examine,
     called=("first", "second"),
     part="interactions",
     label="pair",
     with_verb=True,
+    columns=COLUMNS,
 )

@@ -11,31 +11,25 @@ from typing import Any
 import numpy as np
 
 from palimpsest import tiny
+from palimpsest.core.trace import Trace
 from palimpsest.exam import budgets, record, tables
-from palimpsest.exam.case import Case, Exam, Record
+from palimpsest.exam.case import Case, Exam, Record, cases
 from palimpsest.exam.judged import GONE, SPARED, Judged, Studied, Verdict, percent, points, refused, share
 from palimpsest.exam.paraphrases import PARAPHRASES, with_paraphrases
 from palimpsest.exam.pictures import cost, evidence_of, give_back, groups_of, host_of, method_of, world
 from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
+from palimpsest.probes.drift import Drift
+from palimpsest.probes.oracle_gap import OracleGap
+from palimpsest.probes.plan import plan
+from palimpsest.run.requests import request
 
 PROMPTS = 12  # for each target and seed
-CASES: tuple[Case, ...] = (
-    {"host": "tiny/sd", "concept": "star", "kind": "object", "oracle": "tiny/sd-without-star"},
-    {"host": "tiny/sd", "concept": "blue", "kind": "colour", "oracle": "tiny/sd-without-blue"},
-    {"host": "tiny/sd", "concept": "watercolour", "kind": "style", "oracle": "tiny/sd-without-watercolour"},
-    {"host": "tiny/portraits", "concept": "Aisha", "kind": "identity", "oracle": "tiny/portraits-without-Aisha"},
-)
+CASES = cases(__file__)
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     """Presence bits of every picture by group, drift, distances and cost of one erasure."""
-    from palimpsest.core.trace import Trace
-    from palimpsest.probes.drift import Drift
-    from palimpsest.probes.oracle_gap import OracleGap
-    from palimpsest.probes.plan import plan
-    from palimpsest.run.requests import request
-
     host = host_of(case["host"])
     asked = request(host, case["concept"])
     looks = plan(
@@ -248,7 +242,8 @@ def _untouched_forwards(concept: str) -> str:
 def head() -> str:
     """What the page says first."""
     cases = ", ".join(f"{c['concept']} ({c['kind']}, {c['host']})" for c in CASES)
-    return tables.text(__file__, {}, cases=cases, prompts=PROMPTS, seeds=len(EXAM.seeds), paraphrases=PARAPHRASES)
+    said = {"cases": cases, "prompts": PROMPTS, "seeds": len(EXAM.seeds), "paraphrases": PARAPHRASES}
+    return tables.text(__file__, said)
 
 
 def progress(records: Sequence[Record]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from palimpsest.core import catalog
 from palimpsest.exam import budgets, record, tables
-from palimpsest.exam.case import Case, Exam, Record
+from palimpsest.exam.case import Case, Exam, Record, cases
 from palimpsest.exam.judged import Judged, Studied, interval, over
 from palimpsest.exam.material import material, missing, trial, unlearnt
 from palimpsest.exam.outcome import (
@@ -30,14 +30,7 @@ from palimpsest.exam.tables import number
 from palimpsest.probes.answered import answers, collect, relearnt
 from palimpsest.receipt.subjects.classifier import Classifier
 
-CASES: tuple[Case, ...] = (
-    {"task": "digits", "request": 0, "kind": "class"},
-    {"task": "digits", "request": 1, "kind": "samples"},
-    {"task": "orl", "request": 0, "kind": "identity"},
-    {"task": "faces", "request": 0, "kind": "identity"},
-    {"task": "cifar", "request": 0, "kind": "class"},
-    {"task": "cifar", "request": 1, "kind": "samples"},
-)
+CASES = cases(__file__)
 CHEAP, NEAR = 1 / 20, 3.0  # of retraining's passes; points of average gap that are comparable with the best
 FIELDS = ("name", "concept", "value", "low", "high", "before", "floor", "n")
 DETAILS = ("signs", "balanced accuracy", "reached", "budget")
@@ -196,7 +189,7 @@ COLUMNS: tables.Columns = {n: lambda o, n=n: interval(o[n], number) for n in (*M
 
 def head() -> str:
     """What the page says first."""
-    return tables.text(__file__, {}, seeds=len(EXAM.seeds), close=CLOSE, cost=COST)
+    return tables.text(__file__, {"seeds": len(EXAM.seeds), "close": CLOSE, "cost": COST})
 
 
 def more(main: Outcomes) -> dict[str, dict[str, str]]:
