@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import socket
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hosts_fixtures import host_of
+from hosts_fixtures import folder_of, host_of
 from palimpsest.core import catalog
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import PalimpsestError, Unsupported
@@ -18,23 +18,16 @@ from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch, merge
 from palimpsest.core.sampling import Sampling
 from palimpsest.hosts.load import load
-from palimpsest.testing import check_host, check_method
+from palimpsest.testing import check_host, check_method, quick
 
-REQUEST = Request(
-    target=(Concept(name="star"),), keep=(Concept(name="moon"), Concept(name="ring")), toward=(Concept(name="square"),)
-)
-QUICK = {"steps": 2, "walk_steps": 3, "pictures": 4, "batch": 2, "rounds": 2}
-QUICK |= {
-    "groups": 2,
-    "mask_prompts": 1,
-    "mask_points": 2,
-    "captions": 8,
-    "attack_steps": 2,
-    "keep_batch": 2,
-    "draws": 1,
-}
+STAR, MOON, RING = Concept(name="star"), Concept(name="moon", kind="style"), Concept(name="ring")
+REQUEST = Request(target=(STAR,), keep=(Concept(name="moon"), RING), toward=(Concept(name="square"),))
 SYSTEMS = [i for i, e in catalog.entries().items() if e.module.startswith("palimpsest.") and e.card.needs == "Denoiser"]
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
+SUPPORT = json.loads(Path(__file__).with_name("support.json").read_text(encoding="utf-8"))
+"""By system and family: "runs", or the words of the refusal with {host} for the model's name."""
+RUNS = [(s, f) for s in SYSTEMS for f in FAMILIES if SUPPORT.get(s, {}).get(f, "runs") == "runs"]
+REFUSES = [(s, f) for s in SYSTEMS for f in FAMILIES if (s, f) not in RUNS]
 
 
 @pytest.fixture(autouse=True)
@@ -45,33 +38,19 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def quick(system: str) -> ModelEdit:
-    """The system with as little work as shows its laws."""
-    cls: Any = catalog.load(system)
-    return cls(**{f.name: QUICK[f.name] for f in fields(cls) if f.name in QUICK})
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hosts(family: str) -> None:
     check_host(host_of(family))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_table_of_support_names_every_system_on_every_family() -> None:
+    assert set(SUPPORT) == set(SYSTEMS)
+    assert all(set(row) == set(FAMILIES) for row in SUPPORT.values())
+
+
+@pytest.mark.parametrize(("system", "family"), RUNS)
 def test_systems(system: str, family: str) -> None:
     host = host_of(family)
-    if family in ("sd3", "flux"):
-        # Joint attention transforms the text before any layer reads it, and has no U-Net's blocks: systems that need
-        # either say so, by the model's name; closed forms always do.
-        try:
-            quick(system)(host, REQUEST)
-            refusal = None
-        except Unsupported as e:
-            refusal = str(e)
-        assert refusal is not None or catalog.find(system).card.family != "closed form"
-        if refusal is not None:
-            assert host.name in refusal
-            return
     patch = check_method(quick(system), host, REQUEST)
     with torch.no_grad():
         before = host.sample(["a star"], [0], Sampling(steps=2))
@@ -80,23 +59,39 @@ def test_systems(system: str, family: str) -> None:
     assert not torch.equal(before, after), f"{system} changes no picture of its target"
 
 
+@pytest.mark.parametrize(("system", "family"), REFUSES)
+def test_what_a_system_cannot_work_on_it_refuses_in_these_words(system: str, family: str) -> None:
+    host = host_of(family)
+    with pytest.raises(Unsupported) as refusal:
+        quick(system)(host, REQUEST)
+    assert str(refusal.value).replace(host.name, "{host}") == SUPPORT[system][family]
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_parameters_are_plain(system: str, tmp_path: Path) -> None:
     patch = quick(system)(host_of("sd"), REQUEST)
     again = Patch.load(patch.save(tmp_path / "p.safetensors"))
-    assert catalog.load(system)(**again.provenance["parameters"]) == quick(system)
+    assert catalog.load(system).from_plain(again.provenance["parameters"]) == quick(system)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_several_targets(system: str) -> None:
-    several = Request(target=(Concept(name="star"), Concept(name="moon", kind="style")), keep=(Concept(name="ring"),))
-    patch = quick(system)(host_of("sd"), several)
-    assert patch.deltas or patch.hooks
+def test_each_of_several_targets_is_in_the_patch(system: str) -> None:
+    method, host = quick(system), host_of("sd")
+    both, first, second = (
+        method(host, Request(target=targets, keep=(RING,))) for targets in ((STAR, MOON), (STAR,), (MOON,))
+    )
+    for alone, other in ((first, "moon"), (second, "star")):
+        assert _pictured(host, both) != _pictured(host, alone), f"{other} is not in {system}'s patch for both"
+
+
+def _pictured(host: Any, patch: Patch) -> list[float]:
+    with torch.no_grad(), patch.applied(host):
+        return host.sample(["a star", "a moon"], [0, 1], Sampling(steps=2)).flatten().tolist()
 
 
 def test_two_patches_act_together() -> None:
     host = host_of("sd")
-    other = Request(target=(Concept(name="ring"),))
+    other = Request(target=(RING,))
     first, second = quick("erase/uce")(host, REQUEST), quick("erase/uce")(host, other)
     both = merge(first, second, overlap="sum")
     with both.applied(host):
@@ -112,9 +107,7 @@ def test_two_patches_act_together() -> None:
     assert host.guide is None
 
 
-def test_a_seeded_change_of_any_kind_is_deterministic_across_loads(tmp_path: Path) -> None:
-    from hosts_fixtures import folder_of
-
+def test_a_seeded_change_of_any_kind_is_deterministic_across_loads() -> None:
     one, two = load(folder_of("sd")), load(folder_of("sd"))
     assert one.fingerprint() == two.fingerprint()
     a, b = quick("erase/esd")(one, REQUEST, seed=5), quick("erase/esd")(two, REQUEST, seed=5)
@@ -128,3 +121,11 @@ def test_zero_steps_and_unknown_names_are_refused_in_words() -> None:
         catalog.load("erase/esd")(steps=0)
     with pytest.raises(PalimpsestError, match="Did you mean"):
         catalog.load("erase/rec")
+
+
+def test_quick_settings_are_the_systems_own() -> None:
+    for system in SYSTEMS:
+        method = quick(system)
+        assert isinstance(method, ModelEdit)
+        for name, value in type(method).quick.items():
+            assert getattr(method, name) == value, f"{system} does not know {name}, which its quick settings name"

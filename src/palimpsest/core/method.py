@@ -23,7 +23,7 @@ from palimpsest.core.fields import checked, types_of
 from palimpsest.core.fingerprint import hook_count, quick_state
 from palimpsest.core.host import CAPABILITIES, Denoiser, Guide, Host, capabilities
 from palimpsest.core.patch import Hook, Patch
-from palimpsest.core.pictures import Material
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 
 if TYPE_CHECKING:
@@ -83,8 +83,6 @@ class Method:
         """
         card = self.card
         _able(card.name, host, card.needs)
-        if not isinstance(data, Material):
-            return
         for kind, given, names in (("data", data, card.reads), ("a model", data.models, tuple(card.beside))):
             known = [name.removesuffix("?") for name in names]
             if missing := [name for name in names if not name.endswith("?") and name not in given]:
@@ -103,7 +101,7 @@ class Method:
             Touched: the system changed a model or left a hook (a bug in the system).
         """
         self.check(host, data)
-        models = [host, *data.models.values()] if isinstance(data, Material) else [host]
+        models = [host, *data.models.values()]
         before = [(quick_state(m.root), hook_count(m.root)) for m in models]
         try:
             with trace.watching(host):
@@ -158,7 +156,7 @@ class ModelEdit(Method, ABC):
         host: Any,
         request: Request,
         *,
-        data: Any = None,
+        data: Mapping[str, Pictures] | None = None,
         beside: Mapping[str, Host] | None = None,
         seed: int = 0,
         trace: Trace | None = None,
@@ -179,9 +177,7 @@ class ModelEdit(Method, ABC):
             Touched: the system changed a model or left a hook (a bug in the system).
         """
         trace = trace or Trace()
-        # Systems that still take data of a form of their own get them as they are.
-        declared = self.card.reads or self.card.beside or beside
-        material: Any = Material(data or {}, beside or {}) if declared or isinstance(data, Mapping) else data
+        material = data if isinstance(data, Material) else Material(data or {}, beside or {})
         with self.guarded(host, material, seed=seed, trace=trace) as rng:
             base = host.fingerprint()
             patch = self.run(host, request, data=material, rng=rng, trace=trace)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
+from palimpsest.core.fields import Count, Share
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import at_least
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import away_from, output_error
@@ -74,11 +75,13 @@ class ACE(FineTune):
     rank: int = 4
     eta: float = 3.0
     correction: float = 3.0
-    null_weight: float = 0.99
-    prior_weight: float = 0.8
-    priors: int = 2
+    null_weight: Share = 0.99
+    prior_weight: Share = 0.8
+    priors: Count = 2
     guidance: float = 3.0
-    walk_steps: int = 30
+    walk_steps: Count = 30
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "walk_steps": 3}
 
     card = Card(
         name="ACE",
@@ -89,14 +92,6 @@ class ACE(FineTune):
         needs="Denoiser",
         claim="Filters a concept out of generation and of editing, with little erosion of unrelated concepts.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("priors", self.priors, 1)
-        at_least("walk_steps", self.walk_steps, 1)
-        for name in ("null_weight", "prior_weight"):
-            at_least(name, getattr(self, name), 0.0)
-            at_least(name, 1 - getattr(self, name), 0.0, "it is a share of 1")
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return transformers(host, "ACE")

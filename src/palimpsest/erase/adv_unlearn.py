@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
+from palimpsest.core.fields import Count, NonNegative, Size
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import at_least
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.attacks import attack, encoded, random_words
@@ -80,16 +81,18 @@ class AdvUnlearn(FineTune):
     batch: int = 1
     rank: int = 0
     eta: float = 1.0
-    keep_weight: float = 1.0
-    keep_batch: int = 5
-    words: int = 1
-    attack_steps: int = 30
-    attack_lr: float = 0.07
-    attack_every: int = 1
-    warmup: int = 200
-    captions: int = 100
+    keep_weight: NonNegative = 1.0
+    keep_batch: Count = 5
+    words: Count = 1
+    attack_steps: Count = 30
+    attack_lr: NonNegative = 0.07
+    attack_every: Count = 1
+    warmup: Size = 200
+    captions: Size = 100
     guidance: float = 3.0
-    walk_steps: int = 50
+    walk_steps: Count = 50
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "keep_batch": 2, "attack_steps": 2, "captions": 8, "walk_steps": 3}
 
     card = Card(
         name="AdvUnlearn",
@@ -100,13 +103,6 @@ class AdvUnlearn(FineTune):
         needs="Denoiser",
         claim="More robust to adversarial prompts than ESD, with a balanced utility; the encoder is plug-and-play.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("keep_batch", "words", "attack_steps", "attack_every", "walk_steps"):
-            at_least(name, getattr(self, name), 1)
-        for name in ("keep_weight", "attack_lr", "warmup", "captions"):
-            at_least(name, getattr(self, name), 0.0)
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return text_parameters(host, "AdvUnlearn", tables=False)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
+from palimpsest.core.fields import Count, NonNegative
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import at_least
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
@@ -60,11 +60,13 @@ class AllButOne(FineTune):
     lr: float = 1e-5
     batch: int = 1
     rank: int = 0
-    eta: float = 1.0
-    keep_weight: float = 1.0
+    eta: NonNegative = 1.0
+    keep_weight: NonNegative = 1.0
     train: Train = "xattn"
     guidance: float = 7.5
-    walk_steps: int = 50
+    walk_steps: Count = 50
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "walk_steps": 3}
 
     card = Card(
         name="All but One",
@@ -75,12 +77,6 @@ class AllButOne(FineTune):
         needs="Denoiser",
         claim="Erases the target effectively and preserves the model's generation; an alternative may take its place.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("eta", self.eta, 0.0)
-        at_least("keep_weight", self.keep_weight, 0.0)
-        at_least("walk_steps", self.walk_steps, 1, "a walk has steps")
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "All but One")

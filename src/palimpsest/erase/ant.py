@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Bound, Count, NonNegative
 from palimpsest.core.host import Cond, Denoiser, Step
-from palimpsest.core.method import at_least
 from palimpsest.core.pictures import Material
 from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
@@ -97,16 +97,18 @@ class ANT(FineTune):
     batch: int = 1
     rank: int = 0
     eta: float = 1.0
-    early: float = 6.5
-    early_weight: float = 1.0
-    keep_weight: float = 0.5
-    share: float = 0.5
-    groups: int = 5
-    mask_prompts: int = 4
-    mask_points: int = 10
+    early: Annotated[float, Bound(least=1)] = 6.5
+    early_weight: NonNegative = 1.0
+    keep_weight: NonNegative = 0.5
+    share: Annotated[float, Bound(least=0, most=1, open=True)] = 0.5
+    groups: Count = 5
+    mask_prompts: Count = 4
+    mask_points: Count = 10
     train: Train = "full"
     guidance: float = 3.0
-    walk_steps: int = 50
+    walk_steps: Count = 50
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "groups": 2, "mask_prompts": 1, "mask_points": 2, "walk_steps": 3}
 
     card = Card(
         name="ANT",
@@ -120,15 +122,8 @@ class ANT(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.share <= 1:
-            raise BadRequest(f"share is {self.share}; it is the share of a tensor that one mask marks, up to 1.")
         if self.rank and self.share < 1:
             raise BadRequest("ANT masks single weights, and a low-rank change moves them all: with rank, set share=1.")
-        for name in ("early_weight", "keep_weight"):
-            at_least(name, getattr(self, name), 0.0)
-        for name in ("groups", "mask_prompts", "mask_points", "walk_steps"):
-            at_least(name, getattr(self, name), 1)
-        at_least("early", self.early, 1.0, "it is sigma / alpha, and later on the picture is more than the noise")
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "ANT")

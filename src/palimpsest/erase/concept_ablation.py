@@ -10,8 +10,8 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
+from palimpsest.core.fields import Count, NonNegative, Size
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import at_least
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.anchors import staying
@@ -87,13 +87,15 @@ class ConceptAblation(FineTune):
     rank: int = 0
     objective: Loss = "model"
     train: Train = "kv"
-    keep_weight: float = 0.0
-    prompts: int = 200
-    pictures: int = 1000
+    keep_weight: NonNegative = 0.0
+    prompts: Size = 200
+    pictures: Count = 1000
     guidance: float = 6.0
-    walk_steps: int = 50
+    walk_steps: Count = 50
 
     clip: ClassVar[float | None] = 1.0
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "pictures": 4, "walk_steps": 3}
 
     card = Card(
         name="Concept Ablation",
@@ -104,13 +106,6 @@ class ConceptAblation(FineTune):
         needs="Denoiser",
         claim="Prevents the generation of a style, instance or memorised picture while related concepts are preserved.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("keep_weight", self.keep_weight, 0.0)
-        at_least("prompts", self.prompts, 0)
-        at_least("pictures", self.pictures, 1, "the anchor's pictures are what is trained on")
-        at_least("walk_steps", self.walk_steps, 1)
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "Concept Ablation")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.declared import shown
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
+from palimpsest.core.fields import Bound, Count
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
-from palimpsest.core.method import SamplingEdit, at_least
+from palimpsest.core.method import SamplingEdit
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import classifier_free
 from palimpsest.ops.prompts import asking, filled
@@ -42,7 +44,7 @@ class ConceptSteerers(SamplingEdit):
         steps, lr, batch: of the autoencoder's training; batch counts states.
 
     Several targets steer as one text, with commas between. Request.toward is not used. The autoencoder learns from
-    `data`, a sequence of sentences; without it from sentences of the targets and the kept concepts.
+    the captions of "pictures"; without them from sentences of the targets and the kept concepts.
 
     Cost: text forwards of the training sentences, 6 batch d m a step; sampling reads each prompt once more. The patch
         holds the directions (positions x d), not the autoencoder.
@@ -58,12 +60,14 @@ class ConceptSteerers(SamplingEdit):
     """
 
     strength: float = -0.5
-    depth: float = 10 / 12
-    width: int = 4
-    k: int = 32
-    steps: int = 20_000
+    depth: Annotated[float, Bound(least=0, most=1, open=True)] = 10 / 12
+    width: Count = 4
+    k: Count = 32
+    steps: Count = 20_000
     lr: float = 4e-4
-    batch: int = 4096
+    batch: Count = 4096
+
+    quick: ClassVar = {"steps": 2, "batch": 2}
 
     card = Card(
         name="Concept Steerers",
@@ -73,23 +77,18 @@ class ConceptSteerers(SamplingEdit):
         family="sampling",
         needs="Denoiser",
         claim="Removes 20.01 % more unsafe content than the best before it, five times faster, training no model.",
+        reads=("pictures?",),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.depth <= 1:
-            raise BadRequest(
-                f"depth is {self.depth}; it is a share of the text encoder's blocks, above 0 and at most 1."
-            )
-        for name in ("width", "k", "steps", "batch"):
-            at_least(name, getattr(self, name), 1)
 
     @torch.no_grad()
     def learn(
-        self, host: Denoiser, request: Request, *, data: Any, rng: torch.Generator, trace: Trace
+        self, host: Denoiser, request: Request, *, data: Material, rng: torch.Generator, trace: Trace
     ) -> Mapping[str, Tensor]:
         known = [p for c in (*request.target, *request.keep) for p in (c.name, *asking(c), *filled(c))]
-        sentences = list(dict.fromkeys(["", *(data or known)]))
+        captions = data["pictures"].captions if "pictures" in data else known
+        if not captions:
+            raise BadRequest("Concept Steerers learns from sentences; give pictures with captions, or none.")
+        sentences = list(dict.fromkeys(["", *captions]))
         concept = ", ".join(c.name for c in request.target)
         states, of_concept = self._states(host, sentences), self._states(host, [concept])
         directions = {}

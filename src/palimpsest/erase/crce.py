@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
+from palimpsest.core.fields import Count, NonNegative
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import at_least
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import away_from, output_error
@@ -77,12 +78,14 @@ class CRCE(FineTune):
     rank: int = 0
     corefs: str = ""
     mined: float = 0.9
-    draws: int = 3
+    draws: Count = 3
     eta: float = 1.0
-    coref_weight: float = 1.0
-    retain_weight: float = 1.0
+    coref_weight: NonNegative = 1.0
+    retain_weight: NonNegative = 1.0
     guidance: float = 3.0
-    walk_steps: int = 50
+    walk_steps: Count = 50
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "draws": 1, "walk_steps": 3}
 
     card = Card(
         name="CRCE",
@@ -93,13 +96,6 @@ class CRCE(FineTune):
         needs="Denoiser",
         claim="Erases a concept with what else means it, and keeps what only looks like it.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("draws", self.draws, 1)
-        at_least("walk_steps", self.walk_steps, 1)
-        at_least("coref_weight", self.coref_weight, 0.0)
-        at_least("retain_weight", self.retain_weight, 0.0)
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, "xattn", "CRCE")

@@ -14,8 +14,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Count, NonNegative, Share, Size
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import at_least
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.anchors import staying
@@ -91,17 +91,19 @@ class DomainCorrection(FineTune):
     lr: float = 4.8e-5
     batch: int = 8
     rank: int = 0
-    warmup: float = 0.5
-    discriminator_lr: float = 1e-4
-    surgery: float = 1.0
+    warmup: Share = 0.5
+    discriminator_lr: NonNegative = 1e-4
+    surgery: NonNegative = 1.0
     train: Train = "xattn"
-    prompts: int = 200
-    pictures: int = 1000
+    prompts: Size = 200
+    pictures: Count = 1000
     guidance: float = 6.0
-    walk_steps: int = 50
+    walk_steps: Count = 50
 
     clip: ClassVar[float | None] = 1.0
     apart: ClassVar[bool] = True
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "pictures": 4, "walk_steps": 3}
 
     card = Card(
         name="DoCo",
@@ -115,13 +117,8 @@ class DomainCorrection(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("warmup", "discriminator_lr", "surgery"):
-            at_least(name, getattr(self, name), 0.0)
         if self.warmup >= 1:
             raise BadRequest(f"warmup is {self.warmup}; it is a share of the steps, below 1.")
-        at_least("prompts", self.prompts, 0)
-        for name in ("pictures", "walk_steps"):
-            at_least(name, getattr(self, name), 1)
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "DoCo")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Count
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
@@ -69,7 +69,9 @@ class ESD(FineTune):
     train: Train = "xattn"
     walks: Walks = "kept"
     guidance: float = 3.0
-    walk_steps: int = 50
+    walk_steps: Count = 50
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "walk_steps": 3}
 
     card = Card(
         name="ESD",
@@ -80,11 +82,6 @@ class ESD(FineTune):
         needs="Denoiser",
         claim="Removes a concept from the weights for good, on par with Safe Latent Diffusion, given only its name.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.walk_steps < 1:
-            raise BadRequest(f"walk_steps is {self.walk_steps}; a walk has at least 1 step.")
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "ESD")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, Unsupported
+from palimpsest.core.fields import Count
 from palimpsest.core.host import Denoiser
-from palimpsest.core.method import at_least
-from palimpsest.core.pictures import Pictures
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.ops.attacks import encoded
 from palimpsest.ops.drawn import Drawn, draw, noised
@@ -53,8 +53,8 @@ class FewShot(FineTune):
         guidance, walk_steps: of that drawing.
         steps, lr, batch, rank: as in every fine-tuning.
 
-    Data: pictures of the target as `Pictures` or a tensor (n, 3, H, W) in [0, 1]; with several targets, the
-    labels of `Pictures` are the targets' places in the request. Without data the model draws them itself.
+    Data: "references", pictures of the target; of several targets, their labels are the targets' places in the request.
+    Without them the model draws its own.
     Request.toward and Request.keep are not used: what the name becomes is left to the model.
 
     Cost per step: 1 forward with gradients; once, an encoding of the pictures (or the drawing of them).
@@ -67,7 +67,8 @@ class FewShot(FineTune):
         arXiv 2405.07288.
 
     Example:
-        >>> patch = FewShot()(host, Request(target=(Concept(name="Eiffel Tower"),)), data=photos)    # doctest: +SKIP
+        >>> tower = Request(target=(Concept(name="Eiffel Tower"),))                      # doctest: +SKIP
+        >>> patch = FewShot()(host, tower, data={"references": photos})                  # doctest: +SKIP
     """
 
     steps: int = 20
@@ -75,9 +76,11 @@ class FewShot(FineTune):
     batch: int = 2
     rank: int = 0
     train: Train = "mlp-final-attention"
-    pictures: int = 4
+    pictures: Count = 4
     guidance: float = 7.5
-    walk_steps: int = 50
+    walk_steps: Count = 50
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "pictures": 4, "walk_steps": 3}
 
     card = Card(
         name="Few-shot erasing",
@@ -87,12 +90,8 @@ class FewShot(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Erases a concept within 10 seconds from a few pictures, with what remains more natural.",
+        reads=("references?",),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("pictures", self.pictures, 1, "the concept is unlearned from pictures of it")
-        at_least("walk_steps", self.walk_steps, 1)
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         if self.train == "all":
@@ -112,14 +111,15 @@ class FewShot(FineTune):
             raise Unsupported(f"Few-shot erasing trains a text encoder; {host.name} has no such parts.")
         return sorted(chosen)
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         prompts, rows = [], []
         for c in request.target:
             own = prompts_for(c)
             rows.append(list(range(len(prompts), len(prompts) + len(own))))
             prompts += own
-        if data is not None:
-            return Prepared(pictures=_given(host, data, len(request.target)), prompts=prompts, rows=rows)
+        if "references" in data:
+            pictures = _given(host, data["references"], len(request.target))
+            return Prepared(pictures=pictures, prompts=prompts, rows=rows)
         found = []
         for k, own in enumerate(rows):
             draws = generator(seed, "pictures", k)
@@ -142,14 +142,14 @@ class FewShot(FineTune):
         return torch.optim.Adam(list(leaves), lr=self.lr, betas=(0.9, 0.98), eps=1e-6)
 
 
-def _given(host: Denoiser, data: Any, targets: int) -> Drawn:
-    images = data.pixels() if isinstance(data, Pictures) else data
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
-        raise BadRequest("Few-shot erasing learns from pictures: give Pictures, or a tensor (n, 3, H, W) in [0, 1].")
-    which = data.labels if isinstance(data, Pictures) and targets > 1 else torch.zeros(len(images), dtype=torch.int64)
+def _given(host: Denoiser, references: Pictures, targets: int) -> Drawn:
+    """The pictures as latents, each with its target's place in the request."""
+    which = references.labels if targets > 1 else torch.zeros(len(references), dtype=torch.int64)
+    if not len(which):
+        raise BadRequest(f"The request has {targets} targets; label each reference with its target's place in it.")
     if int(which.max()) >= targets:
         raise BadRequest(f"A picture has label {int(which.max())}, but the request has {targets} targets.")
-    return Drawn(row=which, x0=host.latents(images.float()))
+    return Drawn(row=which, x0=host.latents(references.pixels()))
 
 
 def _encoder(block: str) -> str:

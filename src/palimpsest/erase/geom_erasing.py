@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Bound, Count, NonNegative, Size
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
-from palimpsest.core.method import at_least, guiding
+from palimpsest.core.method import guiding
 from palimpsest.core.patch import Hook
+from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.guidance import classifier_free, output_error
@@ -27,27 +29,6 @@ from palimpsest.train.randomness import generator
 from palimpsest.train.training import Fitted
 
 Train = Literal["kv", "xattn", "selfattn", "attention", "full"]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Detected:
-    """Training pictures with what a detector says of them.
-
-    Args:
-        images: (n, 3, H, W) in [0, 1]. prompts: one for each, without the concept.
-        names: what was found in each, "" for nothing.
-        masks: (n, H, W), above 0.5 where it was found; None where a classifier only knows that it is there.
-    """
-
-    images: Tensor
-    prompts: Sequence[str]
-    names: Sequence[str]
-    masks: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        n = len(self.images)
-        if len(self.prompts) != n or len(self.names) != n or (self.masks is not None and len(self.masks) != n):
-            raise BadRequest(f"{n} pictures need {n} prompts, {n} names and, if any, {n} masks.")
 
 
 @dataclass(kw_only=True)
@@ -82,8 +63,9 @@ class GeomErasing(FineTune):
         pictures: how many the model draws where there are no data; guidance, walk_steps: of that drawing.
         steps, lr, batch: as in every fine-tuning.
 
-    Data: `Detected` pictures. Without data the model draws pictures of the targets and of what stays; their prompts are
-    the targets' without the name, and existence is known, since it was asked for.
+    Data: "pictures" with captions that do not name the concept; what a detector found in each is in their masks (where
+    it is) or, where it only knows that it is there, in the column "found" (its name; "" for nothing). Without data the
+    model draws pictures of the targets and of what stays; their captions are the targets' prompts without the name.
     The patch holds the change of the denoiser and a hook for the negative text; a negative prompt that the caller gives
     is added to it. Request.keep gives pictures without the concept. Request.toward is not used.
 
@@ -95,18 +77,21 @@ class GeomErasing(FineTune):
     Source: Liu et al., "Implicit Concept Removal of Diffusion Models", ECCV 2024, arXiv 2310.05873.
 
     Example:
-        >>> patch = GeomErasing()(host, Request(target=(Concept(name="watermark"),)), data=found)    # doctest: +SKIP
+        >>> watermark = Request(target=(Concept(name="watermark"),))                     # doctest: +SKIP
+        >>> patch = GeomErasing()(host, watermark, data={"pictures": stamped})           # doctest: +SKIP
     """
 
     steps: int = 1000
     lr: float = 1e-5
     batch: int = 8
-    bins: int = 4
-    area_weight: float = 1.0
+    bins: Size = 4
+    area_weight: NonNegative = 1.0
     train: Train = "full"
-    pictures: int = 100
+    pictures: Annotated[int, Bound(least=2)] = 100
     guidance: float = 7.5
-    walk_steps: int = 50
+    walk_steps: Count = 50
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "pictures": 4, "walk_steps": 3}
 
     card = Card(
         name="Geom-Erasing",
@@ -116,17 +101,11 @@ class GeomErasing(FineTune):
         family="fine-tuning",
         needs="Denoiser",
         claim="Removes implicit concepts (watermarks, QR codes, text) that prompts do not mention.",
+        reads=("pictures?",),
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("bins", self.bins, 0)
-        at_least("area_weight", self.area_weight, 0.0)
-        at_least("pictures", self.pictures, 2)
-        at_least("walk_steps", self.walk_steps, 1)
-
-    def hooks(self, request: Request, data: Any, fitted: Fitted) -> tuple[Hook, ...]:
-        located = isinstance(data, Detected) and data.masks is not None
+    def hooks(self, request: Request, data: Material, fitted: Fitted) -> tuple[Hook, ...]:
+        located = "pictures" in data and data["pictures"].masks is not None
         cells = range(1, self.bins**2 + 1) if located else ()
         texts = [" ".join([c.name, *map(str, cells)]) for c in request.target]
         return (Hook(id=self.id, params=Params(negative=", ".join(texts))),)
@@ -142,18 +121,18 @@ class GeomErasing(FineTune):
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "Geom-Erasing")
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Prepared:
-        if data is None:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
+        if "pictures" not in data:
             return self._drawn(host, request, seed)
-        if not isinstance(data, Detected):
-            raise BadRequest("Geom-Erasing learns from pictures that a detector has seen; give them as Detected.")
-        x0 = host.latents(data.images.float())
+        given = data["pictures"]
+        x0 = host.latents(given.pixels())
         weight, cells = torch.ones(len(x0), 1, *x0.shape[2:]), [""] * len(x0)
-        if data.masks is not None:
-            area = torch.nn.functional.adaptive_max_pool2d(data.masks[:, None].float(), x0.shape[2:]) > 0.5
+        if given.masks is not None:
+            area = torch.nn.functional.adaptive_max_pool2d(given.masks, x0.shape[2:]) > 0.5
             weight[area] = self.area_weight
-            cells = [where(mask, self.bins) for mask in data.masks]
-        captions = [caption(p, name, cell) for p, name, cell in zip(data.prompts, data.names, cells, strict=True)]
+            cells = [where(mask, self.bins) for mask in given.masks[:, 0]]
+        said, names = given.captions or [""] * len(x0), detected(given, request)
+        captions = [caption(p, name, cell) for p, name, cell in zip(said, names, cells, strict=True)]
         return self._prepared(host, Drawn(row=torch.arange(len(x0)), x0=x0), captions, weight)
 
     def _drawn(self, host: Denoiser, request: Request, seed: int) -> Prepared:
@@ -178,6 +157,22 @@ class GeomErasing(FineTune):
         x0 = step.host.denoise(at.x, at.t, context.cond[at.row])
         off = output_error(step.host, at.t, x0, at.x0).square()
         return (context.weight[at.row].to(off.device) * off).mean()
+
+
+def detected(pictures: Pictures, request: Request) -> Sequence[str]:
+    """What was found in each picture, "" for nothing: as its column says, else the one concept where a mask is.
+
+    Raises:
+        BadRequest: neither says it.
+    """
+    if "found" in pictures.columns:
+        return pictures.columns["found"]
+    if pictures.masks is None or len(request.target) > 1:
+        raise BadRequest(
+            "Nothing says what the pictures show: give masks of the one concept that is asked for, or a column 'found' "
+            "with the name of what is in each, empty for nothing."
+        )
+    return [request.target[0].name if bool((mask > 0.5).any()) else "" for mask in pictures.masks]
 
 
 def where(mask: Tensor, bins: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Count, NonNegative, Size
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import at_least
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.captions import captions, in_captions
@@ -65,9 +66,11 @@ class Homoglyphs(FineTune):
     lr: float = 1e-4
     batch: int = 128
     rank: int = 0
-    weight: float = 1.0
-    characters: int = 1
-    captions: int = 400
+    weight: NonNegative = 1.0
+    characters: Size = 1
+    captions: Count = 400
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "captions": 8}
 
     card = Card(
         name="Homoglyph unlearning",
@@ -78,12 +81,6 @@ class Homoglyphs(FineTune):
         needs="Denoiser",
         claim="Fine-tuning the text encoder makes it robust to homoglyphs, other prompts staying as they were.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("weight", self.weight, 0.0)
-        at_least("characters", self.characters, 0)
-        at_least("captions", self.captions, 1, "something must stay")
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return text_parameters(host, "Homoglyph unlearning")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Bound, NonNegative
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import at_least
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, draw, noise_errors, noised
 from palimpsest.ops.guidance import output_error
@@ -54,8 +55,8 @@ class InvDiff(FineTune):
         pictures, guidance, walk_steps: of the pictures that the model draws itself where no data is given.
         steps, lr, batch, rank: of the module: a low-rank change of the attention layers.
 
-    Request.target says which prompts' pictures are drawn; keep and toward are not used. `data` is a pair: pictures
-    (n, 3, H, W) in [0, 1] and n captions, e.g. of a small balanced-enough set.
+    Request.target says which prompts' pictures are drawn; keep and toward are not used. Data: "pictures" with
+    captions, e.g. of a small set that is balanced enough.
 
     Cost: 5 forwards a picture; then 1 with gradients a step; sampling costs nothing more, since the module is a LoRA.
     Differs from the paper: the module is a low-rank change, where the paper adds the output of a second, smaller
@@ -66,21 +67,24 @@ class InvDiff(FineTune):
         arXiv 2412.08480.
 
     Example:
-        >>> patch = InvDiff()(host, Request(target=(Concept(name="doctor"),)), data=(x, texts))    # doctest: +SKIP
+        >>> doctors = Request(target=(Concept(name="doctor"),))                          # doctest: +SKIP
+        >>> patch = InvDiff()(host, doctors, data={"pictures": photos})                  # doctest: +SKIP
     """
 
     steps: int = 10_000
     lr: float = 1e-4
     batch: int = 64
     rank: int = 4
-    groups: int = 8
+    groups: Annotated[int, Bound(least=2)] = 8
     filled: float = 3.0
     group_steps: int = 500
     group_lr: float = 0.01
-    even: float = 1.0
-    pictures: int = 1000
+    even: NonNegative = 1.0
+    pictures: Annotated[int, Bound(least=2)] = 1000
     guidance: float = 7.5
     walk_steps: int = 50
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "groups": 2, "pictures": 4, "walk_steps": 3}
 
     card = Card(
         name="InvDiff",
@@ -90,27 +94,22 @@ class InvDiff(FineTune):
         family="debiasing",
         needs="Denoiser",
         claim="Reduces biases on three benchmarks without labels of the bias, while keeping image quality.",
+        reads=("pictures?",),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("groups", self.groups, 2, "equal loss needs groups to compare")
-        at_least("pictures", self.pictures, 2)
-        at_least("even", self.even, 0.0)
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, "attention", self.card.name)
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Grouped:
-        if data is None:
+    def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Grouped:
+        if "pictures" not in data:
             captions = [p for c in request.target for p in asking(c)]
             draws = generator(seed, "pictures")
             pictures = draw(host, captions, self.pictures, draws, steps=self.walk_steps, guidance=self.guidance)
         else:
-            images, captions = data
-            if len(images) != len(captions):
-                raise BadRequest(f"{len(images)} pictures come with {len(captions)} captions; give one for each.")
-            x0 = torch.cat([host.latents(part) for part in images.split(32)])
+            captions = data["pictures"].captions
+            if not captions:
+                raise BadRequest("InvDiff learns how well each picture follows its caption; give them with captions.")
+            x0 = torch.cat([host.latents(part) for part in data["pictures"].pixels().split(32)])
             pictures = Drawn(row=torch.arange(len(x0)), x0=x0)
         cond = host.encode(list(captions))
         loss = noise_errors(host, pictures.x0, cond, pictures.row[:, None], TIMES, generator(seed, "noise"))[:, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from torch.nn.functional import interpolate
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import Damaged, Unsupported
+from palimpsest.core.fields import Count
 from palimpsest.core.host import Denoiser, Guide, Step
-from palimpsest.core.method import SamplingEdit, at_least
+from palimpsest.core.method import SamplingEdit
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, draw, noised
@@ -57,12 +58,14 @@ class LatentDirections(SamplingEdit):
     """
 
     strength: float = 1.0
-    pictures: int = 1000
+    pictures: Count = 1000
     guidance: float = 7.5
-    walk_steps: int = 50
-    steps: int = 2500
+    walk_steps: Count = 50
+    steps: Count = 2500
     lr: float = 0.1
-    batch: int = 8
+    batch: Count = 8
+
+    quick: ClassVar = {"pictures": 4, "walk_steps": 3, "steps": 2, "batch": 2}
 
     card = Card(
         name="Latent Directions",
@@ -73,11 +76,6 @@ class LatentDirections(SamplingEdit):
         needs="Denoiser",
         claim="Finds directions for fair and safe generation by itself and mitigates inappropriate pictures by them.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("pictures", "walk_steps", "steps", "batch"):
-            at_least(name, getattr(self, name), 1)
 
     def learn(
         self, host: Denoiser, request: Request, *, data: Material, rng: torch.Generator, trace: Trace

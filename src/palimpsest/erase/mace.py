@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from palimpsest.core import delta
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.delta import LowRank
+from palimpsest.core.fields import Count, NonNegative, Size
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
 from palimpsest.ops.attention import captured, grid, heat, spans
@@ -103,17 +105,19 @@ class MACE(ModelEdit, Training):
     steps: int = 50
     lr: float = 1e-4
     batch: int = 1
-    rank: int = 1
+    rank: Count = 1
     ridge: float = 10.0
-    keep_weight: float = 0.8
-    captions: int = 62
-    caption_weight: float = 0.05
-    pictures: int = 8
-    walk_steps: int = 30
+    keep_weight: NonNegative = 0.8
+    captions: Size = 62
+    caption_weight: NonNegative = 0.05
+    pictures: Count = 8
+    walk_steps: Count = 30
     guidance: float = 7.5
     threshold: float = 0.5
 
     clip = 1.0
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "captions": 8, "pictures": 4, "walk_steps": 3}
 
     card = Card(
         name="MACE",
@@ -128,14 +132,8 @@ class MACE(ModelEdit, Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         Training.__post_init__(self)
-        at_least("rank", self.rank, 1, "what is fused are LoRAs")
-        at_least("pictures", self.pictures, 1)
-        at_least("walk_steps", self.walk_steps, 1)
-        at_least("keep_weight", self.keep_weight, 0.0)
-        at_least("captions", self.captions, 0)
-        at_least("caption_weight", self.caption_weight, 0.0)
 
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         weights, seed = text_layers(host, "MACE"), rng.initial_seed()
         scenes = [self._scene(host, concept, seed) for concept in request.target]
         keep = self._keep(host, request)

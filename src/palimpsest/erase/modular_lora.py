@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
+from palimpsest.core.fields import Count
 from palimpsest.core.host import Denoiser
-from palimpsest.core.method import ModelEdit, at_least
 from palimpsest.core.patch import Patch, merge
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
@@ -60,11 +60,13 @@ class ModularLoRA(FineTune):
     steps: int = 1000
     lr: float = 1e-4
     batch: int = 1
-    rank: int = 16
+    rank: Count = 16
     eta: float = 1.0
     train: Train = "xattn"
     guidance: float = 3.0
-    walk_steps: int = 50
+    walk_steps: Count = 50
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "walk_steps": 3}
 
     card = Card(
         name="Modular LoRA",
@@ -76,11 +78,6 @@ class ModularLoRA(FineTune):
         needs="Denoiser",
         claim="Benign fine-tuning brings erased concepts back; a safety LoRA that is trained apart keeps them out.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("rank", self.rank, 1, "the safety module is a LoRA")
-        at_least("walk_steps", self.walk_steps, 1, "a walk has steps")
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "Modular LoRA")
@@ -98,7 +95,7 @@ class ModularLoRA(FineTune):
 
 
 def after_benign(
-    host: Denoiser, safety: Patch, pictures: Captioned, *, tuning: ModelEdit | None = None, seed: int = 0
+    host: Denoiser, safety: Patch, pictures: Captioned, *, tuning: Benign | None = None, seed: int = 0
 ) -> dict[str, Patch]:
     """What benign fine-tuning leaves of an erasure, in the two orders that the paper compares.
 
@@ -117,9 +114,9 @@ def after_benign(
     tuning = tuning or Benign()
     request = Request.from_plain(safety.provenance["request"])
     shapes = {name: p.shape for name, p in host.root.named_parameters()}
-    alone = tuning(host, request, data=pictures, seed=seed)
+    alone = tuning.tuned(host, request, pictures, seed=seed)
     with safety.applied(host):
-        later = tuning(host, request, data=pictures, seed=seed)
+        later = tuning.tuned(host, request, pictures, seed=seed)
     on_top = replace(later, base=safety.base)  # additive deltas: the same change, said of the base
     return {
         "on top": merge(safety, on_top, overlap="sum", shapes=shapes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from palimpsest.core import delta
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Count, NonNegative, Size
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
@@ -66,15 +67,17 @@ class RealEra(ModelEdit, Training):
     steps: int = 100
     lr: float = 1e-4
     batch: int = 1
-    rank: int = 1
-    neighbours: int = 10
+    rank: Count = 1
+    neighbours: Size = 10
     near: float = 0.9
     far: float = 0.5
-    beyond: float = 0.1
-    keep_weight: float = 1.0
+    beyond: NonNegative = 0.1
+    keep_weight: NonNegative = 1.0
     ridge: float = 0.5
     guidance: float = 3.0
-    walk_steps: int = 50
+    walk_steps: Count = 50
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "walk_steps": 3}
 
     card = Card(
         name="RealEra",
@@ -89,11 +92,6 @@ class RealEra(ModelEdit, Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         Training.__post_init__(self)
-        at_least("neighbours", self.neighbours, 0)
-        at_least("walk_steps", self.walk_steps, 1)
-        at_least("rank", self.rank, 1)
-        for name in ("beyond", "keep_weight"):
-            at_least(name, getattr(self, name), 0.0)
         if not 0 <= self.far < self.near <= 1:
             raise BadRequest(f"far is {self.far} and near {self.near}; cosines must obey 0 <= far < near <= 1.")
 

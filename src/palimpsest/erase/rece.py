@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.fields import Bound, NonNegative, Size
+from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
@@ -50,13 +51,15 @@ class RECE(ModelEdit):
         >>> patch = RECE(rounds=3)(host, Request(target=(Concept(name="star"),)))    # doctest: +SKIP
     """
 
-    rounds: int = 5
-    mimic_ridge: float = 1e-3
-    erase_weight: float = 1.0
-    keep_weight: float = 0.1
+    rounds: Size = 5
+    mimic_ridge: Annotated[float, Bound(least=1e-12)] = 1e-3
+    erase_weight: NonNegative = 1.0
+    keep_weight: NonNegative = 0.1
     ridge: float = 0.1
     tokens: Tokens = "tail"
     expand: bool = False
+
+    quick: ClassVar = {"rounds": 2}
 
     card = Card(
         name="RECE",
@@ -67,13 +70,6 @@ class RECE(ModelEdit):
         needs="Denoiser",
         claim="Erases in 3 seconds without training, more thoroughly than UCE and more robustly against red-teaming.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("rounds", self.rounds, 0)
-        at_least("mimic_ridge", self.mimic_ridge, 1e-12, "without it the derived states may be unbounded")
-        at_least("erase_weight", self.erase_weight, 0.0)
-        at_least("keep_weight", self.keep_weight, 0.0)
 
     def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         weights = text_layers(host, "RECE")

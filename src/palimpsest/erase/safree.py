@@ -12,8 +12,9 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import NonNegative, Share
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
-from palimpsest.core.method import SamplingEdit, at_least
+from palimpsest.core.method import SamplingEdit
 from palimpsest.ops.guidance import classifier_free
 from palimpsest.ops.subspace import away, basis, onto
 from palimpsest.ops.text_states import texts
@@ -59,8 +60,8 @@ class SAFREE(SamplingEdit):
         >>> patch = SAFREE()(host, Request(target=(Concept(name="star"),)))    # doctest: +SKIP
     """
 
-    alpha: float = 0.01
-    until: float = 0.2
+    alpha: NonNegative = 0.01
+    until: Share = 0.2
     slope: float = 2.5
     middle: float = 5.333
     scales: tuple[float, float] = (0.9, 0.2)
@@ -79,10 +80,8 @@ class SAFREE(SamplingEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "scales", tuple(self.scales))  # JSON gives lists
-        at_least("alpha", self.alpha, 0.0)
-        if not 0 <= self.until <= 1 or len(self.scales) != 2:
-            raise BadRequest(f"until is {self.until} and scales {self.scales}; give a share of 1 and two factors.")
+        if len(self.scales) != 2:
+            raise BadRequest(f"scales is {self.scales}; give two factors.")
 
     def guide(self, host: Denoiser, request: Request, learned: Mapping[str, Tensor]) -> Guide:
         with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Bound, Count, NonNegative
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import at_least
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, Noised, draw, noised
@@ -85,13 +85,15 @@ class SalUn(FineTune):
     lr: float = 1e-5
     batch: int = 8
     rank: int = 0
-    share: float = 0.5
-    keep_weight: float = 0.5
+    share: Annotated[float, Bound(least=0, most=1, open=True)] = 0.5
+    keep_weight: NonNegative = 0.5
     mask_guidance: float = 7.5
     train: Train = "full"
-    pictures: int = 800
+    pictures: Count = 800
     guidance: float = 7.5
-    walk_steps: int = 50
+    walk_steps: Count = 50
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "pictures": 4, "walk_steps": 3}
 
     card = Card(
         name="SalUn",
@@ -107,11 +109,8 @@ class SalUn(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.share <= 1:
-            raise BadRequest(f"share is {self.share}; it is the share of the weights that may change, up to 1.")
-        at_least("keep_weight", self.keep_weight, 0.0)
-        at_least("pictures", self.pictures, 1)
-        at_least("walk_steps", self.walk_steps, 1)
+        if self.rank:
+            raise BadRequest(f"rank is {self.rank}; SalUn masks single weights, and a low-rank change moves them all.")
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "SalUn")

@@ -14,8 +14,9 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.declared import Within
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import NonNegative, Share
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
-from palimpsest.core.method import at_least, guiding
+from palimpsest.core.method import guiding
 from palimpsest.core.patch import Hook
 from palimpsest.core.pictures import Material
 from palimpsest.core.sampling import Sampling
@@ -91,12 +92,14 @@ class ScoreForgetting(FineTune):
     batch: int = 256
     start: float = 0.625
     guidance: float = 1.5
-    forget_weight: float = 1.0
+    forget_weight: NonNegative = 1.0
     forget_share: float = 0.25
-    low: float = 0.02
-    high: float = 0.98
+    low: Share = 0.02
+    high: Share = 0.98
 
     apart: ClassVar[bool] = True
+
+    quick: ClassVar = {"steps": 2, "batch": 2}
 
     card = Card(
         name="SFD",
@@ -110,8 +113,7 @@ class ScoreForgetting(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("forget_weight", self.forget_weight, 0.0)
-        if not 0 <= self.low < self.high <= 1 or not 0 < self.start <= 1 or not 0 < self.forget_share < 1:
+        if not self.low < self.high or not 0 < self.start <= 1 or not 0 < self.forget_share < 1:
             raise BadRequest("low < high, start and forget_share are shares: between 0 and 1.")
 
     def hooks(self, request: Request, data: Material, fitted: Fitted) -> tuple[Hook, ...]:

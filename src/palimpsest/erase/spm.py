@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.declared import Within
+from palimpsest.core.fields import Count
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Hook, Patch, merge
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
@@ -75,15 +76,17 @@ class SPM(ModelEdit, Training):
     steps: int = 3000
     lr: float = 1e-4
     batch: int = 1
-    rank: int = 1
+    rank: Count = 1
     eta: float = 1.0
     anchoring: float = 1000.0
-    anchors: int = 4
+    anchors: Count = 4
     transport: bool = True
     guidance: float = 3.0
-    walk_steps: int = 30
+    walk_steps: Count = 30
 
     clip = 1.0
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "walk_steps": 3}
 
     card = Card(
         name="SPM",
@@ -98,9 +101,6 @@ class SPM(ModelEdit, Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         Training.__post_init__(self)
-        at_least("anchors", self.anchors, 1)
-        at_least("rank", self.rank, 1)
-        at_least("walk_steps", self.walk_steps, 1)
 
     def trains(self, host: Denoiser) -> Sequence[str]:
         return transformers(host, "SPM")

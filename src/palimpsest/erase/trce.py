@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.delta import Delta
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Count, NonNegative, Size
 from palimpsest.core.host import Cond, Denoiser
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
 from palimpsest.ops.anchors import without
@@ -80,19 +82,21 @@ class TRCE(ModelEdit, Training):
         >>> patch = TRCE()(host, Request(target=(Concept(name="star"),)))    # doctest: +SKIP
     """
 
-    keep_weight: float = 0.02
+    keep_weight: NonNegative = 0.02
     ridge: float = 1e-3
     weights: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 0.0)
     eta: float = 15.0
-    margin: float = 0.01
-    preserve: float = 100.0
+    margin: NonNegative = 0.01
+    preserve: NonNegative = 100.0
     early: float = 0.5
-    steps: int = 900
+    steps: Size = 900
     lr: float = 1e-6
     batch: int = 1
     guidance: float = 3.0
     walk_steps: int = 50
-    walks: int = 100
+    walks: Count = 100
+
+    quick: ClassVar = {"steps": 2, "batch": 2, "walk_steps": 3}
 
     card = Card(
         name="TRCE",
@@ -106,16 +110,12 @@ class TRCE(ModelEdit, Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "weights", tuple(self.weights))  # JSON gives lists
         if len(self.weights) != 4 or not any(self.weights) or min(self.weights) < 0:
             raise BadRequest(
                 f"weights is {self.weights}; give four of at least 0, not all 0: start, end, padding, name."
             )
-        for name in ("keep_weight", "steps", "margin", "preserve"):
-            at_least(name, getattr(self, name), 0)
-        at_least("walks", self.walks, 1)
 
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         pairs = [
             (p, swapped(p, c.name, toward.name) if toward else without(p, c.name))
             for c, toward in zip(request.target, request.replacements(), strict=True)
@@ -176,7 +176,7 @@ class TRCE(ModelEdit, Training):
         good = torch.cat([host.denoise(p.x, p.t, safe[p.row]) for p in parts])
         return Poles(cond=host.encode(prompts), null=host.encode([""]), at=at, good=good)
 
-    def prepare(self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace) -> Poles:
+    def prepare(self, host: Denoiser, request: Request, *, data: Poles, seed: int, trace: Trace) -> Poles:
         data.stay = self._walks(host, [""], 1.5, generator(seed, "stay"))  # no prompt: any guidance is none
         return data
 

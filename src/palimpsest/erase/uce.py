@@ -9,7 +9,8 @@ import torch
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.fields import NonNegative
+from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
@@ -49,8 +50,8 @@ class UCE(ModelEdit):
         >>> patch = UCE()(host, Request(target=(Concept(name="star"),)))    # doctest: +SKIP
     """
 
-    erase_weight: float = 1.0
-    keep_weight: float = 1.0
+    erase_weight: NonNegative = 1.0
+    keep_weight: NonNegative = 1.0
     ridge: float = 0.5
     tokens: Tokens = "tail"
     expand: bool = False
@@ -64,11 +65,6 @@ class UCE(ModelEdit):
         needs="Denoiser",
         claim="Erases many concepts at once without training, with less harm to others than earlier methods.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("erase_weight", self.erase_weight, 0.0)
-        at_least("keep_weight", self.keep_weight, 0.0)
 
     def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         weights = text_layers(host, "UCE")

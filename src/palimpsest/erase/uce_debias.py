@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,16 +11,17 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import Count
 from palimpsest.core.host import Denoiser
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
 from palimpsest.ops.drawn import Drawn, draw, noise_errors
+from palimpsest.ops.names import only
 from palimpsest.ops.text_states import Tokens, kept_texts, states_of, text_layers, texts
 
-Judge = Callable[[Tensor], Tensor]
-"""Images (n, 3, H, W) in [0, 1] to the index (n,) of the attribute that each shows."""
 TIMES = (0.3, 0.5, 0.7)  # quantiles of the training times at which the model itself tells attributes apart
 
 
@@ -42,13 +42,13 @@ class UCEDebias(ModelEdit):
         per_round: pictures of each target in each round (10 in the code). guidance, walk_steps: of drawing them.
         edit_weight, keep_weight, ridge, tokens: as in UCE; the code edits the last token only.
 
-    Request.keep is kept in the solve; Request.toward is not used. `data` may be a judge, images (n, 3, H, W) to the
-    index (n,) of the attribute. Without one the untouched model judges: the attribute under whose name the picture's
-    noise is predicted best.
+    Request.keep is kept in the solve; Request.toward is not used. A "judge" beside the model is a classifier with a
+    label for each attribute. Without one the untouched model judges: the attribute under whose name the picture's noise
+    is predicted best.
 
     Cost: a round draws per_round x walk_steps x 2 rows for each target; the model as judge reads each picture 3 times
         for each attribute. One solve a round; the patch is of low rank.
-    Differs from the paper: no CLIP is asked unless the caller gives it as judge. As in the code, scales add up over the
+    Differs from the paper: no CLIP is asked; a judge is a classifier. As in the code, scales add up over the
         rounds. Moderation, the paper's third use, is UCE without a replacement.
     Fails when: the judge cannot tell the attributes apart; few pictures a round make the shares noisy; the attribute is
         drawn from other words than the concept's.
@@ -61,16 +61,18 @@ class UCEDebias(ModelEdit):
 
     attributes: tuple[str, ...] = ("man", "woman")
     ratios: tuple[float, ...] = ()
-    rounds: int = 30
+    rounds: Count = 30
     tolerance: float = 0.05
     gain: float = 1.0
-    per_round: int = 16
+    per_round: Count = 16
     guidance: float = 7.5
-    walk_steps: int = 20
+    walk_steps: Count = 20
     edit_weight: float = 1.0
     keep_weight: float = 1.0
     ridge: float = 0.5
     tokens: Tokens = "last"
+
+    quick: ClassVar = {"rounds": 2, "walk_steps": 3}
 
     card = Card(
         name="UCE (debiasing)",
@@ -80,23 +82,20 @@ class UCEDebias(ModelEdit):
         family="closed form",
         needs="Denoiser",
         claim="Draws professions in balanced ratios of gender and race, closer to them than earlier debiasing.",
+        beside={"judge?": "Classifier"},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("attributes", "ratios"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON gives lists
         if len(self.attributes) < 2 or len(self.ratios) not in (0, len(self.attributes)):
             raise BadRequest(
                 f"{len(self.attributes)} attributes and {len(self.ratios)} ratios; give 2 or more of each."
             )
         if self.ratios and abs(sum(self.ratios) - 1) > 1e-3:
             raise BadRequest(f"The ratios sum to {sum(self.ratios)}; they are shares of all pictures and sum to 1.")
-        for name in ("rounds", "per_round", "walk_steps"):
-            at_least(name, getattr(self, name), 1)
 
     @torch.no_grad()
-    def run(self, host: Any, request: Request, *, data: Any, rng: torch.Generator, trace: Trace) -> Patch:
+    def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         layers = text_layers(host, "UCE")
         wanted = torch.tensor(self.ratios or [1 / len(self.attributes)] * len(self.attributes))
         kept = kept_texts(request, expand=False)
@@ -104,8 +103,8 @@ class UCEDebias(ModelEdit):
         scales = torch.zeros(len(request.target), len(self.attributes))
         patch = Patch(base=host.fingerprint())
         for k in range(self.rounds):
-            found = [self._shares(host, patch, concept, data, rng) for concept in request.target]
-            off = wanted - torch.stack(found)
+            shares = [self._shares(host, patch, concept, data.models.get("judge"), rng) for concept in request.target]
+            off = wanted - torch.stack(shares)
             trace.log.append((k, "largest gap", float(off.abs().max())))
             trace.tell("debiasing", k + 1, self.rounds)
             off[off.abs().amax(1) < self.tolerance] = 0
@@ -136,15 +135,17 @@ class UCEDebias(ModelEdit):
         )
         return closed_form.edit_layers(layers, edit)
 
-    def _shares(
-        self, host: Denoiser, patch: Patch, concept: Concept, judge: Judge | None, rng: torch.Generator
-    ) -> Tensor:
+    def _shares(self, host: Denoiser, patch: Patch, concept: Concept, judge: Any, rng: torch.Generator) -> Tensor:
         """(attributes,) shares among pictures of one concept, drawn by the model as it is now."""
         with patch.applied(host):
             drawn = draw(
                 host, texts(concept, expand=False), self.per_round, rng, steps=self.walk_steps, guidance=self.guidance
             )
-        shown = judge(host.pixels(drawn.x0)) if judge is not None else self.told_apart(host, drawn, concept, rng)
+        if judge is None:
+            shown = self.told_apart(host, drawn, concept, rng)
+        else:
+            classes = [only(attribute, judge.labels, "label", judge.name) for attribute in self.attributes]
+            shown = judge.logits(host.pixels(drawn.x0))[:, classes].argmax(1)
         return torch.bincount(shown.cpu(), minlength=len(self.attributes)).float() / len(drawn)
 
     def told_apart(self, host: Denoiser, drawn: Drawn, concept: Concept, rng: torch.Generator) -> Tensor:

@@ -23,8 +23,8 @@ from palimpsest.core.sampling import Sampling
 from palimpsest.exam import budgets
 from palimpsest.exam.digest import model_digest
 from palimpsest.hosts.load import load
-from palimpsest.probes.evaluators import classes_of, decide, judges_for
 from palimpsest.probes.drawn import collect
+from palimpsest.probes.evaluators import classes_of, decide, judges_for
 from palimpsest.tiny.assemble import cache as models
 from palimpsest.worlds.concepts import concept, world_of
 
@@ -127,3 +127,12 @@ def world(host: Any) -> Any:
     drawn_world = world_of(host.folder)
     assert drawn_world is not None  # the exam's models are of drawn worlds
     return drawn_world
+
+
+def as_data(images: Any, captions: Sequence[str] = (), masks: Any = None) -> Any:
+    """Drawn images (n, 3, H, W) in [0, 1] as the Pictures that systems learn from: rounded to bytes, as files are."""
+    from palimpsest.core.pictures import Pictures
+
+    names = tuple(f"picture {i}" for i in range(len(images)))
+    rounded = (images * 255).round().byte()
+    return Pictures(images=rounded, names=names, captions=tuple(captions), masks=masks)

@@ -259,7 +259,7 @@ def _watched(model: Denoiser, work: _Work, data: Captioned, look: Callable[[], N
     *way, last = (step for step in budget.steps if step)
     how = {"batch": budget.batch, "lr": budget.lr, "rank": budget.rank, "train": budget.train}
     tuning = _Watched(steps=last, at=tuple(way), look=look, **how)
-    tuned = tuning(model, work.request, data=data, seed=budget.seed, trace=Trace(progress=work.trace.progress))
+    tuned = tuning.tuned(model, work.request, data, seed=budget.seed, trace=Trace(progress=work.trace.progress))
     with tuned.applied(model):
         look()
 

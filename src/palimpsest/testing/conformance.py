@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from palimpsest.core import catalog
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import Unsupported, WrongBase
@@ -33,6 +34,12 @@ class Incapable:
 
     def fingerprint(self) -> str:
         return ""
+
+
+def quick(system: str) -> Any:
+    """An installed system with as little work as shows its laws: its class's own `quick` settings."""
+    cls = catalog.load(system)
+    return cls(**cls.quick)
 
 
 def check_method(method: ModelEdit, host: Any, request: Request, *, data: Any = None, seed: int = 0) -> Patch:

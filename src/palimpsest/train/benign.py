@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Cond, Denoiser
+from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, noised
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import parameters
-from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
+from palimpsest.train.training import Training
 
 Train = Literal["kv", "xattn", "selfattn", "attention", "full"]
 
@@ -31,7 +30,7 @@ class Captioned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benign(FineTune):
+class Benign(Training):
     """The denoising loss on given pictures, as every fine-tuning script has it:
 
         loss = mean (eps(alpha x0 + sigma noise, c, t) - noise)^2
@@ -50,24 +49,12 @@ class Benign(FineTune):
     rank: int = 4
     train: Train = "attention"
 
-    card = Card(
-        name="Fine-tuning",
-        title="Denoising Diffusion Probabilistic Models",
-        year=2020,
-        paper="https://arxiv.org/abs/2006.11239",
-        family="baseline",
-        needs="Denoiser",
-        claim="None: what users do to a published model.",
-    )
-
     def trains(self, host: Denoiser) -> Sequence[str]:
         return parameters(host, self.train, "Fine-tuning")
 
     def prepare(
-        self, host: Denoiser, request: Request, *, data: Any, seed: int, trace: Trace
+        self, host: Denoiser, request: Request, *, data: Captioned, seed: int, trace: Trace
     ) -> tuple[Captioned, Cond]:
-        if not isinstance(data, Captioned):
-            raise BadRequest("Fine-tuning learns from pictures; give them as Captioned.")
         return data, host.encode(list(data.prompts))
 
     def loss(self, step: TrainStep) -> Tensor:
@@ -75,3 +62,15 @@ class Benign(FineTune):
         at = noised(step.host, data.pictures, step.batch, step.generator())
         x0 = step.host.denoise(at.x, at.t, cond[at.row])
         return output_error(step.host, at.t, x0, at.x0).square().mean()
+
+    def tuned(
+        self, host: Denoiser, request: Request, pictures: Captioned, *, seed: int = 0, trace: Trace | None = None
+    ) -> Patch:
+        """What this fine-tuning does to a model, which is unchanged afterwards."""
+        trace, base = trace or Trace(), host.fingerprint()
+        with trace.watching(host):
+            fitted = self.fit(host, request, data=pictures, seed=seed, trace=trace)
+        cost = {"seconds": trace.seconds, "forwards": dict(trace.forwards), "peak_bytes": trace.peak_bytes}
+        return Patch(
+            base=base, deltas=fitted.deltas, provenance={"parameters": self.parameters(), "seed": seed}, cost=cost
+        )

@@ -13,7 +13,7 @@ from palimpsest.erase.invdiff import InvDiff
 from palimpsest.erase.uce_debias import UCEDebias
 from palimpsest.exam.case import Case, Exam, Record, Records, cases
 from palimpsest.exam.judged import SPARED, Judged, change, not_measured, percent, points, worked
-from palimpsest.exam.pictures import PLAIN, UNTOUCHED, cost, drawn, host_of, seen, shows, world
+from palimpsest.exam.pictures import PLAIN, UNTOUCHED, as_data, cost, drawn, host_of, seen, shows, world
 from palimpsest.exam.tables import shares
 from palimpsest.ops import statistics
 from palimpsest.ops.drawn import Drawn
@@ -59,7 +59,7 @@ def _tuned(host: Any, settings: dict[str, Any], seed: int) -> Any:
     images, captions = biased_pictures()
     asked = request(host, CASE["concept"])
     latents = Drawn(row=torch.arange(len(images)), x0=host.latents(images))
-    return Benign(**settings)(host, asked, data=Captioned(prompts=captions, pictures=latents), seed=seed)
+    return Benign(**settings).tuned(host, asked, Captioned(prompts=captions, pictures=latents), seed=seed)
 
 
 @lru_cache(maxsize=1)
@@ -83,14 +83,37 @@ def _debiased(host: Any, glyphs: Any, system: str, seed: int) -> Any:
         return _tuned(host, {k: v for k, v in CASE["evening"].items() if not k.startswith("group")}, seed)
     asked = request(host, CASE["concept"])
     if system == INVDIFF:
-        return InvDiff(**CASE["evening"])(host, asked, data=biased_pictures(), seed=seed)
-    judge = judges_for(host)[0]
-    classes = [judge.evaluator.classes.index(f"colour:{a}") for a in CASE["attributes"]]
+        return InvDiff(**CASE["evening"])(host, asked, data={"pictures": as_data(*biased_pictures())}, seed=seed)
+    beside: Any = {"judge": ColourJudge(judges_for(host)[0])}
+    return UCEDebias(attributes=tuple(CASE["attributes"]), **CASE["closed"])(host, asked, beside=beside, seed=seed)
 
-    def which(images: Any) -> Any:
-        return judge.read(images)[:, classes].argmax(1)
 
-    return UCEDebias(attributes=CASE["attributes"], **CASE["closed"])(host, asked, data=which, seed=seed)
+class ColourJudge:
+    """The world's judge as a classifier of the case's colours alone."""
+
+    name, knows = "the judge of colours", None
+
+    def __init__(self, judge: Any) -> None:
+        import torch
+
+        self.judge, self.labels, self.root = judge, tuple(CASE["attributes"]), torch.nn.Module()
+        self.device = torch.device("cpu")
+        self.classes = [judge.evaluator.classes.index(f"colour:{a}") for a in self.labels]
+
+    def parts(self, role: str) -> dict[str, Any]:
+        return {}
+
+    def fingerprint(self) -> str:
+        return self.judge.evaluator.sha256
+
+    def logits(self, images: Any) -> Any:
+        return self.judge.read(images)[:, self.classes]
+
+    def embed(self, images: Any) -> Any:
+        return self.judge.features(images)
+
+    def read(self, images: Any) -> tuple[Any, Any]:
+        return self.embed(images), self.logits(images)
 
 
 def _prompts(glyphs: Any, seed: int) -> list[str]:

@@ -8,10 +8,10 @@ import torch
 
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.patch import Patch
-from palimpsest.erase.geom_erasing import Detected, GeomErasing
+from palimpsest.erase.geom_erasing import GeomErasing
 from palimpsest.exam.case import Case, Exam, cases
 from palimpsest.exam.judged import percent, rate
-from palimpsest.exam.pictures import PLAIN, UNTOUCHED, cost, drawn, host_of, seen, world
+from palimpsest.exam.pictures import PLAIN, UNTOUCHED, as_data, cost, drawn, host_of, seen, world
 from palimpsest.exam.tables import shares
 from palimpsest.ops.drawn import Drawn
 from palimpsest.train.benign import Benign, Captioned
@@ -32,11 +32,10 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     patch = Patch(base=host.fingerprint())
     if system == PLAIN:
         latents = Drawn(row=torch.arange(len(images)), x0=host.latents(images))
-        data: Any = Captioned(prompts=pictures.captions, pictures=latents)
-        patch = Benign(**case["tuning"], rank=0)(host, request, data=data, seed=seed)
+        captioned = Captioned(prompts=pictures.captions, pictures=latents)
+        patch = Benign(**case["tuning"], rank=0).tuned(host, request, captioned, seed=seed)
     elif system != UNTOUCHED:
-        names = ["stamp" if bool(m.any()) else "" for m in masks]
-        data = Detected(images=images, prompts=pictures.captions, names=names, masks=masks)
+        data = {"pictures": as_data(images, pictures.captions, masks[:, None])}
         patch = GeomErasing(**case["tuning"], bins=case["bins"])(host, request, data=data, seed=seed)
     words = glyphs.vocabulary["subject"][:8]
     rows = [(p, w) for w in words for p in prompts(glyphs, w, case["draws"] // 8, generator=draws)]

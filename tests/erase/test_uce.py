@@ -1,4 +1,4 @@
-"""UCE and RECE on a small random pipeline, against their papers' formulas written out naively."""
+"""UCE against its paper's formula, written once more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hosts_fixtures import sd3_pipeline, sd_pipeline
 from palimpsest.core.concept import Concept, Request
-from palimpsest.core.errors import BadRequest, Unsupported
+from palimpsest.core.errors import Unsupported
 from palimpsest.erase.rece import RECE
 from palimpsest.erase.uce import UCE
 from palimpsest.hosts.sd import SDHost
@@ -90,25 +90,6 @@ def test_expanding_adds_sentences(host: SDHost) -> None:
     assert all((d.rank() or 99) > 1 for d in wide.deltas.values())
 
 
-@pytest.mark.parametrize("rounds", [0, 1, 3])
-def test_rece_is_the_papers_loop(host: SDHost, rounds: int) -> None:
-    patch = RECE(rounds=rounds, mimic_ridge=1e-2)(host, Request(target=(STAR,), keep=(HOUSE,)))
-    c, v = states(host, "star", "tail"), states(host, "", "tail")
-    k = torch.cat([v, states(host, "house", "tail")])
-    v = v[: len(c)]
-    c = c[: len(v)]
-    old = weights(host)
-    new = {n: solve(w, c, v, k, 0.1, 0.1) for n, w in old.items()}
-    for _ in range(rounds):
-        a = torch.as_tensor(sum(w.T @ w for w in new.values())) + 1e-2 * torch.eye(c.shape[1])
-        b = torch.as_tensor(sum(new[n].T @ old[n] for n in old))
-        revived = c @ (torch.linalg.inv(a) @ b).T
-        new = {n: solve(w, revived, v, k, 0.1, 0.1) for n, w in new.items()}
-    for name, w in old.items():
-        expected = new[name] - w
-        assert (changes(patch, host)[name] - expected).norm() <= 1e-4 * expected.norm()
-
-
 def test_rece_leaves_less_to_revive_than_uce(host: SDHost) -> None:
     request = Request(target=(STAR,))
     c, left = states(host, "star", "last"), []
@@ -123,10 +104,6 @@ def test_rece_leaves_less_to_revive_than_uce(host: SDHost) -> None:
     assert left[1] > 1.1 * left[0]  # the best revived state is further from the concept
 
 
-def test_rece_obeys_the_laws(host: SDHost) -> None:
-    check_method(RECE(rounds=2, tokens="all", expand=True), host, Request(target=(STAR, MOON), keep=(HOUSE,)))
-
-
 def test_models_without_such_layers_are_refused(tmp_path: Path) -> None:
     from palimpsest.hosts.sd3 import SD3Host
 
@@ -135,12 +112,3 @@ def test_models_without_such_layers_are_refused(tmp_path: Path) -> None:
     for method in (UCE(), RECE()):
         with pytest.raises(Unsupported, match="read text states directly"):
             method(joint, Request(target=(STAR,)))
-
-
-def test_parameters_are_checked() -> None:
-    with pytest.raises(BadRequest, match="last, tail, all"):
-        UCE(tokens="first")  # type: ignore[arg-type]
-    with pytest.raises(BadRequest, match="rounds"):
-        RECE(rounds=-1)
-    with pytest.raises(BadRequest, match="at least 0"):
-        UCE(keep_weight=-1)

@@ -1,4 +1,4 @@
-"""ESD on a small random pipeline: its loss by hand, what it trains, and that its walks are what they say."""
+"""ESD against its paper's formula, written once more."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from hosts_fixtures import sd_pipeline
+from naive import own
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.delta import LowRank
 from palimpsest.core.errors import BadRequest
@@ -20,6 +20,8 @@ from palimpsest.ops.trajectories import visit
 from palimpsest.testing import check_method
 
 STAR = Concept(name="star", prompts=("a red star",))
+
+
 FAST: dict[str, Any] = {"steps": 3, "batch": 2, "walk_steps": 4, "lr": 1e-3}
 
 
@@ -27,11 +29,6 @@ FAST: dict[str, Any] = {"steps": 3, "batch": 2, "walk_steps": 4, "lr": 1e-3}
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SDHost:
     torch.manual_seed(0)
     return SDHost(sd_pipeline(tmp_path_factory.mktemp("sd"), request.param), name="small sd")
-
-
-def own(host: SDHost, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-    """What the pipeline's network itself predicts, noise or velocity: the loss is an error of that."""
-    return host.pipeline.unet(x, t, encoder_hidden_states=host.encode(prompts).states).sample
 
 
 @pytest.mark.parametrize("walks", ["kept", "fresh", "student"])
@@ -48,7 +45,7 @@ def test_the_first_loss_is_the_papers(host: SDHost, walks: Any) -> None:
     Watched(**{**FAST, "steps": 1}, eta=1.5, walks=walks)(host, Request(target=(STAR,)), trace=trace)
     x, t, prompts = seen[0]
     with torch.no_grad():
-        null, cond = own(host, x, t, ["", ""]), own(host, x, t, prompts)
+        null, cond = own(host, host.pipeline.unet, x, t, ["", ""]), own(host, host.pipeline.unet, x, t, prompts)
         expected = (cond - (null - 1.5 * (cond - null))).square().mean()  # the student still is the teacher
     assert trace.log[0][1] == "loss"
     assert trace.log[0][2] == pytest.approx(float(expected), rel=1e-3)
@@ -69,7 +66,7 @@ def test_towards_a_replacement_the_anchor_changes(host: SDHost) -> None:
     x, t, prompts = seen[0]
     moons = [p.replace("star", "moon") for p in prompts]
     with torch.no_grad():
-        null, cond, moon = (own(host, x, t, p) for p in (["", ""], prompts, moons))
+        null, cond, moon = (own(host, host.pipeline.unet, x, t, p) for p in (["", ""], prompts, moons))
         expected = (cond - (moon - 0.5 * (cond - null))).square().mean()
     assert trace.log[0][2] == pytest.approx(float(expected), rel=1e-3)
 

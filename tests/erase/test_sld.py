@@ -1,8 +1,7 @@
-"""SLD and the negative prompt, against their formulas in the network's own noise predictions."""
+"""SLD against its paper's formula, written once more."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from palimpsest.core.sampling import Sampling
 from palimpsest.erase.negative_prompt import NegativePrompt
 from palimpsest.erase.sld import PUBLISHED, SLD
 from palimpsest.hosts.sd import SDHost
-from palimpsest.testing import check_method
 
 REQUEST = Request(target=(Concept(name="star"), Concept(name="moon")))
+
+
 PROMPTS = ["a red star", "house"]
 
 
@@ -80,22 +80,6 @@ def test_every_run_of_sampling_starts_without_momentum(host: SDHost) -> None:
         assert torch.equal(*(host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4)) for _ in range(2)))
 
 
-@pytest.mark.parametrize("method", [SLD(strength="max"), NegativePrompt()])
-def test_they_obey_the_laws_and_change_pictures(host: SDHost, method: Any) -> None:
-    patch = check_method(method, host, REQUEST)
-    before = host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4))
-    with patch.applied(host):
-        after = host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4))
-    assert not torch.allclose(before, after, atol=1e-4)
-    assert torch.equal(host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4)), before)
-
-
-def test_the_negative_prompt_is_the_pipelines_own(host: SDHost) -> None:
-    with NegativePrompt()(host, REQUEST).applied(host):
-        found = host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4))
-    assert torch.allclose(found, host.sample(PROMPTS, SEEDS[:2], Sampling(steps=4, negative="star, moon")), atol=2e-3)
-
-
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_flow_models_stay_finite_from_pure_noise(tmp_path: Path, family: str) -> None:
     from palimpsest.hosts.flux import FluxHost
@@ -116,10 +100,3 @@ def test_two_sampling_rules_do_not_stack(host: SDHost) -> None:
         pass
     with pytest.raises(Unsupported, match="cannot be fused"):
         first.fuse(host)
-
-
-def test_parameters_are_checked() -> None:
-    for bad, words in (({"strength": "huge"}, "weak, medium"), ({"scale": -1.0}, "scale"),
-                       ({"momentum_decay": 1.0}, "shares of 1"), ({"warmup": 2.0}, "shares of 1")):  # fmt: skip
-        with pytest.raises(BadRequest, match=words):
-            replace(SLD(), **bad)
