@@ -179,3 +179,27 @@ def test_evidence_asks_each_judge_only_what_it_knows() -> None:
     assert "star" in names
     assert "centre" not in names  # the reader has no class for it
     assert "" not in names
+
+
+def broken(value: float) -> Scribe:
+    host = Scribe("broken")
+    host.weight[4, 4] = value
+    return host
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_with_broken_weights_is_refused_before_anything_is_drawn(value: float) -> None:
+    host, ruined = Scribe(), patch(Scribe(), row=4, amount=value)
+    for after in (broken(value), ruined):
+        with pytest.raises(BadRequest, match=r"NaN or infinity.*unet\.weight"):
+            collect(host, after, small_plan(host), [Reader()])
+    assert host.drawn == 0
+
+
+def test_a_model_that_draws_nan_is_refused() -> None:
+    class Blind(Scribe):
+        def sample(self, prompts: list[str], *args: object, **choices: object) -> torch.Tensor:
+            return torch.full((len(prompts), 3, 8, 8), float("nan"))
+
+    with pytest.raises(BadRequest, match="draws NaN"):
+        collect(Blind(), Scribe(), small_plan(Scribe()), [Reader()])

@@ -170,9 +170,9 @@ def test_all_of_it_in_one_call_draws_what_the_budget_says(
     host, budget, drawn = host_of("sd"), replace(SMALL, steps=steps, shown=2), []
     seen, sample = judge(), host.sample
 
-    def counted(prompts: list[str], seeds: list[int], **how: Any) -> Tensor:
+    def counted(prompts: list[str], *given: Any, **how: Any) -> Tensor:
         drawn.append(len(prompts))
-        return sample(prompts, seeds, **how)
+        return sample(prompts, *given, **how)
 
     monkeypatch.setattr(host, "sample", counted)
     found = resurfacing(host, empty(), STAR, budget, judges=[seen], oracle=host if oracle else None)

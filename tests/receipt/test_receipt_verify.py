@@ -284,7 +284,7 @@ def test_two_models_are_verified_like_a_patch(tmp_path: Path) -> None:
     [
         ("", "not the JSON"),
         ('{"schema": "palimpsest/receipt/1"', "not the JSON"),
-        ("[1, 2]", "no receipt"),
+        ("[1, 2]", "a list of 2, expected a table"),
         ('{"schema": "another/1"}', "no receipt"),
         ('{"schema": "palimpsest/receipt/99"}', "use the version that wrote it"),
         (
@@ -303,7 +303,7 @@ def test_what_is_no_receipt_is_refused(tmp_path: Path, content: str, message: st
 
 
 def test_a_missing_receipt_and_an_unknown_choice_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Damaged, match="There is no file"):
+    with pytest.raises(Damaged, match="There is no receipt"):
         verify(tmp_path / "receipt.json")
     with pytest.raises(BadRequest, match="none, sample or all"):
         verify(tmp_path / "receipt.json", remeasure="some")  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from palimpsest.core.patch import Patch, diff
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.ops import membership
-from palimpsest.probes.evidence import Evidence, norms, parts, rounded
+from palimpsest.probes.evidence import Evidence, norms, parts, refuse_broken, rounded
 from palimpsest.train.classify import all_seen, gone, picked
 from palimpsest.train.loop import minimise
 from palimpsest.train.scratch import copied
@@ -164,6 +164,7 @@ def collect(
 
     Cost: one forward of each sample and model; relearning adds 24 steps of 32 and 25 looks at up to 200 samples.
     """
+    refuse_broken({"untouched model": host, "edited model": edited})
     work, start = trace or Trace(), time.perf_counter()
     with work.watching(host):
         before = untouched or answers(host, looked)

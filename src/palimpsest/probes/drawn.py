@@ -19,7 +19,7 @@ from palimpsest.core.patch import Patch, diff
 from palimpsest.core.trace import Trace
 from palimpsest.probes.broken import kinds
 from palimpsest.probes.evaluators import Judge, classes_of, decide
-from palimpsest.probes.evidence import Evidence, norms, parts, rounded
+from palimpsest.probes.evidence import Evidence, norms, parts, refuse_broken, rounded
 from palimpsest.probes.gallery import Gallery
 from palimpsest.probes.plan import Plan, Shot
 
@@ -97,6 +97,7 @@ def collect(
     for group, judge in product(plan.groups, judges):
         if group.concept is not None:
             classes_of(judge.evaluator, group.concept)  # a name of two classes is refused before anything is drawn
+    refuse_broken({"untouched model": host, "edited model": edited})
     trace = trace or Trace()
     gallery = Gallery() if gallery is None else gallery
     start = time.perf_counter()

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from palimpsest.core.errors import BadRequest
 from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Evaluator, Reading
@@ -110,6 +111,31 @@ def norms(host: Any, patch: Patch | None) -> dict[str, tuple[tuple[int, ...], fl
         return {}
     tensors = tensors_of(host.root)
     return {n: (tuple(tensors[n].shape), float(tensors[n].detach().float().norm())) for n in patch.deltas}
+
+
+def refuse_broken(models: Mapping[str, Any]) -> None:
+    """Looks at every weight once, before anything is drawn or asked.
+
+    Args:
+        models: what each is called, in words -> a host, or a Patch.
+
+    Raises:
+        BadRequest: a weight is NaN or infinite: nothing could be read from what such a model gives.
+    """
+    for called, model in models.items():
+        held = _weights(model)
+        broken = [name for name, t in held.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+        if broken:
+            raise BadRequest(
+                f"{len(broken)} tensors of the {called} hold NaN or infinity (first {broken[0]!r}): nothing can be "
+                "measured on it. Load it in another precision, or get whole weights."
+            )
+
+
+def _weights(model: Any) -> Mapping[str, Tensor]:
+    if isinstance(model, Patch):
+        return {f"{name} ({k})": t for name, delta in model.deltas.items() for k, t in delta.tensors().items()}
+    return tensors_of(model.root) if hasattr(model, "root") else {}
 
 
 def _is_vectors(measure: Tensor) -> bool:

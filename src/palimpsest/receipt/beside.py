@@ -168,7 +168,7 @@ def model_of(stated: Mapping[str, str], given: Any, load: Load, what: str, of: s
             host = load(stated["name"])
         except (PalimpsestError, OSError, ValueError) as e:
             return None, lacking(what, f"{stated['name']} cannot be loaded: {e}", of)
-    now = host.fingerprint()
+    now = host.fingerprint() if hasattr(host, "fingerprint") else ""
     if now == stated["fingerprint"]:
         return host, same(what, f"{stated['name']} {now[:12]}", of)
     return None, differs(
