@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -82,6 +83,16 @@ def dies(item: tuple[str, str, int]) -> str:
 def threads(item: int) -> tuple[int, str]:
     """(process, the threads that torch will take there)."""
     return os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+
+def script(name: str) -> Any:
+    """A module of scripts/."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def rows(lines: Sequence[str], words: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from exam_fixtures import dies, examine, small, threads
+from exam_fixtures import dies, examine, script, small, threads
 
 from palimpsest import cli, processes
 from palimpsest.core.errors import BadRequest, PalimpsestError, Unsupported
@@ -219,6 +219,6 @@ def test_records_of_code_that_changed_no_bit_get_its_keys(tmp_path: Path, known:
         record.put(tmp_path, exam, system, case_, seed, {"value": 1})
     known["small"] = newer = replace(exam, version=2)
     assert len(running.due([(newer, ())], tmp_path)) == 8
-    assert record.rekey(tmp_path, newer) == 8
+    assert script("rekey_exam").rekey(tmp_path, newer) == 8
     assert running.due([(newer, ())], tmp_path) == []
     assert {r["value"] for r in record.read(tmp_path, newer)["one"]} == {1}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from exam_fixtures import SEEDS, small, write
+from exam_fixtures import SEEDS, script, write
 
 from palimpsest.core import catalog
-from palimpsest.exam import budgets, material, pages, tune
+from palimpsest.exam import budgets, material, pages, tables
 from palimpsest.exam.case import exams, rule_of
 from palimpsest.exam.judged import verdict_of
 from palimpsest.exam.material import missing
@@ -23,6 +23,7 @@ from palimpsest.ops.statistics import Interval
 from palimpsest.tiny import classifiers
 
 CLASS = "digits, class"
+tune_exam = script("tune_exam")
 
 
 def record(
@@ -191,26 +192,26 @@ def test_sections_of_values_and_poison_are_shown() -> None:
     by: dict[str, Any] = {name: [known] * 3 for name in ("untouched", values.RETRAINED)}
     by["unlearn/blindspot"] = [{"of_retraining": 0.2, **known}] * 3
     by["unlearn/gaussian_amnesiac"] = [{"refused": "it cannot"}] * 3
-    text = "\n".join(values.section(by))
-    assert "`unlearn/blindspot` | Regressors forget" in text
+    text = "\n".join(tables.study(values.EXAM, by))
+    assert "Blindspot `unlearn/blindspot` | 0.50 (0.50 to 0.50) |" in text
     assert "| 0.200 | **holds** |" in text
     assert "it cannot" in text
     rule: Any = rule_of("unlearn/blindspot")
     assert rule.judge("unlearn/blindspot", {}, {"values": by}).verdict == "holds"
-    assert "| *untouched* | 99.0 | 95.0 |" in "\n".join(
-        poison.section({"untouched": [{"works": 99.0, "accuracy": 95.0}]})
-    )
+    rows = {"untouched": [{"works": 99.0, "accuracy": 95.0}] * 3}
+    assert "| *untouched* | 99.0 | 95.0 |" in "\n".join(tables.study(poison.EXAM, rows))
 
 
 def test_budgets_fit_their_systems() -> None:
     for system in EXAM.examined():
         for task in classifiers.TASKS:
-            assert all(takes(system, parameters) for parameters in budgets.candidates(system, task))
+            assert all(takes(system, parameters) for parameters in tune_exam.candidates(system, task))
     for exam in exams().values():
         for system in (s for s in exam.examined() if "/" in s):
             for case in exam.cases:
                 parameters = budgets.parameters(system, exam.words(case))
                 assert takes(system, parameters), (system, exam.words(case))
+                assert parameters or exam.verb == "erase", "every unlearner has a budget in every case"
 
 
 def test_every_budget_and_rule_is_of_an_installed_system() -> None:
@@ -227,24 +228,21 @@ def holds(whole: Any, part: Any) -> bool:
     """Whether tables of tables say what others say."""
     if isinstance(part, dict):
         return all(name in whole and holds(whole[name], value) for name, value in part.items())
-    return bool(whole == part)
+    return bool((list(whole) if isinstance(whole, tuple) else whole) == part)
 
 
 def test_the_best_candidate_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budgets, "FOLDER", tmp_path)
-    budgets._data.cache_clear()
-    write(tmp_path / "erase" / "x.json", {"tries": {"all": {"batch": 2}, "lr": [1.0, 2.0, 3.0], "other": [{}]}})
+    write(tmp_path / "unlearn" / "x.json", {"tries": {"all": {"batch": 2}, "lr": [1.0, 2.0, 3.0], "digits": {"n": 1}}})
     tried: list[Any] = []
 
     def score(system: str, parameters: Any, case: Any) -> dict[str, Any]:
         tried.append((parameters["lr"], parameters["steps"]))
         return {"score": abs(parameters["lr"] - 2.0) + parameters["steps"] / 12, "parameters": parameters}
 
-    exam = small(score=score, called=("name",), cases=({"name": "case, 1"},))
-    assert budgets.parameters("erase/x", "case, 1") == {"batch": 2, "lr": 1.0, "steps": 12}, "what is tried first"
-    tune.tune(exam, exam.cases[0], ["erase/x"])
+    monkeypatch.setattr(tune_exam, "score", score)
+    tune_exam.tune(CASES[0], ["unlearn/x"])
     assert tried == [(1.0, 12), (1.0, 50), (2.0, 12)], "until one is good enough"
-    best = {"batch": 2, "lr": 2.0, "steps": 12}
-    assert budgets.parameters("erase/x", "case, 1") == best
-    assert budgets.tuned("erase/x", "case, 1") == {"score": 1.0, "parameters": best, "tried": 3}
-    budgets._data.cache_clear()
+    best = {"batch": 2, "n": 1, "lr": 2.0, "steps": 12}
+    assert budgets.parameters("unlearn/x", CLASS) == best
+    assert budgets.tuned("unlearn/x", CLASS) == {"score": 1.0, "parameters": best, "tried": 3}

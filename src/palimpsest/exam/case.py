@@ -37,7 +37,6 @@ class Exam:
         with_verb: whether asking for the verb runs this study, too.
         missing: why a case cannot be done here; "" where it can.
         columns: of the study's table: heading -> what a system has below it, from all records.
-        score: for `tune`: (system, parameters, case) -> the record of a trial with its "score", least is best.
     """
 
     name: str
@@ -53,7 +52,6 @@ class Exam:
     with_verb: bool = False
     missing: Callable[[Case], str] = lambda case: ""
     columns: Mapping[str, Callable[[str, Records], str]] = field(default_factory=dict)
-    score: Callable[[str, Mapping[str, Any], Case], dict[str, Any]] | None = None
 
     def words(self, case: Case) -> str:
         """A case in words: "star", "digits, class", "attack"."""

@@ -1,6 +1,6 @@
 """What the exam of unlearning works on: a task's model, the samples it is asked about, its retrain oracles' answers.
 
-Oracles are references that are shipped with the model; none is trained here, but for trials of budgets.
+Oracles are references that are shipped with the model; none is trained here.
 """
 
 from __future__ import annotations
@@ -22,13 +22,8 @@ from palimpsest.core.trace import Trace
 from palimpsest.data.forget import chosen, split
 from palimpsest.data.read import Dataset
 from palimpsest.exam.case import Case
-from palimpsest.ops import membership
-from palimpsest.probes.answered import Answers, Parts, answers, parts_of
+from palimpsest.probes.answered import Answers, Parts, answers
 from palimpsest.tiny import classifiers, references
-from palimpsest.train.classify import all_seen
-
-LOOKED = {"forget": 500, "retain": 100, "tests": 1000}  # samples that a trial looks at
-TRIAL_SEED = 10  # none of the exam's
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,53 +111,3 @@ def missing(case: Case) -> str:
             if any(told["without"].startswith(prefix) for told in json.loads(f.metadata()["references"])):
                 return ""
     return f"no retrain oracle of {task}, {kind} is shipped"
-
-
-def trial(system: str, parameters: Mapping[str, Any], case: Case) -> dict[str, Any]:
-    """How parameters do on the task's `tune` request, which the exam does not judge; "score", least is best:
-
-        |forget gap| / 5 + (held-out accuracy lost) / 3 + 10 |AUC - AUC of retraining| + 2 (share of its passes)
-
-    Gaps in points are to a model retrained without the request, AUC is of the membership attack by the label's margin
-    (left out where classes are forgotten: without an answer of their own, their samples are all alike). Where
-    retraining takes long (CIFAR-10), what it would answer is taken as known: a class that it never saw in 0 %, single
-    samples as often as held-out ones, and nobody tells them apart.
-
-    Raises:
-        PalimpsestError: the system refuses.
-    """
-    task, request, host, parts, goal = _tuning(case["task"], case["request"])
-    patch, cost = unlearnt(system, parameters, task.train, request, host, TRIAL_SEED)
-    with patch.applied(host):
-        forget, test, area = _accuracies(host, parts)
-    share = cost["passes"] / task.recipe.epochs
-    score = abs(forget - goal[0]) / 5 + max(0.0, goal[1] - test) / 3 + 2 * share
-    score += 0.0 if parts.gone else 10 * abs(area - goal[2])
-    told = {"forget": forget, "test": test, "auc": area, "of_retraining": round(share, 4), "goal": list(goal)}
-    return {"score": round(score, 4), "parameters": dict(parameters), **told}
-
-
-@cache
-def _tuning(name: str, number: int) -> tuple[classifiers.Task, Any, Any, Parts, tuple[float, float, float]]:
-    """A task, its request for tuning, the model, the samples looked at, and what retraining would reach on them."""
-    task = classifiers.TASKS[name]()
-    request, host = task.tune[number], classifiers.model(task)
-    identities = request.items if request.kind == "identity" else ()
-    data, classes = split(task.train, request), len(task.train.classes)
-    parts = parts_of(data, task.test.samples, classes, identities=identities, seed=1, **LOOKED)
-    if name != "cifar":
-        return task, request, host, parts, _accuracies(classifiers.model(task, without=request), parts)
-    held_out = _accuracies(host, parts)[1]
-    return task, request, host, parts, (0.0 if request.kind == "class" else held_out, held_out, 0.5)
-
-
-def _accuracies(host: Any, parts: Parts) -> tuple[float, float, float]:
-    """Accuracy in percent on forgotten samples and on held-out ones of kept classes, and the attack's area."""
-    forget, test = all_seen(host, parts.forget)[1], all_seen(host, parts.test)[1]
-    kept = ~torch.isin(parts.test.labels, torch.tensor(parts.gone, dtype=torch.int64))
-    margins = [membership.margin(forget, parts.forget.labels), membership.margin(test, parts.test.labels)[parts.like]]
-    right = [
-        round(100 * float((logits.argmax(1) == labels).float().mean()), 2)
-        for logits, labels in ((forget, parts.forget.labels), (test[kept], parts.test.labels[kept]))
-    ]
-    return right[0], right[1], round(membership.auc(margins[0], margins[1]).value, 4)

@@ -21,11 +21,11 @@ def read(results: Path, exam: Exam) -> dict[str, list[Record]]:
     """Every record of an exam by system, whatever its key; systems without one are left out."""
     by: dict[str, list[Record]] = {}
     if exam.part == "records":
-        for record in _stored(path_of(results, exam, "")).get("records", ()):
+        for record in stored_in(path_of(results, exam, "")).get("records", ()):
             by.setdefault(record["system"], []).append(record)
         return by
     for file in sorted((results / exam.verb).glob("*.json")):
-        by[f"{exam.verb}/{file.stem}"] = _stored(file).get(exam.part, [])
+        by[f"{exam.verb}/{file.stem}"] = stored_in(file).get(exam.part, [])
     return {system: records for system, records in by.items() if records}
 
 
@@ -37,7 +37,7 @@ def complete(results: Path, exam: Exam) -> dict[str, list[Record]]:
 
 def keys(results: Path, exam: Exam, system: str) -> set[str]:
     """Keys of a system's records that are kept."""
-    return {record["key"] for record in _stored(path_of(results, exam, system)).get(exam.part, ())}
+    return {record["key"] for record in stored_in(path_of(results, exam, system)).get(exam.part, ())}
 
 
 def put(results: Path, exam: Exam, system: str, case: Mapping[str, Any], seed: int, record: Record) -> Path:
@@ -46,36 +46,21 @@ def put(results: Path, exam: Exam, system: str, case: Mapping[str, Any], seed: i
     The file is read just before it is written, so that what another process wrote meanwhile stays.
     """
     path = path_of(results, exam, system)
-    stored = _stored(path) or ({"study": exam.name} if exam.part == "records" else {"system": system})
+    stored = stored_in(path) or ({"study": exam.name} if exam.part == "records" else {"system": system})
     named: dict[str, Any] = {"system": system} if exam.part == "records" else {}
     named |= {exam.label: dict(case)} if exam.label else {}
     new = {**named, "seed": seed, **record, "key": key(exam, system, case, seed)}
     known = {r["key"]: r for r in stored.get(exam.part, ())} | {new["key"]: new}
     within = () if exam.part == "records" else (system,)
     order = [key(exam, *run) for run in exam.work(within)]
-    return _write(path, stored | {exam.part: [known[k] for k in order if k in known]})
+    return write(path, stored | {exam.part: [known[k] for k in order if k in known]})
 
 
-def rekey(results: Path, exam: Exam) -> int:
-    """Gives every record the key of the present code, and says how many changed: for code that changed no bit.
-
-    Use it after a refactoring that was shown to reproduce the records; never to spare an exam.
-    """
-    changed = 0
-    for path in {path_of(results, exam, system) for system in read(results, exam)}:
-        stored = _stored(path)
-        for record in stored[exam.part]:
-            system = record.get("system") or f"{exam.verb}/{path.stem}"
-            case = record[exam.label] if exam.label else exam.cases[0]
-            changed += record["key"] != key(exam, system, case, record["seed"])
-            record["key"] = key(exam, system, case, record["seed"])
-        _write(path, stored)
-    return changed
-
-
-def _stored(path: Path) -> dict[str, Any]:
+def stored_in(path: Path) -> dict[str, Any]:
+    """What a results' file holds; {} where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _write(path: Path, stored: Mapping[str, Any]) -> Path:
+def write(path: Path, stored: Mapping[str, Any]) -> Path:
+    """Writes a results' file."""
     return write_text(path, json.dumps(stored, indent=1, sort_keys=True) + "\n")

@@ -11,7 +11,7 @@ from palimpsest.core import catalog
 from palimpsest.exam import budgets, record, tables
 from palimpsest.exam.case import Case, Exam, Record, cases
 from palimpsest.exam.judged import Judged, Studied, interval, over
-from palimpsest.exam.material import material, missing, trial, unlearnt
+from palimpsest.exam.material import material, missing, unlearnt
 from palimpsest.exam.outcome import (
     CLOSE,
     COST,
@@ -72,7 +72,6 @@ EXAM = Exam(
     version=2,
     part="cases",
     label="case",
-    score=trial,
 )
 
 
