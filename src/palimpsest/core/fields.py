@@ -31,10 +31,14 @@ class Bound:
 
 Count = Annotated[int, Bound(least=1)]
 """A whole number of things, at least 1."""
+Several = Annotated[int, Bound(least=2)]
+"""A whole number of things of which there must be more than one."""
 Size = Annotated[int, Bound(least=0)]
 """A whole number that may be 0."""
 Share = Annotated[float, Bound(least=0, most=1)]
 """A part of a whole."""
+Part = Annotated[float, Bound(least=0, most=1, open=True)]
+"""A part of a whole that is not empty."""
 Positive = Annotated[float, Bound(least=0, open=True)]
 """A number above 0."""
 NonNegative = Annotated[float, Bound(least=0)]

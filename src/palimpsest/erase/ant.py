@@ -14,7 +14,7 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.fields import Bound, Count, NonNegative
+from palimpsest.core.fields import Bound, Count, NonNegative, Part
 from palimpsest.core.host import Cond, Denoiser, Step
 from palimpsest.core.pictures import Material
 from palimpsest.core.sampling import Sampling
@@ -100,7 +100,7 @@ class ANT(FineTune):
     early: Annotated[float, Bound(least=1)] = 6.5
     early_weight: NonNegative = 1.0
     keep_weight: NonNegative = 0.5
-    share: Annotated[float, Bound(least=0, most=1, open=True)] = 0.5
+    share: Part = 0.5
     groups: Count = 5
     mask_prompts: Count = 4
     mask_points: Count = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.declared import shown
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
-from palimpsest.core.fields import Bound, Count
+from palimpsest.core.fields import Count, Part
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
 from palimpsest.core.method import SamplingEdit
 from palimpsest.core.pictures import Material
@@ -60,7 +60,7 @@ class ConceptSteerers(SamplingEdit):
     """
 
     strength: float = -0.5
-    depth: Annotated[float, Bound(least=0, most=1, open=True)] = 10 / 12
+    depth: Part = 10 / 12
     width: Count = 4
     k: Count = 32
     steps: Count = 20_000

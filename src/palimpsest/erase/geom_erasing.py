@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.fields import Bound, Count, NonNegative, Size
+from palimpsest.core.fields import Count, NonNegative, Several, Size
 from palimpsest.core.host import Cond, Denoiser, Guide, Step
 from palimpsest.core.method import guiding
 from palimpsest.core.patch import Hook
@@ -87,7 +87,7 @@ class GeomErasing(FineTune):
     bins: Size = 4
     area_weight: NonNegative = 1.0
     train: Train = "full"
-    pictures: Annotated[int, Bound(least=2)] = 100
+    pictures: Several = 100
     guidance: float = 7.5
     walk_steps: Count = 50
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.fields import Bound, NonNegative
+from palimpsest.core.fields import NonNegative, Several
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
@@ -75,12 +75,12 @@ class InvDiff(FineTune):
     lr: float = 1e-4
     batch: int = 64
     rank: int = 4
-    groups: Annotated[int, Bound(least=2)] = 8
+    groups: Several = 8
     filled: float = 3.0
     group_steps: int = 500
     group_lr: float = 0.01
     even: NonNegative = 1.0
-    pictures: Annotated[int, Bound(least=2)] = 1000
+    pictures: Several = 1000
     guidance: float = 7.5
     walk_steps: int = 50
 

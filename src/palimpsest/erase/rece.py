@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.fields import Bound, NonNegative, Size
+from palimpsest.core.fields import NonNegative, Positive, Size
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
@@ -52,7 +52,7 @@ class RECE(ModelEdit):
     """
 
     rounds: Size = 5
-    mimic_ridge: Annotated[float, Bound(least=1e-12)] = 1e-3
+    mimic_ridge: Positive = 1e-3
     erase_weight: NonNegative = 1.0
     keep_weight: NonNegative = 0.1
     ridge: float = 0.1

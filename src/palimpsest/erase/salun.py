@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.fields import Bound, Count, NonNegative
+from palimpsest.core.fields import Count, NonNegative, Part
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
@@ -85,7 +85,7 @@ class SalUn(FineTune):
     lr: float = 1e-5
     batch: int = 8
     rank: int = 0
-    share: Annotated[float, Bound(least=0, most=1, open=True)] = 0.5
+    share: Part = 0.5
     keep_weight: NonNegative = 0.5
     mask_guidance: float = 7.5
     train: Train = "full"

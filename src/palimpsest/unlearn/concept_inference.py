@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
-from palimpsest.core.fields import Bound, Count, NonNegative, Positive, Size
+from palimpsest.core.fields import Count, NonNegative, Part, Positive, Several, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material
 from palimpsest.train.classify import (
@@ -70,9 +70,9 @@ class ConceptInference(ClassifierTune):
     batch: Count = 256
     rank: Size = 0
     augment: Augment = "flip"
-    concepts: Annotated[int, Bound(least=2)] = 32
+    concepts: Several = 32
     top: Count = 4
-    share: Annotated[float, Bound(least=0, most=1, open=True)] = 0.5
+    share: Part = 0.5
     poison: Poison = "random"
     keep_weight: NonNegative = 1.0
     look: Size = 5000

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
-from palimpsest.core.fields import Bound, Count, NonNegative, Positive
+from palimpsest.core.fields import Count, NonNegative, Positive, Several
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
 from palimpsest.train.loop import TrainStep
 
@@ -42,7 +41,7 @@ class GradientCollision(ClassifierTune):
     batch: Count = 256
     augment: Augment = "flip"
     weight: NonNegative = 1.0
-    parts: Annotated[int, Bound(least=2)] = 4
+    parts: Several = 4
 
     card = Card(
         name="Gradient Collision",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.card import Card
-from palimpsest.core.fields import Bound, Count, NonNegative, Positive, Size
+from palimpsest.core.fields import Count, NonNegative, Part, Positive, Size
 from palimpsest.train.classify import Augment, ClassifierTune, cross_entropy
 from palimpsest.train.loop import TrainStep
 
@@ -35,7 +35,7 @@ class NegGradPlus(ClassifierTune):
     batch: Count = 256
     rank: Size = 0
     augment: Augment = "flip"
-    beta: Annotated[float, Bound(least=0, most=1, open=True)] = 0.95
+    beta: Part = 0.95
 
     clip: ClassVar[float | None] = 1.0
 

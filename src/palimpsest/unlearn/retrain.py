@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.fields import Bound, NonNegative
+from palimpsest.core.fields import NonNegative, Several
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit, Work
 from palimpsest.core.patch import Patch
@@ -43,7 +43,7 @@ class Retrain(ModelEdit):
 
     epochs: NonNegative = 30.0
     lr: NonNegative = 0.1
-    batch: Annotated[int, Bound(least=2)] = 128
+    batch: Several = 128
     augment: Augment = "flip"
     half: bool = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.delta import Delta
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.fields import Bound, Count, NonNegative, Size
+from palimpsest.core.fields import Count, NonNegative, Several, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit, Work
 from palimpsest.core.patch import Patch
@@ -61,7 +61,7 @@ class S3T(ModelEdit):
         >>> patch = S3T(slices=8)(host, request, data=split)   # doctest: +SKIP
     """
 
-    slices: Annotated[int, Bound(least=2)] = 4
+    slices: Several = 4
     epochs: Count = 5
     lr: NonNegative = 1e-3
     batch: Count = 64

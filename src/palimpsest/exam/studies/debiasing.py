@@ -94,8 +94,6 @@ class ColourJudge:
     name, knows = "the judge of colours", None
 
     def __init__(self, judge: Any) -> None:
-        import torch
-
         self.judge, self.labels, self.root = judge, tuple(CASE["attributes"]), torch.nn.Module()
         self.device = torch.device("cpu")
         self.classes = [judge.evaluator.classes.index(f"colour:{a}") for a in self.labels]
