@@ -23,7 +23,7 @@ from palimpsest.probes.drawn import Drawn, collect
 from palimpsest.probes.plan import Plan, plan
 from palimpsest.receipt import Receipt, audit
 from palimpsest.receipt.subjects.generator import Generator
-from palimpsest.worlds.concepts import concept
+from palimpsest.worlds.concepts import Words, concept
 from palimpsest.worlds.glyphs import GLYPHS
 
 KEYS = ("subject", "colour", "style", "background")
@@ -42,7 +42,7 @@ class Scribe:
         self.root.add_module("unet", nn.Linear(8, 8, bias=False))
         nn.init.zeros_(self.root.get_parameter("unet.weight"))
         self.folder = None
-        self.knows = None
+        self.knows: Words | None = Words(GLYPHS)
         self.device = torch.device("cpu")
         self.defaults = Sampling()
         self.drawn = 0
@@ -142,7 +142,7 @@ def request(*words: str, keep: Sequence[str] = ()) -> Request:
 
 def small_plan(host: Scribe, prompts: int = 6, seeds: int = 2, **choices: Any) -> Plan:
     few = {"neighbours": 2, "unrelated": 3, **choices}
-    return plan(host, request("star", keep=["moon"]), world=GLYPHS, prompts_per_concept=prompts, seeds=seeds, **few)
+    return plan(host, request("star", keep=["moon"]), prompts_per_concept=prompts, seeds=seeds, **few)
 
 
 def _direction(word: str) -> Tensor:

@@ -68,7 +68,9 @@ def test_a_plan_says_what_it_can_show() -> None:
 
 def test_models_without_a_world_get_templates_and_the_kept_concepts() -> None:
     asked = Request(target=(Concept(name="Van Gogh", kind="style"),), keep=(Concept(name="Monet", kind="style"),))
-    made = plan(Scribe(), asked, prompts_per_concept=3, seeds=1)
+    host = Scribe()
+    host.knows = None
+    made = plan(host, asked, prompts_per_concept=3, seeds=1)
     assert all(p.endswith("Van Gogh") for p in made.groups[0].prompts)
     near = [g for g in made.groups if g.role == "neighbour"]
     assert "Monet" in [g.name for g in near]
@@ -99,7 +101,7 @@ def test_pictures_choose_among_the_nearest_by_text() -> None:
     assert f"pictures (cosine 1.00, rank 1 of {DRAWN} drawn)" in found[0].reason(kept=False)
     assert f"rank {DRAWN} of {len(subjects)}, kept by" in found[0].reason(kept=True)
     assert host.drawn == 2 * (DRAWN + 1)
-    made = plan(host, Request(target=(star,)), world=GLYPHS, prompts_per_concept=2, seeds=1, neighbours=3, eye=eye)
+    made = plan(host, Request(target=(star,)), prompts_per_concept=2, seeds=1, neighbours=3, eye=eye)
     assert [g.name for g in made.groups if g.role == "neighbour"] == [n.concept.name for n in found]
     assert host.drawn == 2 * (DRAWN + 1), "every concept is drawn once"
 

@@ -140,8 +140,19 @@ class Vocabulary(Protocol):
         """
         ...
 
+    def __contains__(self, word: str) -> bool:
+        """Whether the model knows a word; case does not matter."""
+        ...
+
     def siblings(self, concept: Concept) -> tuple[Concept, ...]:
         """Other words of the same kind: the candidates for neighbours."""
+        ...
+
+    def others(
+        self, concepts: Sequence[Concept], *, avoid: frozenset[str] = frozenset()
+    ) -> Sequence[tuple[Concept, str]]:
+        """Words of other kinds than these concepts', one of each kind in turn, each with its kind in words; `avoid`:
+        names in lower case that are left out."""
         ...
 
     def prompts(

@@ -14,7 +14,7 @@ import torch
 from palimpsest.core import declared
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.host import Denoiser
+from palimpsest.core.host import Denoiser, Vocabulary
 from palimpsest.core.sampling import Sampling
 from palimpsest.ops import statistics
 from palimpsest.ops.neighbours import everyday
@@ -22,8 +22,6 @@ from palimpsest.ops.prompts import asking
 from palimpsest.probes.attempt import Budget
 from palimpsest.probes.neighbours import Eye, Near
 from palimpsest.probes.neighbours import neighbours as neighbours_of
-from palimpsest.worlds import concepts as world_words
-from palimpsest.worlds.concepts import World
 
 Role = Literal["target", "neighbour", "unrelated", "empty", "paraphrase"]
 ROLES: tuple[Role, ...] = ("target", "neighbour", "unrelated", "empty")  # of an audit; paraphrases are the exam's
@@ -186,7 +184,6 @@ def plan(
     host: Denoiser,
     request: Request,
     *,
-    world: World | None = None,
     prompts_per_concept: int = 20,
     seeds: int = 3,
     neighbours: int = 4,
@@ -205,8 +202,8 @@ def plan(
     concepts are added.
 
     Args:
-        host: its text encoder finds the neighbours; nothing is drawn but by the eye.
-        world: the drawn world that the model knows, else templates ask for each concept.
+        host: its text encoder finds the neighbours; nothing is drawn but by the eye. Prompts are of the words that it
+            knows, else templates ask for each concept.
         prompts_per_concept: for each target.
         seeds: pictures a prompt.
         neighbours, unrelated: how many concepts.
@@ -218,8 +215,9 @@ def plan(
     """
     if prompts_per_concept < 1 or seeds < 1:
         raise BadRequest(f"{prompts_per_concept} prompts and {seeds} seeds draw nothing; give at least 1 of each.")
-    near = _neighbours(host, request, world, neighbours, eye)
-    far = _unrelated(request, world, unrelated, {c.name.casefold() for c, _ in near})
+    words = host.knows
+    near = _neighbours(host, request, neighbours, eye)
+    far = _unrelated(request, words, unrelated, {c.name.casefold() for c, _ in near})
     avoid = frozenset(c.name for c in request.target)
     found: list[tuple[Role, Concept, str, int]] = [
         *(("target", c, "asked for", prompts_per_concept) for c in request.target),
@@ -227,7 +225,7 @@ def plan(
         *(("unrelated", c, why, max(2, prompts_per_concept * 2 // 5)) for c, why in far),
     ]
     groups = [
-        Group(role=role, concept=c, prompts=_prompts(world, c, n, avoid, i), seeds=seeds, reason=why)
+        Group(role=role, concept=c, prompts=_prompts(words, c, n, avoid, i), seeds=seeds, reason=why)
         for i, (role, c, why, n) in enumerate(found)
     ]
     empty = max(4, prompts_per_concept * 2 // 5 * seeds // 2)
@@ -243,15 +241,13 @@ def plan(
     )
 
 
-def _neighbours(
-    host: Denoiser, request: Request, world: World | None, k: int, eye: Eye | None
-) -> list[tuple[Concept, str]]:
+def _neighbours(host: Denoiser, request: Request, k: int, eye: Eye | None) -> list[tuple[Concept, str]]:
     """Concepts near the targets, nearest first, each with its reason; then those that the request keeps."""
     taken = {c.name.casefold() for c in request.target}
     kept = {c.name.casefold() for c in request.keep}
     ranked: dict[str, Near] = {}
     for target in request.target:
-        others = [c for c in _candidates(request, world, target) if c.name.casefold() not in taken]
+        others = [c for c in _candidates(request, host.knows, target) if c.name.casefold() not in taken]
         for near in neighbours_of(host, target, others, k, eye):
             name = near.concept.name
             if name not in ranked or ranked[name].closeness < near.closeness:
@@ -262,38 +258,25 @@ def _neighbours(
     return found + [(c, "kept by the request") for c in request.keep if c.name.casefold() not in names][: (k + 1) // 2]
 
 
-def _candidates(request: Request, world: World | None, target: Concept) -> list[Concept]:
-    """A world's words of the target's kind; for other models what the request keeps, and everyday words of the kind."""
-    if world is None:
+def _candidates(request: Request, words: Vocabulary | None, target: Concept) -> list[Concept]:
+    """The model's words of the target's kind; where nobody knows them what the request keeps, and everyday words."""
+    if words is None:
         named = {c.name.casefold(): c for c in (*everyday(target), *request.keep)}
         return list(named.values())
-    if world_words.key_of(world, target.name) is None:
-        return []
-    return [world_words.concept(world, w) for w in world_words.siblings(world, target.name)]
+    return list(words.siblings(target)) if target.name in words else []
 
 
-def _unrelated(request: Request, world: World | None, k: int, near: set[str]) -> list[tuple[Concept, str]]:
-    """Concepts of other kinds than the targets: under each other label key of a world in turn."""
+def _unrelated(request: Request, words: Vocabulary | None, k: int, near: set[str]) -> list[tuple[Concept, str]]:
+    """Concepts of other kinds than the targets: of each other kind in turn."""
     taken = near | {c.name.casefold() for c in (*request.target, *request.keep)}
-    if world is None:
-        words = [w for w in EVERYDAY if w.casefold() not in taken][:k]
-        return [(Concept(name=w), "an everyday thing") for w in words]
-    keys = {world_words.key_of(world, c.name) for c in request.target}
-    others = [key for key in world.vocabulary if key not in keys and not key.endswith("2") and key != "relation"]
-    columns = [
-        [w for w in world.vocabulary[key] if w not in world.held_out.get(key, ()) and w.casefold() not in taken]
-        for key in others
-    ]
-    found: list[tuple[Concept, str]] = []
-    for rank in range(max(map(len, columns), default=0)):
-        for key, words in zip(others, columns, strict=True):
-            if rank < len(words) and len(found) < k:
-                found.append((world_words.concept(world, words[rank]), f"a {key}"))
-    return found
+    if words is None:
+        common = [w for w in EVERYDAY if w.casefold() not in taken][:k]
+        return [(Concept(name=w), "an everyday thing") for w in common]
+    return list(words.others(request.target, avoid=frozenset(taken)))[:k]
 
 
-def _prompts(world: World | None, concept: Concept, n: int, avoid: frozenset[str], salt: int) -> tuple[str, ...]:
-    if world is not None and world_words.key_of(world, concept.name) is not None:
+def _prompts(words: Vocabulary | None, concept: Concept, n: int, avoid: frozenset[str], salt: int) -> tuple[str, ...]:
+    if words is not None and concept.name in words:
         generator = torch.Generator().manual_seed(1009 * n + salt)
-        return tuple(world_words.prompts(world, concept.name, n, generator=generator, avoid=avoid))
+        return tuple(words.prompts(concept, n, generator=generator, avoid=avoid))
     return tuple(dict.fromkeys(asking(concept)))[:n]

@@ -26,7 +26,6 @@ from palimpsest.probes.attempt import Budget
 from palimpsest.probes.evaluators import Judge, classes_of, decide, judges_for
 from palimpsest.train.benign import Benign, Captioned
 from palimpsest.train.loop import TrainStep
-from palimpsest.worlds.concepts import world_of
 
 Kind = Literal["benign", "targeted"]
 RELEARNT: Mapping[Kind, str] = {
@@ -276,9 +275,7 @@ def _models(host: Denoiser, edited: Any, oracle: Any) -> list[tuple[str, Denoise
 def _scene(host: Denoiser, request: Request, budget: Budget) -> _Scene:
     """Prompts that are judged and prompts to learn from; where a model's world has enough of them they differ."""
     n = budget.shown + budget.pictures
-    drawn = planning.plan(
-        host, request, world=world_of(getattr(host, "folder", None)), prompts_per_concept=n, seeds=1, neighbours=2
-    )
+    drawn = planning.plan(host, request, prompts_per_concept=n, seeds=1, neighbours=2)
     mine = {g.name: g.prompts for g in drawn.groups if g.role == "target"}
     others = [g.prompts for g in drawn.groups if g.role in ("neighbour", "unrelated")]
     if not others:

@@ -12,7 +12,6 @@ from palimpsest.probes import plan as planning
 from palimpsest.probes.evaluators import judge, judges_for
 from palimpsest.probes.forecast import needed
 from palimpsest.probes.neighbours import PICTURES, Eye
-from palimpsest.worlds import concepts as words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,6 @@ def plan(host: Any, asked: Request, look: Look | None = None) -> planning.Plan:
         return planning.plan(
             host,
             asked,
-            world=words.world_of(getattr(host, "folder", None)),
             prompts_per_concept=look.prompts,
             seeds=seeds,
             steps=look.steps,

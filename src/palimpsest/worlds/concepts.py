@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, TypedDict
@@ -83,6 +83,22 @@ class Words:
 
     def concept(self, word: str) -> Concept:
         return concept(self.world, word)
+
+    def __contains__(self, word: str) -> bool:
+        return key_of(self.world, word) is not None
+
+    def others(self, concepts: Sequence[Concept], *, avoid: frozenset[str] = frozenset()) -> list[tuple[Concept, str]]:
+        keys = {key_of(self.world, c.name) for c in concepts}
+        kinds = [k for k in self.world.vocabulary if k not in keys and not k.endswith("2") and k != "relation"]
+        out = self.world.held_out
+        columns = [
+            [w for w in self.world.vocabulary[k] if w not in out.get(k, ()) and w.casefold() not in avoid]
+            for k in kinds
+        ]
+        turns = range(max(map(len, columns), default=0))
+        return [
+            (self.concept(c[i]), f"a {k}") for i in turns for k, c in zip(kinds, columns, strict=True) if i < len(c)
+        ]
 
     def siblings(self, concept: Concept) -> tuple[Concept, ...]:
         return tuple(self.concept(word) for word in siblings(self.world, concept.name))

@@ -12,7 +12,7 @@ from palimpsest.core.method import versions
 from palimpsest.core.patch import merge
 from palimpsest.exam.case import Case, Exam, Record, cases
 from palimpsest.exam.judged import share
-from palimpsest.exam.pictures import evidence_of, groups_of, host_of, method_of, world
+from palimpsest.exam.pictures import evidence_of, groups_of, host_of, method_of
 from palimpsest.probes.plan import plan
 from palimpsest.run.requests import request
 
@@ -33,7 +33,6 @@ def examine(system: str, case: Case, seed: int, prompts: int = PROMPTS) -> dict[
     looks = plan(
         host,
         request(host, [case["first"], case["second"]]),
-        world=world(host),
         prompts_per_concept=prompts,
         seeds=1,
         neighbours=2,

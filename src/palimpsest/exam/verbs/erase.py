@@ -16,7 +16,7 @@ from palimpsest.exam import budgets, record, tables
 from palimpsest.exam.case import Case, Exam, Record, cases
 from palimpsest.exam.judged import GONE, SPARED, Judged, Studied, Verdict, percent, points, refused, share
 from palimpsest.exam.paraphrases import PARAPHRASES, with_paraphrases
-from palimpsest.exam.pictures import cost, evidence_of, give_back, groups_of, host_of, method_of, world
+from palimpsest.exam.pictures import cost, evidence_of, give_back, groups_of, host_of, method_of
 from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
 from palimpsest.probes.drift import Drift
@@ -35,7 +35,6 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     looks = plan(
         host,
         asked,
-        world=world(host),
         prompts_per_concept=PROMPTS,
         seeds=1,
         first_seed=100_000 * (seed + 1),

@@ -36,7 +36,6 @@ from palimpsest.receipt import generator_words, resurfaced
 from palimpsest.receipt.document import evaluators_of
 from palimpsest.receipt.finding import Finding, differs, lacking, same
 from palimpsest.receipt.subject import Again, Pair, Rates, Section, Subject
-from palimpsest.worlds.concepts import world_of
 
 SAMPLE = 12  # rows that are drawn again
 
@@ -170,7 +169,7 @@ class Generator(Subject):
     def collect(
         self, before: Any, after: Any, request: Request, *, folder: Path | None, resume: bool, trace: Trace
     ) -> Drawn:
-        chosen = self.plan or plan(before, request, world=world_of(getattr(before, "folder", None)))
+        chosen = self.plan or plan(before, request)
         chosen = replace(chosen, resurfacing=self.resurfacing)
         gallery = Gallery(folder, key(before, after, chosen, self.oracle), resume=resume)
         draw = collect_until_clear if self.stop_early else collect
