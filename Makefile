@@ -11,8 +11,9 @@ export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo test test-fast slow lowest check fmt bench exam docs browser wheels clean
 
+# The default system at the settings of the exam, which says what it is worth; 12 prompts of 3 seeds, as there.
 demo: $(VENV)/.installed
-	$(BIN)/palimpsest erase star --model tiny/sd --out demo
+	$(BIN)/palimpsest erase star --model tiny/sd --prompts 12 --out demo --overwrite
 	@echo "The receipt: $(CURDIR)/demo/receipt.html"
 
 # Two processes with one thread each: on small models a second thread brings nothing, a second process does. The slowest
@@ -46,6 +47,7 @@ bench: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python bench/closed_form.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/worlds.py
 	$(BIN)/python bench/erase.py
+	$(BIN)/python bench/processes.py
 
 exam: $(VENV)/.installed
 	$(BIN)/palimpsest exam erase
