@@ -93,6 +93,26 @@ class Classifier(Loading, Reading):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Other(Loading):
+    """Models of a kind that another package brings."""
+
+    verb: ClassVar[str]
+
+    model: options.Model
+    """The model."""
+    data: Annotated[tuple[str, ...], arg(metavar="NAME=DATA ...")] = ()
+    """Pictures that the system learns from, by the names that it reads."""
+
+    def case(self) -> Any:
+        from palimpsest import run
+
+        words: dict[str, Any] = {name: getattr(self, name) for name in ("keep", "toward") if hasattr(self, name)}
+        host, subject = self.load(self.model), catalog.verbs()[self.verb].subject
+        request = run.request(host, getattr(self, "target", ""), kind=getattr(self, "kind", "object"), **words)
+        return run.case(host, request, data=_named(self.data), subject=subject)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doing:
     verb: ClassVar[str]
     case: ClassVar[Callable[[], Any]]
@@ -189,7 +209,7 @@ _SUBJECTS = {"generator": Generator, "classifier": Classifier}
 def command_of(name: str, verb: Verb) -> type:
     """The command of a verb: a dataclass with the options that the verb asks for, its subject's, and those of all."""
     groups = [_ASKS[word] for word in verb.asks]
-    bases = (Doing, _SUBJECTS[verb.subject], *reversed(groups))  # help lists the last base's options first
+    bases = (Doing, _SUBJECTS.get(verb.subject, Other), *reversed(groups))  # help lists the last base's options first
     examples = "\n".join(f"  {line}" for line in verb.examples)
     made = make_dataclass(
         name.title(), [("out", options.Folder, Path(verb.out))], bases=bases, frozen=True, kw_only=True

@@ -8,13 +8,13 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from palimpsest.cli import options
-from palimpsest.cli.options import Reading
+from palimpsest.cli.options import Loading, Reading
 from palimpsest.cli.terminal import tell
 from palimpsest.core.errors import BadRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify(Reading):
+class Verify(Loading, Reading):
     """Check a receipt: hashes, numbers and, if asked, the pictures drawn again.
 
     Exit code 0: all that was asked for held; 1: something differs; 3: something could not be checked.
@@ -30,6 +30,10 @@ class Verify(Reading):
     """How many pictures to draw and judge again; a classifier is asked about its samples, for all it relearns too."""
     public_key: options.OptionalFile = None
     """Of who is said to have signed it; the signature beside the receipt is then checked."""
+    before: options.Model = ""
+    """The untouched model, where it does not lie where the receipt says; a classifier of your own with --factory."""
+    after: options.Model = ""
+    """Likewise the edited model, where the receipt is not about a patch."""
     data: options.Data = ""
     """To ask a classifier again: what it learned from."""
     forget: options.Forget = ""
@@ -37,29 +41,41 @@ class Verify(Reading):
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest.receipt.finding import exit_code, report
+        from palimpsest.receipt.schema import load
         from palimpsest.receipt.verify import verify
 
-        findings = verify(self.receipt, remeasure=self.remeasure, public_key=self.public_key, subject=self._subject())
+        before, subject = self.load(self.before) if self.before and not self.data else None, None
+        if self.data:
+            before, subject = self._asked_again(self.before or load(self.receipt)["base"]["name"])
+        else:
+            self._refuse_idle()
+        findings = verify(
+            self.receipt,
+            remeasure=self.remeasure,
+            before=before,
+            after=self.load(self.after) if self.after else None,
+            load=self.load,
+            public_key=self.public_key,
+            subject=subject,
+        )
         tell(report(findings))
         return exit_code(findings)
 
-    def _subject(self) -> Any:
-        """A classifier with the samples that the options name; None where they name none."""
-        if not self.data:
-            about = {"forget", *(f.name for f in fields(Reading))}
-            given = [f.name for f in fields(self) if f.name in about and getattr(self, f.name) != f.default]
-            if given:
-                option = given[0].replace("_", "-")
-                raise BadRequest(f"--{option} says more about --data, which is missing: give it too.")
-            return None
+    def _refuse_idle(self) -> None:
+        """Raises BadRequest where an option says more about data that are not given."""
+        about = {"forget", *(f.name for f in fields(Reading))}
+        given = [f.name for f in fields(self) if f.name in about and getattr(self, f.name) != f.default]
+        if given:
+            option = given[0].replace("_", "-")
+            raise BadRequest(f"--{option} says more about --data, which is missing: give it too.")
+
+    def _asked_again(self, model: str) -> tuple[Any, Any]:
+        """The classifier, and the samples that the options name."""
         if self.remeasure == "none":
             raise BadRequest("--data is what a classifier is asked about: give --remeasure sample or all too.")
         from palimpsest.data.forget import ForgetRequest
-        from palimpsest.data.read import read
         from palimpsest.receipt.subjects.classifier import Classifier
 
-        return Classifier(
-            data=read(self.data, split=self.split, size=self.size, skip_unreadable=self.skip_unreadable),
-            test=options.held_out(self.test, self.data, size=self.size, skip_unreadable=self.skip_unreadable),
-            asked=ForgetRequest.parse(self.forget) if self.forget else None,
-        )
+        host, data, test = self.samples(self, model, self.data)
+        asked = ForgetRequest.parse(self.forget) if self.forget else None
+        return host, Classifier(data=data, test=test, asked=asked)

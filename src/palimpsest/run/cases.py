@@ -30,6 +30,7 @@ from palimpsest.probes.forecast import time_host
 from palimpsest.probes.plan import Plan
 from palimpsest.receipt.make import Receipt
 from palimpsest.receipt.make import audit as measure
+from palimpsest.receipt.subject import Subject, find
 from palimpsest.receipt.subjects import classifier, generator
 from palimpsest.run.looking import Look, judges, plan
 from palimpsest.run.requests import request
@@ -237,6 +238,34 @@ class ClassifierCase(Case):
         return measure(self.host, after, asked, subject=subject, out=out, command=command, trace=trace)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlainCase(Case):
+    """Concepts in a model of a kind that another package brings, with the subject of its receipts."""
+
+    asked: Request
+    subject: Subject
+    data: Mapping[str, Dataset] = field(default_factory=dict)
+
+    @property
+    def request(self) -> Request:
+        return self.asked
+
+    @property
+    def material(self) -> Material:
+        return Material({name: data.samples for name, data in self.data.items()})
+
+    def check(self) -> None:
+        """Nothing is known of such a model."""
+
+    def forecast(self, method: ModelEdit | None) -> str:
+        return "\n".join(_work(method, f"on {self.host.name}"))
+
+    def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
+        return measure(
+            self.host, after, self.asked, subject=self.subject, out=out, resume=resume, command=command, trace=trace
+        )
+
+
 def case(
     host: Any,
     asked: Asked,
@@ -247,13 +276,14 @@ def case(
     oracles: Sequence[Any] = (),
     resurfacing: Budget | None = None,
     accept_chance: bool = False,
+    subject: str = "generator",
 ) -> Case:
     """A request about a model: of concepts (names, a Request), or of samples (a ForgetRequest).
 
     Args:
         data: for concepts, data sets by name for systems that read some; for samples, what the model learned from.
         test, accept_chance: for samples, see `ClassifierCase`. look, resurfacing: for concepts, see `GeneratorCase`.
-        oracles: models that never saw what is asked about.
+        oracles: models that never saw what is asked about. subject: of the receipt, where concepts are asked about.
 
     Raises:
         BadRequest: no data for samples, or something that belongs to the other kind of request.
@@ -271,6 +301,8 @@ def case(
     if isinstance(data, Dataset) or test is not None or accept_chance:
         raise BadRequest("data, test and accept_chance belong to a request about samples; give a ForgetRequest.")
     wanted = asked if isinstance(asked, Request) else request(host, asked)
+    if subject != "generator":
+        return PlainCase(host=host, asked=wanted, subject=find(subject)(), data=data or {}, oracles=oracles)
     return GeneratorCase(
         host=host, asked=wanted, look=look or Look(), oracles=oracles, data=data or {}, resurfacing=resurfacing
     )

@@ -78,7 +78,11 @@ def do(
         >>> print(done.receipt.summary())                                             # doctest: +SKIP
         >>> done = unlearn(load("tiny/cifar"), ForgetRequest.parse("class:cat"), data=read("cifar10"))  # doctest: +SKIP
     """
-    about = case(host, asked, data=data, test=test, look=look, oracles=oracles, accept_chance=accept_chance)
+    kind = catalog.verbs()[verb].subject
+    subject = "generator" if kind == "classifier" else kind  # a request about samples tells by itself
+    about = case(
+        host, asked, data=data, test=test, look=look, oracles=oracles, accept_chance=accept_chance, subject=subject
+    )
     return perform(verb, about, method=method, out=out, seed=seed, resume=resume, command=command, progress=progress)
 
 
