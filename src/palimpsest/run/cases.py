@@ -258,7 +258,7 @@ class PlainCase(Case):
         """Nothing is known of such a model."""
 
     def forecast(self, method: ModelEdit | None) -> str:
-        return "\n".join(_work(method, f"on {self.host.name}"))
+        return "\n".join(_work(method, self.material, f"on {self.host.name}"))
 
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
         return measure(
