@@ -52,9 +52,7 @@ class Method:
         """Plain JSON of the fields; a field that is a system is {"method": its id, "parameters": its own}, one that is
         a training its parameters."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {
-            k: v.named() if isinstance(v, Method) else asdict(v) if is_dataclass(v) else v for k, v in values.items()
-        }
+        return {k: _plain(v) for k, v in values.items()}
 
     def named(self) -> dict[str, Any]:
         """The system with its parameters, as plain JSON."""
@@ -244,6 +242,12 @@ def at_least(name: str, value: float, least: float, why: str = "") -> None:
     """Raises BadRequest where a parameter is too small; for `__post_init__` of systems."""
     if not value >= least:
         raise BadRequest(f"{name} is {value}; it must be at least {least}{': ' + why if why else ''}.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Method):
+        return value.named()
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _able(who: str, host: object, needs: str) -> None:

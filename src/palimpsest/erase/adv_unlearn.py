@@ -15,7 +15,6 @@ from palimpsest.core.fields import Count, NonNegative, Size
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
-from palimpsest.ops.attacks import attack, encoded, random_words
 from palimpsest.ops.captions import captions, in_captions
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.neighbours import everyday
@@ -23,6 +22,7 @@ from palimpsest.ops.parts import text_parameters
 from palimpsest.ops.prompts import answered, filled, holds, kept
 from palimpsest.ops.trajectories import Visited
 from palimpsest.train.asked import start
+from palimpsest.train.attacks import attack, encoded, random_words
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator

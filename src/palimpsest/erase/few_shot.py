@@ -16,11 +16,11 @@ from palimpsest.core.fields import Count
 from palimpsest.core.host import Denoiser
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
-from palimpsest.ops.attacks import encoded
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.parts import text_parameters
 from palimpsest.ops.prompts import prompts_for
+from palimpsest.train.attacks import encoded
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator

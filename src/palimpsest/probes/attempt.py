@@ -16,7 +16,7 @@ class Budget:
     Args:
         pictures: to fine-tune on. steps: of the optimiser after which presence is measured; 0 is the edit as it is.
         batch, lr, rank, train: of fine-tuning, as in `train.benign.Benign`.
-        words, attack_steps, attack_batch: of token inversion, as in `ops.attacks.attacked`.
+        words, attack_steps, attack_batch: of token inversion, as in `train.attacks.attacked`.
         shown: pictures of each target that are judged at each point.
         sample_steps, guidance: of sampling; None is the model's own default.
         seed: of every random draw.

@@ -17,13 +17,13 @@ from palimpsest.core.reading import Curve, Evaluator, Reading, Series
 from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.ops import statistics
-from palimpsest.ops.attacks import Words, attack, attacked, random_words
 from palimpsest.ops.drawn import Drawn
 from palimpsest.ops.prompts import prompts_for
 from palimpsest.ops.trajectories import visit
 from palimpsest.probes import plan as planning
 from palimpsest.probes.attempt import Budget
 from palimpsest.probes.evaluators import Judge, classes_of, decide, judges_for
+from palimpsest.train.attacks import Words, attack, attacked, random_words
 from palimpsest.train.benign import Benign, Captioned
 from palimpsest.train.loop import TrainStep
 
@@ -100,7 +100,7 @@ def inversion(
     oracle: Any = None,
     trace: Trace | None = None,
 ) -> list[Reading]:
-    """Presence of each target with words learnt against the edited model before each prompt (`ops.attacks.attacked`).
+    """Presence of each target with words learnt against the edited model before each prompt (`train.attacks.attacked`).
 
     The attacker has the edited weights and knows how the untouched model draws the target. The same attack on a model
     that never saw the target says how much of that the words alone can teach.

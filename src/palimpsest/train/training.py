@@ -150,7 +150,7 @@ class Training(ABC):
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @final
-    def fit(self, host: Any, request: Request, *, data: Material, seed: int, trace: Trace) -> Fitted:
+    def fit(self, host: Any, request: Request, *, data: Any, seed: int, trace: Trace) -> Fitted:
         """Trains; the host is unchanged afterwards, also after an error.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
+from palimpsest.core.errors import Diverged
 from palimpsest.core.fields import Bound, Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material, Pictures
@@ -113,7 +115,9 @@ def proxy(features: Tensor, labels: Tensor, classes: int, ridge: float) -> tuple
         return loss
 
     with torch.enable_grad():
-        optimiser.step(closure)  # type: ignore[arg-type]
+        value = float(optimiser.step(closure))  # type: ignore[arg-type]  (of torch's own loop: no step of ours)
+    if not math.isfinite(value):
+        raise Diverged(f"A proxy's loss became {value}; the features of {len(features)} samples may not be finite.")
     w = w.detach()
     return w[:-1] / spread, w[-1]
 

@@ -12,10 +12,10 @@ from palimpsest.exam.case import Case, Exam, Records, cases
 from palimpsest.exam.judged import Verdict, lower, percent, rate, worked
 from palimpsest.exam.pictures import cost, host_of, method_of, oracle_of, shows, world
 from palimpsest.exam.tables import shares
-from palimpsest.ops.attacks import attack, attacked, random_words
 from palimpsest.ops.prompts import prompts_for
 from palimpsest.ops.trajectories import visit
 from palimpsest.run.requests import request
+from palimpsest.train.attacks import attack, attacked, random_words
 from palimpsest.worlds.concepts import prompts
 
 NEVER = "never saw it"  # stands for a system: the attack on a model that has nothing to bring back

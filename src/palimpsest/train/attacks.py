@@ -14,6 +14,7 @@ from palimpsest.core.patch import Patch
 from palimpsest.ops.guidance import output_error
 from palimpsest.ops.prompts import prompts_for
 from palimpsest.ops.trajectories import Visited, visit
+from palimpsest.train.loop import minimise
 
 Words = Mapping[str, Tensor]
 """k words that no vocabulary holds: (k, d) vectors by the name of the token table that they stand in for."""
@@ -52,6 +53,9 @@ def attack(
     Returns:
         The words that were reached, without gradients.
 
+    Raises:
+        Diverged: a loss or gradient is no longer finite.
+
     Cost per step: one forward and backward of the batch through denoiser and text encoder.
     Source: the inner loop of Zhang et al., "Defensive Unlearning with Adversarial Training", 2024, arXiv 2405.15234.
     """
@@ -59,17 +63,14 @@ def attack(
     size = {name: float(t.detach().float().square().mean().sqrt()) for name, t in _tables(host).items()}
     adam = torch.optim.Adam([{"params": [leaf], "lr": lr * size[name]} for name, leaf in leaves.items()])
     n = len(points)
-    for k in range(steps):
+
+    def loss(k: int) -> Tensor:
         at = points[torch.arange(k * batch, (k + 1) * batch) % n]
-        with torch.enable_grad():
-            with host.speaking(leaves):
-                cond = encoded(host, prompts, at.row)
-            x0 = host.denoise(at.x, at.t, cond)
-            loss = output_error(host, at.t, x0, at.x0_cond).square().mean()
-            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        for leaf, g in zip(leaves.values(), found, strict=True):
-            leaf.grad = g
-        adam.step()
+        with host.speaking(leaves):
+            cond = encoded(host, prompts, at.row)
+        return output_error(host, at.t, host.denoise(at.x, at.t, cond), at.x0_cond).square().mean()
+
+    minimise(leaves, loss, steps=steps, optimiser=adam)
     return {name: leaf.detach() for name, leaf in leaves.items()}
 
 

@@ -11,8 +11,8 @@ from hosts_fixtures import host_of
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.fingerprint import hook_count
 from palimpsest.erase.uce import UCE
-from palimpsest.ops.attacks import attack, attacked, random_words
 from palimpsest.ops.trajectories import visit
+from palimpsest.train.attacks import attack, attacked, random_words
 
 STAR = Concept(name="star")
 
