@@ -307,3 +307,11 @@ def test_any_bytes_are_a_patch_or_refused(tmp_path: Path, data: st.DataObject) -
     except Damaged:
         return
     assert Patch.load(path).sha256() == make(HOST).sha256()  # what was written over was the same
+
+
+@pytest.mark.parametrize("value", [torch.ones(4, 6, dtype=torch.int32), torch.ones(4, 6, dtype=torch.bool)])
+def test_scaling_makes_no_number_of_what_is_none(tmp_path: Path, value: Tensor) -> None:
+    """`sample` scales a patch before it is applied; whole numbers times 1.0 are floats, which fit."""
+    path = forge(tmp_path / "p", {**HEADER, "deltas": {"a.weight": "dense"}}, {"delta|a.weight|value": value})
+    with pytest.raises(Damaged, match="its values are"):
+        Patch.load(path)

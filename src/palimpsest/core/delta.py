@@ -18,16 +18,19 @@ class Delta:
 
     kind: ClassVar[str]
 
-    def fits(self, shape: torch.Size) -> None:
+    def fits(self, shape: torch.Size | None = None) -> None:
         """Takes no memory of the tensor's size.
 
         Raises:
-            Damaged: the delta is not one of a tensor of this shape.
+            Damaged: the delta is not one of a tensor of this shape; None: of any tensor.
         """
-        if (why := self._misfit(shape)) is not None:
+        why = self._odd() or (self._misfit(shape) if shape is not None else None)
+        if why is not None:
+            form = ", ".join(f"{k} {tuple(t.shape)}" for k, t in self.tensors().items())
+            target = "any tensor" if shape is None else f"a tensor of shape {tuple(shape)}"
             raise Damaged(
-                f"A {self.kind} delta of {', '.join(f'{k} {tuple(t.shape)}' for k, t in self.tensors().items())} does "
-                f"not fit a tensor of shape {tuple(shape)}: {why}. The patch is damaged or of another architecture."
+                f"A {self.kind} delta of {form} does not fit {target}: {why}. The patch is damaged or of another "
+                "architecture."
             )
 
     def dense(self, shape: torch.Size) -> Tensor:
@@ -53,6 +56,9 @@ class Delta:
         """What the form alone tells of the target's shape."""
         raise NotImplementedError(f"{type(self).__name__} has no outline")
 
+    def _odd(self) -> str | None:
+        raise NotImplementedError(f"{type(self).__name__} cannot say whether it is whole")
+
     def _misfit(self, shape: torch.Size) -> str | None:
         raise NotImplementedError(f"{type(self).__name__} cannot say what it fits")
 
@@ -70,8 +76,11 @@ class Dense(Delta):
     def outline(self) -> tuple[int, ...]:
         return tuple(self.value.shape)
 
+    def _odd(self) -> str | None:
+        return _not_real(self.value)
+
     def _misfit(self, shape: torch.Size) -> str | None:
-        return _not_real(self.value) or (None if self.value.shape == shape else "it has another shape")
+        return None if self.value.shape == shape else "it has another shape"
 
     def _dense(self, shape: torch.Size) -> Tensor:
         return self.value
@@ -91,14 +100,15 @@ class LowRank(Delta):
     def outline(self) -> tuple[int, ...]:
         return (*self.up.shape[:1], *self.down.shape[1:])
 
-    def _misfit(self, shape: torch.Size) -> str | None:
+    def _odd(self) -> str | None:
         if self.up.ndim != 2 or self.down.ndim != 2 or self.up.shape[1] != self.down.shape[0]:
             return "its two factors have no product"
-        if not len(shape) or (self.up.shape[0], self.down.shape[1]) != (shape[0], shape[1:].numel()):
-            return f"its product is {self.up.shape[0]} x {self.down.shape[1]}"
-        if self.up.dtype != self.down.dtype:
-            return "its two factors are of two types"
-        return _not_real(self.up)
+        return _not_real(self.up) or ("its factors are of two types" if self.up.dtype != self.down.dtype else None)
+
+    def _misfit(self, shape: torch.Size) -> str | None:
+        if len(shape) and self.outline() == (shape[0], shape[1:].numel()):
+            return None
+        return f"its product is {self.up.shape[0]} x {self.down.shape[1]}"
 
     def _dense(self, shape: torch.Size) -> Tensor:
         return (self.up @ self.down).reshape(shape)
@@ -121,10 +131,13 @@ class Rows(Delta):
     def outline(self) -> tuple[int, ...]:
         return tuple(self.value.shape[1:])
 
+    def _odd(self) -> str | None:
+        return _not_real(self.value) or _not_an_index(self.index, self.value)
+
     def _misfit(self, shape: torch.Size) -> str | None:
-        if not len(shape) or self.value.shape != (*self.index.shape, *shape[1:]):
+        if not len(shape) or self.outline() != tuple(shape[1:]):
             return "its rows have another shape"
-        return _not_real(self.value) or _not_an_index(self.index, shape[0])
+        return _beyond(self.index, shape[0])
 
     def _dense(self, shape: torch.Size) -> Tensor:
         return torch.zeros(shape, dtype=self.value.dtype).index_add_(0, self.index, self.value)
@@ -144,10 +157,13 @@ class Sparse(Delta):
     def outline(self) -> tuple[int, ...]:
         return ()
 
+    def _odd(self) -> str | None:
+        if self.value.ndim != 1:
+            return "its values are no list"
+        return _not_real(self.value) or _not_an_index(self.index, self.value)
+
     def _misfit(self, shape: torch.Size) -> str | None:
-        if self.value.shape != self.index.shape:
-            return "it has not one value for each entry"
-        return _not_real(self.value) or _not_an_index(self.index, shape.numel())
+        return _beyond(self.index, shape.numel())
 
     def _dense(self, shape: torch.Size) -> Tensor:
         n = shape.numel()
@@ -190,9 +206,13 @@ def _not_real(value: Tensor) -> str | None:
     return None if value.dtype in REAL else f"its values are {value.dtype}"
 
 
-def _not_an_index(index: Tensor, below: int) -> str | None:
+def _not_an_index(index: Tensor, value: Tensor) -> str | None:
     if index.dtype != torch.int64 or index.ndim != 1:
         return f"its index is {index.dtype} with {index.ndim} axes"
-    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < below:
-        return f"its index runs from {int(index.min())} to {int(index.max())}, of {below}"
-    return None
+    if not value.ndim or len(index) != len(value):
+        return "it has not one value for each index"
+    return "its index is negative" if index.numel() and int(index.min()) < 0 else None
+
+
+def _beyond(index: Tensor, rows: int) -> str | None:
+    return f"its index goes to {int(index.max())}, of {rows}" if index.numel() and int(index.max()) >= rows else None

@@ -367,6 +367,8 @@ def _unpack(header: _Header, tensors: Mapping[str, Tensor], where: str) -> Patch
             raise Damaged(f"{where}: {shown(key, 120)} is {t.dtype}; no patch holds that.")
         if t.dtype in REAL and not bool(torch.isfinite(t).all()):
             raise Damaged(f"{where}: {shown(key, 120)} holds numbers that are not finite.")
+    for delta in deltas.values():
+        delta.fits()
     told = dict(header["provenance"])
     return Patch(
         base=header["base"],

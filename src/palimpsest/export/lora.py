@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from palimpsest.core.delta import Delta, Dense, LowRank
-from palimpsest.core.errors import BadRequest, Unsupported, WrongBase
+from palimpsest.core.errors import BadRequest, Damaged, Unsupported, WrongBase
 from palimpsest.core.files import write_beside
 from palimpsest.core.patch import Patch
 from palimpsest.export import names
@@ -65,6 +65,7 @@ def export_patch(
     Raises:
         Unsupported: something that no LoRA can hold: hooks, biases, norms, embedding tables, the autoencoder.
         BadRequest: an empty patch, or one that needs the host.
+        Damaged: a delta that is not one of its layer.
         WrongBase: the host is another model.
 
     Cost: one symmetric eigendecomposition for each dense or sparse delta; none for low-rank ones.
@@ -128,6 +129,11 @@ def _check(patch: Patch, host: Any, format: Format, force: bool) -> None:
             f"{first}{more} cannot be part of a LoRA: {refused[first]}. Use the patch itself, or make it anew with "
             "--rank where the system has that option."
         )
+    for name, delta in patch.deltas.items():
+        delta.fits()
+        delta.fits(shape := _shape(name, delta, host))
+        if len(shape) < 2 or not shape.numel():
+            raise Damaged(f"{name} has the shape {tuple(shape)}, which no layer's weight has; the patch is damaged.")
     if host is None and format == "kohya" and any(n.startswith("text_encoder.") for n in patch.deltas):
         raise BadRequest("The text encoder's name in this format depends on the model family: give --model.")
 
