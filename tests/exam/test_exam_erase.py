@@ -9,10 +9,10 @@ from exam_fixtures import case
 
 from palimpsest.core.concept import Concept, Request
 from palimpsest.exam.judged import Judged, verdict_of
-from palimpsest.exam.paraphrases import reworded, with_paraphrases
 from palimpsest.exam.verbs import erase
-from palimpsest.exam.verbs.erase import Summary, summarise
+from palimpsest.exam.verbs.erase import Summary, summarise, with_paraphrases
 from palimpsest.probes.plan import Group, Plan
+from palimpsest.tiny.phrases import reworded
 
 
 def of(**systems: list[dict[str, Any]]) -> dict[str, dict[str, Summary]]:

@@ -14,11 +14,11 @@ from palimpsest.exam import budgets, material, pages, tables
 from palimpsest.exam.case import exams, rule_of
 from palimpsest.exam.judged import verdict_of
 from palimpsest.exam.material import missing
-from palimpsest.exam.outcome import Outcome, front, outcome, verdict
+from palimpsest.exam.outcome import Outcome, outcome
 from palimpsest.exam.rules.unlearn.s3t import SLICES, deletions
 from palimpsest.exam.studies import poison, values
 from palimpsest.exam.verbs import unlearn
-from palimpsest.exam.verbs.unlearn import CASES, EXAM
+from palimpsest.exam.verbs.unlearn import CASES, EXAM, front, verdict
 from palimpsest.ops.statistics import Interval
 from palimpsest.tiny import classifiers
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from palimpsest.core import catalog
 from palimpsest.exam.case import Exam, Records
-from palimpsest.exam.judged import interval, percent, rate, refused, worked
+from palimpsest.exam.rates import interval, percent, rate, refused, worked
 from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
 

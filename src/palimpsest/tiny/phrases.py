@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Generator
@@ -55,3 +56,21 @@ def words() -> set[str]:
     """Every word that this file can put into a caption."""
     opening = {word for opening in OPENINGS for word in opening.split()}
     return opening | {word for group in SYNONYMS.values() for word in group}
+
+
+def reworded(prompts: Sequence[str], word: str) -> tuple[str, ...]:
+    """Each prompt in other words: the target's synonyms in turn, every second one behind an opening.
+
+    A name has no synonym: every word around it that has one is replaced instead, and each prompt gets an opening.
+    The words are those that the small models' text encoders were trained to read alike; their pictures never were.
+    """
+    generator = Generator().manual_seed(len(prompts))
+    synonyms = SYNONYMS.get(word, ())
+    found = []
+    for i, prompt in enumerate(prompts):
+        if synonyms:
+            said = re.sub(rf"\b{re.escape(word)}\b", synonyms[i % len(synonyms)], prompt)
+            found.append(reopen(said, generator) if i % 2 else said)
+        else:
+            found.append(reopen(reword(prompt, generator, rate=1.0), generator))
+    return tuple(found)

@@ -9,8 +9,9 @@ import torch
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.patch import Patch
 from palimpsest.exam.case import Case, Exam, Records, cases
-from palimpsest.exam.judged import Verdict, lower, percent, rate, worked
+from palimpsest.exam.judged import Verdict, lower
 from palimpsest.exam.pictures import cost, host_of, method_of, oracle_of, shows, world
+from palimpsest.exam.rates import percent, rate, worked
 from palimpsest.exam.tables import shares
 from palimpsest.ops.prompts import prompts_for
 from palimpsest.ops.trajectories import visit

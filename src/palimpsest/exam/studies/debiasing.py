@@ -12,8 +12,9 @@ from palimpsest.core.patch import Patch
 from palimpsest.erase.invdiff import InvDiff
 from palimpsest.erase.uce_debias import UCEDebias
 from palimpsest.exam.case import Case, Exam, Record, Records, cases
-from palimpsest.exam.judged import SPARED, Judged, change, not_measured, percent, points, worked
+from palimpsest.exam.judged import SPARED, Judged, not_measured
 from palimpsest.exam.pictures import PLAIN, UNTOUCHED, as_data, cost, drawn, host_of, seen, shows, world
+from palimpsest.exam.rates import change, percent, points, worked
 from palimpsest.exam.tables import shares
 from palimpsest.ops import statistics
 from palimpsest.ops.drawn import Drawn

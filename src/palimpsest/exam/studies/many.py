@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from palimpsest.exam.case import Case, Exam, Record, Records, cases
-from palimpsest.exam.judged import Verdict, higher, percent, share, worked
+from palimpsest.exam.judged import Verdict, higher
 from palimpsest.exam.pictures import cost, host_of, method_of, shows, world
+from palimpsest.exam.rates import percent, share, worked
 from palimpsest.ops.statistics import Interval
 from palimpsest.run.requests import request
 from palimpsest.worlds.concepts import prompts

@@ -10,8 +10,8 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.patch import Patch
 from palimpsest.erase.geom_erasing import GeomErasing
 from palimpsest.exam.case import Case, Exam, cases
-from palimpsest.exam.judged import percent, rate
 from palimpsest.exam.pictures import PLAIN, UNTOUCHED, as_data, cost, drawn, host_of, seen, world
+from palimpsest.exam.rates import percent, rate
 from palimpsest.exam.tables import shares
 from palimpsest.ops.drawn import Drawn
 from palimpsest.train.benign import Benign, Captioned

@@ -11,8 +11,8 @@ from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.method import versions
 from palimpsest.core.patch import merge
 from palimpsest.exam.case import Case, Exam, Record, cases
-from palimpsest.exam.judged import share
 from palimpsest.exam.pictures import evidence_of, groups_of, host_of, method_of
+from palimpsest.exam.rates import share
 from palimpsest.probes.plan import plan
 from palimpsest.run.requests import request
 

@@ -20,9 +20,10 @@ from palimpsest.data.forget import ForgetRequest, chosen, split
 from palimpsest.data.read import Dataset
 from palimpsest.exam import budgets
 from palimpsest.exam.case import Case, Exam, Record, Records, cases
-from palimpsest.exam.judged import Judged, Studied, Verdict, refused
+from palimpsest.exam.judged import Judged, Studied, Verdict
 from palimpsest.exam.material import unlearnt
 from palimpsest.exam.pictures import UNTOUCHED
+from palimpsest.exam.rates import refused
 from palimpsest.exam.tables import means
 from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.ops import membership, statistics

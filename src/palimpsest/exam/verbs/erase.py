@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,19 @@ from palimpsest import tiny
 from palimpsest.core.trace import Trace
 from palimpsest.exam import budgets, record, tables
 from palimpsest.exam.case import Case, Exam, Record, cases
-from palimpsest.exam.judged import GONE, SPARED, Judged, Studied, Verdict, percent, points, refused, share
-from palimpsest.exam.paraphrases import PARAPHRASES, with_paraphrases
+from palimpsest.exam.judged import GONE, SPARED, Judged, Studied, Verdict
 from palimpsest.exam.pictures import cost, evidence_of, give_back, groups_of, host_of, method_of
+from palimpsest.exam.rates import percent, points, refused, share
 from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
 from palimpsest.probes.drift import Drift
 from palimpsest.probes.oracle_gap import OracleGap
-from palimpsest.probes.plan import plan
+from palimpsest.probes.plan import Plan, plan
 from palimpsest.run.requests import request
+from palimpsest.tiny.phrases import reworded
 
-PROMPTS = 12  # for each target and seed
+REASON = "asked for in other words"
+PROMPTS, PARAPHRASES = 12, 6  # for each target and seed
 CASES = cases(__file__)
 
 
@@ -59,6 +61,13 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     }
 
 
+def with_paraphrases(plan: Plan, n: int = PARAPHRASES) -> Plan:
+    """The plan with the same wishes in other words behind all others, so that no other picture's seed changes."""
+    targets = [g for g in plan.groups if g.role == "target"]
+    more = [replace(g, role="paraphrase", prompts=reworded(g.prompts[:n], g.name), reason=REASON) for g in targets]
+    return replace(plan, groups=(*plan.groups, *more))
+
+
 EXAM = Exam(
     name="erase", verb="erase", cases=CASES, examine=examine, called=("concept",), version=2, part="cases", label="case"
 )
@@ -72,17 +81,13 @@ class Summary:
     """One system on one concept, or on all of them, over all seeds.
 
     Args:
-        kind: of the concept; "" for all together.
-        target, before, oracle: rate in [0, 1] of pictures that show what was to go: edited, untouched, and drawn by
-            a model that never saw it (None where there is none).
-        paraphrase: the same of edited pictures that ask for it in other words (None where none were drawn).
+        kind: of the concept; "" for all. target, before, oracle: rate of pictures that show what was to go: edited,
+            untouched, by a model that never saw it. paraphrase: the same, asked for in other words.
         neighbours, unrelated: paired change of the rate of pictures that show what was asked for.
         drift: same-seed pixel distance of unrelated pictures, as a share of that between two seeds.
         gap: (edited, untouched) kernel distance of target pictures to those of the model that never saw it.
-        seconds: the least over the runs, since other work on the machine only ever adds to it.
-        forwards, peak_bytes: means over runs.
-        sampling: rows through the denoiser for each picture that the edited model draws; None where not counted.
-        runs: how many.
+        seconds: the least over the runs, since other work only ever adds to it. forwards, peak_bytes: means.
+        sampling: rows through the denoiser for each picture that the edited model draws. runs: how many.
     """
 
     kind: str

@@ -10,22 +10,10 @@ from typing import Any
 from palimpsest.core import catalog
 from palimpsest.exam import budgets, record, tables
 from palimpsest.exam.case import Case, Exam, Record, cases
-from palimpsest.exam.judged import Judged, Studied, interval, over
+from palimpsest.exam.judged import Judged, Studied, over
 from palimpsest.exam.material import material, missing, unlearnt
-from palimpsest.exam.outcome import (
-    CLOSE,
-    COST,
-    COSTS,
-    FORGET,
-    MEASURES,
-    RETAIN,
-    TEST,
-    Outcome,
-    front,
-    outcome,
-    reading,
-    verdict,
-)
+from palimpsest.exam.outcome import CLOSE, COST, COSTS, FORGET, MEASURES, RETAIN, TEST, Outcome, outcome, reading
+from palimpsest.exam.rates import interval
 from palimpsest.exam.tables import number
 from palimpsest.probes.answered import answers, collect, relearnt
 from palimpsest.receipt.subjects.classifier import Classifier
@@ -227,6 +215,37 @@ def _table(case: Case, here: Mapping[str, Outcome], first: Record | None) -> str
         of = f"{fronts[system]} of {len(EXAM.seeds)}" if system in fronts else ""
         rows.append([f"`{system}`", *tables.shown(COLUMNS, o), of, f"**{word}**", why])
     return tables.table(["system", *COLUMNS, "front", "verdict", "why"], rows)
+
+
+def front(outcomes: Mapping[str, Outcome]) -> dict[str, int]:
+    """In how many seeds a system is on a case's front: no other is as good in forgetting, utility and cost.
+
+    Only runs within the bounds of `close` count: far from retraining nothing is a good trade.
+    """
+    count = dict.fromkeys(outcomes, 0)
+    for seed in range(max((len(o.points) for o in outcomes.values()), default=0)):
+        losses = {s: o.points[seed] for s, o in outcomes.items() if seed < len(o.points)}
+        losses = {s: x for s, x in losses.items() if x[0] <= CLOSE and x[1] <= COST}
+        for system, x in losses.items():
+            better = (all(b <= a for a, b in zip(x, y, strict=True)) and y != x for y in losses.values())
+            count[system] += not any(better)
+    return {system: n for system, n in count.items() if n}
+
+
+def verdict(o: Outcome, seeds: int) -> tuple[str, str]:
+    """Of one system on one case: "holds", "fails" or "refuses", and why."""
+    if not o.runs:
+        return "refuses", o.refused
+    why, forget, test = [], o["forget gap"].value, o["held-out gap"].value
+    if abs(forget) > CLOSE:
+        why.append(f"forget accuracy {abs(forget):.0f} points {'above' if forget > 0 else 'below'} retraining's")
+    if test < -COST:
+        why.append(f"held-out accuracy {-test:.0f} points below retraining's")
+    if o.overdone:
+        why.append(f"overdone in {o.overdone} of {o.runs} runs")
+    if o.runs < seeds:
+        why.append(f"{o.runs} of {seeds} seeds")
+    return ("holds" if o.close else "fails"), "; ".join(why)
 
 
 def _oracles(first: Record) -> str:

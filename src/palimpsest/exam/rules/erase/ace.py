@@ -1,19 +1,8 @@
 """ACE claims that editing a picture does not bring an erased concept in."""
 
-from palimpsest.exam.judged import (
-    GONE,
-    SPARED,
-    Judged,
-    Studied,
-    change,
-    lower,
-    not_measured,
-    percent,
-    points,
-    rate,
-    worked,
-)
+from palimpsest.exam.judged import GONE, SPARED, Judged, Studied, lower, not_measured
 from palimpsest.exam.pictures import UNTOUCHED
+from palimpsest.exam.rates import change, percent, points, rate, worked
 from palimpsest.exam.verbs.erase import Summaries
 
 STUDY = "editing"

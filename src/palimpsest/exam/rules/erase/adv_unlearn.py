@@ -1,6 +1,7 @@
 """AdvUnlearn claims to withstand attacks that break ESD."""
 
-from palimpsest.exam.judged import SPARED, Judged, Studied, Verdict, lower, percent, points, rate, worked
+from palimpsest.exam.judged import SPARED, Judged, Studied, Verdict, lower
+from palimpsest.exam.rates import percent, points, rate, worked
 from palimpsest.exam.studies import attack
 from palimpsest.exam.verbs import erase
 from palimpsest.exam.verbs.erase import Summaries

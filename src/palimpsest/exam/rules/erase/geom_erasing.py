@@ -1,19 +1,8 @@
 """Geom-Erasing claims to remove what no prompt mentions."""
 
-from palimpsest.exam.judged import (
-    GONE,
-    SPARED,
-    Judged,
-    Studied,
-    change,
-    lower,
-    not_measured,
-    percent,
-    points,
-    rate,
-    worked,
-)
+from palimpsest.exam.judged import GONE, SPARED, Judged, Studied, lower, not_measured
 from palimpsest.exam.pictures import PLAIN
+from palimpsest.exam.rates import change, percent, points, rate, worked
 from palimpsest.exam.verbs.erase import Summaries
 
 STUDY = "stamps"

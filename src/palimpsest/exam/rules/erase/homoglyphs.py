@@ -1,7 +1,8 @@
 """Homoglyph unlearning claims that letters that look alike are read alike."""
 
-from palimpsest.exam.judged import SPARED, Judged, Studied, change, lower, not_measured, percent, points, rate, worked
+from palimpsest.exam.judged import SPARED, Judged, Studied, lower, not_measured
 from palimpsest.exam.pictures import UNTOUCHED
+from palimpsest.exam.rates import change, percent, points, rate, worked
 from palimpsest.exam.verbs.erase import Summaries
 
 STUDY = "letters"

@@ -1,6 +1,7 @@
 """Modular LoRA claims that fine-tuning on top brings a concept back, and that a LoRA beside keeps it out."""
 
-from palimpsest.exam.judged import GONE, Judged, Studied, Verdict, lower, not_measured, percent, rate, worked
+from palimpsest.exam.judged import GONE, Judged, Studied, Verdict, lower, not_measured
+from palimpsest.exam.rates import percent, rate, worked
 from palimpsest.exam.verbs.erase import Summaries
 
 STUDY = "backfire"

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from palimpsest.exam.judged import SPARED, Judged, Studied, Verdict, lower, not_measured, percent, points
+from palimpsest.exam.judged import SPARED, Judged, Studied, Verdict, lower, not_measured
+from palimpsest.exam.rates import percent, points
 from palimpsest.exam.studies import attack
 from palimpsest.exam.verbs.erase import Summaries
 

@@ -1,6 +1,7 @@
 """SLD's headline is a reduction relative to the untouched model."""
 
-from palimpsest.exam.judged import SPARED, Judged, Studied, Verdict, percent, points
+from palimpsest.exam.judged import SPARED, Judged, Studied, Verdict
+from palimpsest.exam.rates import percent, points
 from palimpsest.exam.verbs.erase import Summaries
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from palimpsest.exam.judged import Judged, Studied, Verdict, higher, not_measured, points
+from palimpsest.exam.judged import Judged, Studied, Verdict, higher, not_measured
+from palimpsest.exam.rates import points
 from palimpsest.exam.verbs import erase
 from palimpsest.exam.verbs.erase import Summaries
 

@@ -1,6 +1,6 @@
 """Prune first claims that fine-tuning forgets more once weights were pruned."""
 
-from palimpsest.exam.judged import interval
+from palimpsest.exam.rates import interval
 from palimpsest.exam.verbs.unlearn import beside
 
 judge = beside(

@@ -1,6 +1,6 @@
 """SalUn claims a small average gap on random samples: 0.2 points, or what retrained models differ by."""
 
-from palimpsest.exam.judged import interval
+from palimpsest.exam.rates import interval
 from palimpsest.exam.verbs.unlearn import each
 
 judge = each(
