@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from palimpsest.cli import commands, main
 from palimpsest.core import catalog
-from palimpsest.tiny.classifiers import keep
-from unlearn_fixtures import TASK, base
+from palimpsest.tiny.classifiers import digits, keep
+from palimpsest.tiny.resnet import resnet
 
 SITE = Path(__file__).parent / "made_up"
 
@@ -37,7 +38,8 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    return str(keep(base().root, TASK, tmp_path / "digits"))
+    torch.manual_seed(0)
+    return str(keep(resnet(classes=10, width=8), digits(), tmp_path / "digits"))
 
 
 def test_it_runs_and_its_receipt_is_verified_and_compared(
@@ -76,3 +78,14 @@ def test_it_is_listed_shown_and_examined(tmp_path: Path, capsys: pytest.CaptureF
     (record,) = json.loads((tmp_path / "results" / "smudge" / "blot.json").read_text())["cases"]
     assert record["moved"] > 0
     assert "smudge/blot" in "".join(p.read_text() for p in (tmp_path / "docs").rglob("*.md"))
+
+
+def test_what_it_costs_beside_its_systems() -> None:
+    from palimpsest.testing import cost
+
+    files = cost.files_of("smudge")
+    assert set(files) == {"declaration", "subject", "exam"}
+    assert all(SITE in path.parents for path in files.values())
+    assert sum(map(cost.lines_of, files.values())) < 600
+    (line,) = [line for line in cost.table() if line.startswith("smudge")]
+    assert "1 systems" in line

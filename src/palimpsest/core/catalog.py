@@ -90,6 +90,11 @@ def id_of(module: str) -> str:
     return next((e.id for e in entries().values() if e.module == module), module)
 
 
+def package_of(verb: str) -> str:
+    """The package that declares a verb and holds its systems."""
+    return _packages()[verb][0]
+
+
 def _packages() -> dict[str, tuple[str, Verb]]:
     """The package and the literal of every verb."""
     named = {path.parent.name: f"palimpsest.{path.parent.name}" for path in sorted(ROOT.glob("*/__init__.py"))}
@@ -107,7 +112,7 @@ def _verb(package: str) -> Verb | None:
 def _modules() -> Iterator[tuple[str, str]]:
     """Ids and modules of everything that may be a system."""
     for verb, (package, _) in _packages().items():
-        source = _source(package)
+        source = source_of(package)
         for path in sorted(source.parent.glob("[a-z]*.py")) if source is not None else ():
             yield f"{verb}/{path.stem}", f"{package}.{path.stem}"
     for point in entry_points(group="palimpsest.systems"):
@@ -144,7 +149,7 @@ def _literals(call: ast.Call) -> dict[str, Any]:
 # -- source ----------------------------------------------------------------------------------------------
 
 
-def _source(module: str) -> Path | None:
+def source_of(module: str) -> Path | None:
     """The file of a module, found without importing it or its parents."""
     top, *rest = module.split(".")
     if top == "palimpsest":
@@ -161,7 +166,7 @@ def _source(module: str) -> Path | None:
 
 @cache
 def _tree(module: str) -> ast.Module | None:
-    path = _source(module)
+    path = source_of(module)
     return None if path is None else ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
