@@ -67,6 +67,23 @@ def test_the_default_method_is_named(model: str, data: str, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--unlearner.steps", "2"], ("unlearn/finetune", 2)),
+        (["--unlearner", "random-label", "--unlearner.steps", "3", "--sparsity", "0.1"], ("unlearn/random_label", 3)),
+    ],
+)
+def test_a_parameter_may_be_a_system(
+    model: str, data: str, tmp_path: Path, options: list[str], expected: tuple[str, int]
+) -> None:
+    asked = ["unlearn", "--model", model, "--data", data, "--forget", "class:3", "--out", str(tmp_path / "out")]
+    assert main([*asked, "--method", "prune_first", *options]) == 0
+    record = json.loads((tmp_path / "out" / "forget.json").read_text())
+    inner = record["parameters"]["unlearner"]
+    assert (inner["method"], inner["parameters"]["steps"]) == expected
+
+
+@pytest.mark.parametrize(
     ("forget", "words"),
     [
         ("class:11", "no class '11'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -177,7 +177,7 @@ class Doing:
                 f"{entry.card.name} starts from the exam's settings for small models: {told} (--budget paper: its own)."
             )
         args = [arg.replace("--method.", "--", 1) for arg in rest]
-        default = cls(**examined)
+        default = _chosen(cls.from_plain(examined), self.verb, args)
         return tyro.cli(cls, default=default, prog=f"palimpsest {self.verb} ... --method {entry.id}", args=args)
 
     def _examined(self, system: str) -> dict[str, Any]:
@@ -189,6 +189,23 @@ class Doing:
 
         kind = str(getattr(self, "forget", "")).partition(":")[0]
         return budgets.parameters(system, f"{model.removeprefix('tiny/')}, {kind}" if kind else "")
+
+
+def _chosen(method: Any, verb: str, args: list[str]) -> Any:
+    """The system with other systems in its parameters, where options name some (`--unlearner neg_grad_plus`).
+
+    These options are taken out of `args`; options of the systems themselves (`--unlearner.lr 0.1`) stay.
+    """
+    from palimpsest.core.method import Method
+
+    named = {}
+    for name in (f.name for f in fields(method) if isinstance(getattr(method, f.name), Method)):
+        flag = "--" + name.replace("_", "-")
+        if flag in args[:-1]:
+            at = args.index(flag)
+            named[name] = catalog.load(catalog.find(args[at + 1], verb).id)()
+            del args[at : at + 2]
+    return replace(method, **named)
 
 
 def _named(given: tuple[str, ...]) -> dict[str, Any]:
