@@ -9,20 +9,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_COLUMNS = (
-    "name",
-    "concept",
-    "role",
-    "evaluator",
-    "value",
-    "low",
-    "high",
-    "before",
-    "floor",
-    "p",
-    "n",
-    "unit",
-    "verdict",
+_COLUMNS = tuple(
+    ["name", "concept", "role", "evaluator", "value", "low", "high", "before", "floor", "p", "n", "unit", "verdict"]
 )
 _CHANGE = ("value", "low", "high")
 _KINDS = {"json": "application/json", "csv": "text/csv"}

@@ -135,7 +135,7 @@ def test_it_prints_to_pdf_with_everything_open(browser: Any, page_file: Path, tm
 
 def test_the_page_is_the_same_on_every_machine() -> None:
     """Nothing of this machine leaks into the page's style or template."""
-    here = Path(__file__).resolve().parent.parent / "src" / "palimpsest" / "receipt"
+    here = Path(__file__).resolve().parents[2] / "src" / "palimpsest" / "receipt"
     for name in ("receipt.css", "receipt.html.j2"):
         text = (here / name).read_text(encoding="utf-8")
         assert os.sep + "home" not in text
