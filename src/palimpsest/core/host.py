@@ -10,8 +10,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from palimpsest.core.concept import Concept
 from palimpsest.core.sampling import Sampling, Start
+from palimpsest.core.vocabulary import Vocabulary as Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,49 +117,6 @@ class Walk(Protocol):
     def __next__(self) -> Step: ...
 
     def __len__(self) -> int: ...
-
-
-class Vocabulary(Protocol):
-    """The words that a model knows, and who can tell whether a picture shows one."""
-
-    @property
-    def name(self) -> str:
-        """As messages call it: "glyphs"."""
-        ...
-
-    @property
-    def judge(self) -> str:
-        """Source of the judge that knows these words, as `--judge` takes it; "" where there is none."""
-        ...
-
-    def concept(self, word: str) -> Concept:
-        """A word as a Concept with its kind, prompts and labels.
-
-        Raises:
-            BadRequest: the word is not known; the message names those that come close.
-        """
-        ...
-
-    def __contains__(self, word: str) -> bool:
-        """Whether the model knows a word; case does not matter."""
-        ...
-
-    def siblings(self, concept: Concept) -> tuple[Concept, ...]:
-        """Other words of the same kind: the candidates for neighbours."""
-        ...
-
-    def others(
-        self, concepts: Sequence[Concept], *, avoid: frozenset[str] = frozenset()
-    ) -> Sequence[tuple[Concept, str]]:
-        """Words of other kinds than these concepts', one of each kind in turn, each with its kind in words; `avoid`:
-        names in lower case that are left out."""
-        ...
-
-    def prompts(
-        self, concept: Concept, n: int, *, generator: torch.Generator, avoid: frozenset[str] = frozenset()
-    ) -> list[str]:
-        """n different prompts that ask for a concept, each in another context, none naming a word to avoid."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

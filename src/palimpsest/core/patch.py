@@ -2,70 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypedDict, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from palimpsest.core import catalog
+from palimpsest.core import catalog, sealed
 from palimpsest.core import delta as deltas_of
-from palimpsest.core.declared import OPEN, Matching, Sha256, Within, fitted, parsed, shown
+from palimpsest.core.declared import fitted, parsed, shown
 from palimpsest.core.delta import KINDS, REAL, Delta
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported, WrongBase
-from palimpsest.core.files import read_tensors, write_beside
 from palimpsest.core.files import refuse_pickle as refuse_pickle
-from palimpsest.core.fingerprint import digest, raw_bytes, tensors_of
+from palimpsest.core.files import write_beside
+from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.host import CAPABILITIES
 
-FORMAT = 2
-MOST_HEADER = 8 * 2**20
-"""Bytes of a patch's header: ten thousand concepts with their prompts, or the names of a million tensors, are less."""
 COSTS = ("seconds", "forwards", "peak_bytes")
 """Keys of `Patch.cost`; format 1 had them in the provenance."""
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 Overlap = Literal["refuse", "sum", "first", "last"]
 T = TypeVar("T")
-
-
-class _Provenance(TypedDict, total=False):
-    """What is known of the fields that something reads; others may stand beside them."""
-
-    method: str
-    name: str
-    parameters: dict[str, Any]
-    request: dict[str, Any]
-    seed: int
-    seconds: Annotated[float, Within(least=0)]  # cost: in format 1 only
-    forwards: dict[str, Annotated[int, Within(least=0)]]
-    peak_bytes: int | None
-    versions: dict[str, str]
-    merged: list[dict[str, Any]]
-    edited: str
-
-
-class _Hook(TypedDict):
-    id: Annotated[str, Within(1, 200)]
-    params: dict[str, Any]
-
-
-class _Header(TypedDict):
-    format: Literal[1, 2]
-    base: Annotated[str, Matching(r"[0-9a-f]{64}|", "a model's fingerprint")]
-    deltas: dict[str, Literal["dense", "low_rank", "rows", "sparse"]]
-    hooks: Annotated[list[_Hook], Within(most=1000)]
-    provenance: Annotated[_Provenance, OPEN]
-
-
-class _Sealed(_Header, total=False):
-    sha256: Sha256  # from format 2 on; before, it stood beside the header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +85,7 @@ class Patch:
     hooks: tuple[Hook, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
+    format: int = sealed.FORMAT
 
     # -- use ---------------------------------------------------------------------------------------------
 
@@ -208,18 +171,18 @@ class Patch:
         """Writes one safetensors file: tensors, and JSON in its header. Written beside and renamed.
 
         Raises:
-            BadRequest: hooks or provenance hold what a file cannot say (NaN, half characters, more than MOST_HEADER).
+            BadRequest: hooks or provenance hold what a file cannot say (NaN, half characters, 8 MiB of text).
         """
         tensors, header = _pack(self)
         try:
-            parsed(text := _text(header), _Header, "Its header")
+            parsed(text := sealed.text(header), sealed.Header, "Its header")
         except Damaged as e:
             raise BadRequest(f"The patch cannot be saved: {e}") from e
-        if len(text) > MOST_HEADER:
-            raise BadRequest(f"The patch cannot be saved: its header is longer than {MOST_HEADER:,} bytes.")
-        seal = _seal(header, tensors)
+        if len(text) > sealed.MOST_HEADER:
+            raise BadRequest(f"The patch cannot be saved: its header is longer than {sealed.MOST_HEADER:,} bytes.")
+        seal = sealed.seal(header, tensors)
         # One text, since the library that writes the file puts several in an order of its own each time.
-        meta = {"palimpsest": _text({**header, "sha256": seal})}
+        meta = {"palimpsest": sealed.text({**header, "sha256": seal})}
         if header["format"] == 1:
             meta = {"palimpsest": text, "palimpsest_sha256": seal}
         apart = {k: t.clone() for k, t in tensors.items()}  # safetensors refuses tensors that share memory
@@ -232,15 +195,15 @@ class Patch:
         Raises:
             Damaged: no such file, not a patch, truncated, changed since it was saved, or not what a patch may hold.
         """
-        header, tensors, seal = _read(Path(path))
-        if seal != _seal(header, tensors):
+        header, tensors, seal = sealed.read(Path(path))
+        if seal != sealed.seal(header, tensors):
             raise Damaged(f"{path} was changed or damaged after it was saved; get a fresh copy.")
         return _unpack(header, tensors, str(path))
 
     def sha256(self) -> str:
         """Identity of the whole patch, as the receipt records it."""
         tensors, header = _pack(self)
-        return _seal(header, tensors)
+        return sealed.seal(header, tensors)
 
     def nbytes(self) -> int:
         """Bytes of all tensors."""
@@ -344,7 +307,7 @@ def _pack(patch: Patch) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(json.dumps(header))
 
 
-def _unpack(header: _Header, tensors: Mapping[str, Tensor], where: str) -> Patch:
+def _unpack(header: sealed.Header, tensors: Mapping[str, Tensor], where: str) -> Patch:
     left = dict(tensors)
 
     def taken(key: str) -> Tensor:
@@ -378,31 +341,3 @@ def _unpack(header: _Header, tensors: Mapping[str, Tensor], where: str) -> Patch
         cost={k: told[k] for k in COSTS if k in told},
         format=header["format"],
     )
-
-
-def _text(header: Mapping[str, Any]) -> str:
-    return json.dumps(header, sort_keys=True)
-
-
-def _seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of a patch. Format 2: of the header and each tensor's own sha256, so that a patch can be sealed while its
-    tensors stream by in any order."""
-    if header["format"] == 1:
-        return digest(tensors, salt=_text(header))
-    each = {k: [str(t.dtype), list(t.shape), hashlib.sha256(raw_bytes(t)).hexdigest()] for k, t in tensors.items()}
-    return hashlib.sha256(json.dumps([each, header], sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> tuple[_Header, dict[str, Tensor], str]:
-    meta, tensors = read_tensors(path, "a patch")
-    if "palimpsest" not in meta:
-        raise Damaged(f"{path} is a safetensors file but not a palimpsest patch (no 'palimpsest' in its header).")
-    if len(meta["palimpsest"]) > MOST_HEADER:
-        raise Damaged(f"{path} has a header of more than {MOST_HEADER:,} bytes; no patch needs that.")
-    of_any = parsed(meta["palimpsest"], dict, f"{path}: its header")
-    number = of_any.get("format")
-    if isinstance(number, int) and number > FORMAT:
-        raise Damaged(f"{path} has patch format {number}; this version reads up to {FORMAT}: upgrade.")
-    header = dict(fitted(of_any, _Sealed, f"{path}: its header"))
-    seal = meta.get("palimpsest_sha256") if header["format"] == 1 else header.pop("sha256", None)
-    return header, tensors, str(seal)  # type: ignore[return-value]
