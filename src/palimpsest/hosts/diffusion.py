@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,11 +18,14 @@ from palimpsest.core.sampling import Sampling, Start
 from palimpsest.hosts.attending import Rule, attending, skipping
 from palimpsest.hosts.parametrisation import PREDICTIONS, to_x0
 from palimpsest.hosts.roles import parts_of
+from palimpsest.hosts.source import public
 from palimpsest.hosts.speaking import speaking
+from palimpsest.hosts.text import words_of
 from palimpsest.hosts.walk import Walk
-from palimpsest.hosts.weights import Weights
+from palimpsest.hosts.weights import Weights, refuse_adapters
 
 AS_THE_MODEL = Sampling()
+LATENT_SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 class DiffusionHost(ABC):
@@ -58,6 +61,7 @@ class DiffusionHost(ABC):
             module = getattr(pipeline, child, None)
             if module is not None:
                 self.root.add_module(child, _unwrapped(module))
+        refuse_adapters(self.root, name)
         self.root.eval().requires_grad_(False)
         self.prediction = self._prediction()
         if self.prediction not in PREDICTIONS:
@@ -129,8 +133,11 @@ class DiffusionHost(ABC):
     @property
     def default_size(self) -> int:
         """Side of the square images that the model draws by default, in pixels."""
-        size = self.denoiser.config.sample_size
-        return (size if isinstance(size, int) else max(size)) * self.pipeline.vae_scale_factor
+        size = self.denoiser.config.get("sample_size")
+        sides = {size} if isinstance(size, int) else set(size or ())
+        if len(sides) != 1:
+            raise Unsupported(f"{self.name} draws no square pictures by itself (sample_size {size}); give a size.")
+        return sides.pop() * self.pipeline.vae_scale_factor
 
     @property
     def multiple(self) -> int:
@@ -147,7 +154,23 @@ class DiffusionHost(ABC):
 
     def fingerprint(self) -> str:
         """sha256 of all tensors; hashed again only when their quick state has changed."""
+        refuse_adapters(self.root, self.name)
         return self.weights.fingerprint()
+
+    def settings(self) -> dict[str, Any]:
+        """What decides pictures beside tensors, as plain JSON: two models of equal tensors may still draw others."""
+        pipe, vae = self.pipeline, self.pipeline.vae.config
+        readers = [name.replace("text_encoder", "tokenizer") for name in self.encoders]
+        return {
+            "family": type(self).__name__,
+            "prediction": self.prediction,
+            "scheduler": {"class": type(pipe.scheduler).__name__, **public(pipe.scheduler.config)},
+            "autoencoder": {key: vae.get(key) for key in LATENT_SCALES},
+            "sample_size": self.denoiser.config.get("sample_size"),
+            "empty_prompt_is_zeros": bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
+            "tokenizers": {name: words_of(getattr(pipe, name)) for name in readers if getattr(pipe, name) is not None},
+            "defaults": asdict(self.defaults),
+        }
 
     # -- the model as functions --------------------------------------------------------------------------
 
@@ -251,7 +274,11 @@ class DiffusionHost(ABC):
         size = self._checked(how.steps, self.default_size if how.size is None else how.size)
         side = size // self.pipeline.vae_scale_factor
         scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        self._set_timesteps(scheduler, how.steps, side, side)
+        try:
+            self._set_timesteps(scheduler, how.steps, side, side)
+        except (ValueError, TypeError, IndexError) as e:  # e.g. fewer steps than its order needs
+            name = type(scheduler).__name__
+            raise Unsupported(f"The {name} of {self.name} cannot take {how.steps} steps as it is set: {e}.") from e
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape = (len(prompts), self.channels, side, side)
         make = guide or self.guide

@@ -22,7 +22,7 @@ from palimpsest.hosts.pipelines import (
     T5_TOKENIZER,
     family,
 )
-from palimpsest.hosts.text import read_clip, read_t5
+from palimpsest.hosts.text import read_clip, read_t5, spelt
 
 T5_LENGTH = 512
 
@@ -76,8 +76,10 @@ class FluxHost(FlowHost):
 
     def _read(self, prompts: Sequence[str], *, cut: bool) -> Cond:
         pipe = self.pipeline
-        states, lengths = read_t5(pipe.tokenizer_2, pipe.text_encoder_2, prompts, cut=cut, longest=T5_LENGTH)
-        pooled = read_clip(pipe.tokenizer, pipe.text_encoder, prompts, cut=cut).pooled
+        states, lengths = read_t5(
+            pipe.tokenizer_2, pipe.text_encoder_2, spelt(pipe.tokenizer_2, prompts), cut=cut, longest=T5_LENGTH
+        )
+        pooled = read_clip(pipe.tokenizer, pipe.text_encoder, spelt(pipe.tokenizer, prompts), cut=cut).pooled
         return self._at(Cond(states=states, lengths=lengths, pooled=pooled), self.defaults.guidance or 1.0)
 
     def _at(self, cond: Cond, guidance: float) -> Cond:

@@ -24,7 +24,7 @@ NOISE_SCHEDULER = (
     *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler"),
     *("EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler"),
     *("KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),
-    *("DPMSolverSDEScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"),
+    *("DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"),
     *("TCDScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler"),
 )
 FLOW_SCHEDULER = (

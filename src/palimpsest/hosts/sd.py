@@ -13,7 +13,7 @@ from palimpsest.core.errors import Unsupported
 from palimpsest.core.host import Cond
 from palimpsest.hosts.diffusion import DiffusionHost
 from palimpsest.hosts.pipelines import AUTOENCODER, CLIP, CLIP_TOKENIZER, NOISE_SCHEDULER, family
-from palimpsest.hosts.text import read_clip
+from palimpsest.hosts.text import read_clip, spelt
 
 
 class SDHost(DiffusionHost):
@@ -25,14 +25,21 @@ class SDHost(DiffusionHost):
 
     def __init__(self, pipeline: Any, *, name: str, folder: Path | None = None) -> None:
         super().__init__(pipeline, name=name, folder=folder)
-        if not hasattr(pipeline.scheduler, "alphas_cumprod"):
+        scheduler = type(pipeline.scheduler).__name__
+        if scheduler not in NOISE_SCHEDULER or not hasattr(pipeline.scheduler, "alphas_cumprod"):
             raise Unsupported(
-                f"{name} comes with a {type(pipeline.scheduler).__name__}, which has no variance-preserving schedule; "
-                "use a DDIM, PNDM, Euler or DPM-Solver scheduler."
+                f"{name} comes with a {scheduler}, under which pictures were not compared with the pipeline's; "
+                f"supported are {', '.join(NOISE_SCHEDULER)}."
             )
         if self.denoiser.config.get("time_cond_proj_dim") is not None:
             raise Unsupported(f"{name} takes its guidance scale as an input (a latent consistency model).")
         abar = pipeline.scheduler.alphas_cumprod.double().cpu()
+        if self.prediction == "epsilon" and not bool((abar > 0).all()):
+            raise Unsupported(
+                f"{name} predicts noise and its schedule ends without any signal (rescale_betas_zero_snr), where noise "
+                "says nothing about the picture: every picture would be black. Set rescale_betas_zero_snr to false in "
+                "scheduler_config.json, or prediction_type to what the model was trained for."
+            )
         self._ratio = ((1 - abar) / abar).sqrt()  # (T,) sigma / alpha
 
     def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -57,7 +64,8 @@ class SDHost(DiffusionHost):
         return self.pipeline.scheduler.config.get("prediction_type", "epsilon")
 
     def _read(self, prompts: Sequence[str], *, cut: bool) -> Cond:
-        text = read_clip(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts, cut=cut)
+        tokenizer = self.pipeline.tokenizer
+        text = read_clip(tokenizer, self.pipeline.text_encoder, spelt(tokenizer, prompts), cut=cut)
         return Cond(states=text.states, lengths=text.lengths)
 
     def _set_timesteps(self, scheduler: Any, steps: int, height: int, width: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 INDEX, CONFIG, STATE = "model_index.json", "config.json", "model.safetensors"
+MOST_LAYERS, MOST = 1_000, 10**8
 REACHING = ("quantization_config", "custom_pipelines", "adapter_config", "attn_implementation")
 """Entries of a component's configuration by which libraries would run or fetch something else than the component."""
 
@@ -74,6 +76,12 @@ def config_of(folder: Path) -> dict[str, Any]:
         part = parts.pop()
         parts += [value for value in part.values() if isinstance(value, dict)]
         odd = [k for k, v in part.items() if v and k.lstrip("_") in REACHING and v not in ("eager", "sdpa")]
+        large = [k for k, v in part.items() if not _modest(k, v)]
+        if large:
+            raise Damaged(
+                f"{folder / CONFIG} sets {large[0]!r} to {declared.shown(part[large[0]])}, more than any model has; it "
+                "was not built. Fetch the model again."
+            )
         if odd:
             raise Damaged(
                 f"{folder / CONFIG} sets {odd[0]!r}, by which libraries would run or fetch something beside the model; "
@@ -82,6 +90,13 @@ def config_of(folder: Path) -> dict[str, Any]:
     if (folder / "adapter_config.json").is_file():
         raise Damaged(f"{folder} holds an adapter of another model; merge it into that model and save the whole.")
     return config
+
+
+def _modest(key: str, value: Any) -> bool:
+    """Whether whole numbers could be a model's: layers are built one by one, other sizes take memory at once."""
+    most = MOST_LAYERS if re.search("layers|depth|blocks", key) else MOST
+    numbers = value if isinstance(value, list) else [value]
+    return all(abs(number) <= most for number in numbers if isinstance(number, int))
 
 
 def keys_of(file: Path) -> tuple[str, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +68,24 @@ def read_t5(tokenizer: Any, encoder: Any, prompts: Sequence[str], *, cut: bool, 
     states = [encoder(ids[i : i + BATCH].to(encoder.device))[0] for i in range(0, len(ids), BATCH)]
     end = int(lengths.max()) if cut else longest
     return torch.cat(states)[:, :end], lengths
+
+
+def words_of(tokenizer: Any) -> str:
+    """sha256 of a tokenizer's vocabulary, added words and length."""
+    words = sorted(tokenizer.get_vocab().items()), tokenizer.model_max_length
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def spelt(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Prompts with words of several vectors ("<cat>", "<cat>_1", ... of textual inversion) written out."""
+    added = tokenizer.added_tokens_encoder
+    out = []
+    for prompt in prompts:
+        for word in set(tokenizer.tokenize(prompt)) & set(added):
+            more = itertools.takewhile(added.__contains__, (f"{word}_{i}" for i in itertools.count(1)))
+            prompt = prompt.replace(word, " ".join((word, *more)))
+        out.append(prompt)
+    return out
 
 
 def _tokenize(tokenizer: Any, prompts: Sequence[str], longest: int) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,8 @@ class Walk(Iterator[Step]):
         self._both = Cond.cat([null, cond]) if guided and guide is None else None
         accepted = inspect.signature(scheduler.step).parameters
         self._draws: dict[str, Any] = {"generator": list(generators)} if "generator" in accepted else {}
+        if "eta" in accepted:
+            self._draws["eta"] = 0.0  # as pipelines call it, whatever the scheduler's own default
         self._output: Tensor | None = None
         if start is None:
             self.x = noise * getattr(scheduler, "init_noise_sigma", 1.0)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from palimpsest import machine
-from palimpsest.core.errors import Damaged, PalimpsestError
+from palimpsest.core.errors import Damaged, PalimpsestError, Unsupported
 from palimpsest.core.files import write_text
 from palimpsest.core.fingerprint import fingerprint, quick_state, tensors_of
 from palimpsest.hosts.source import first_line, keys_of, quiet, weights_in
@@ -158,6 +158,16 @@ def refuse_absent(lost: Sequence[str], held: Collection[str], where: Path) -> No
         f"{len(lost)} tensors of {where} are not in its files, first {lost[0]!r}; they would be random. The "
         "download is incomplete (fetch the model again), or the names are those of another architecture or version."
     )
+
+
+def refuse_adapters(root: nn.Module, name: str) -> None:
+    """Raises Unsupported where an adapter is loaded: it changes pictures and the names of tensors, on or off."""
+    held = next((part for part, _ in root.named_modules() if part.endswith(BASE.rstrip("."))), "")
+    if held:
+        raise Unsupported(
+            f"{name} has an adapter (LoRA) loaded, at {held.rpartition('.')[0]!r}. Fuse or unload it first "
+            "(pipeline.fuse_lora() and unload_lora_weights()), so that the model is its tensors."
+        )
 
 
 def refuse_odd(root: nn.Module, name: str) -> None:
