@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_COLUMNS = tuple(
-    ["name", "concept", "role", "evaluator", "value", "low", "high", "before", "floor", "p", "n", "unit", "verdict"]
-)
+_COLUMNS = (
+    "name", "concept", "role", "evaluator", "value", "low", "high", "before", "floor", "p", "n", "unit", "verdict",
+)  # fmt: skip
 _CHANGE = ("value", "low", "high")
 _KINDS = {"json": "application/json", "csv": "text/csv"}
 
