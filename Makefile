@@ -11,9 +11,9 @@ export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo test test-fast slow lowest check fmt bench exam docs browser wheels clean
 
-# The default system at the settings of the exam, which says what it is worth; 12 prompts of 3 seeds, as there.
+# The default system at the settings of the exam, which says what it is worth.
 demo: $(VENV)/.installed
-	$(BIN)/palimpsest erase star --model tiny/sd --prompts 12 --out demo --overwrite
+	$(BIN)/palimpsest erase star --model tiny/sd --out demo --overwrite
 	@echo "The receipt: $(CURDIR)/demo/receipt.html"
 
 # Two processes with one thread each: on small models a second thread brings nothing, a second process does. The slowest
