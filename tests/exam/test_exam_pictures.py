@@ -47,10 +47,10 @@ def test_only_the_edited_model_is_drawn_again(kept_apart: Path) -> None:
     again = evidence_of(host, patch, plan, model="tiny/sd")
     for evidence in (first, again):
         assert evidence.cost["forwards"]["denoiser"] == 2 * len(STAR), "one guided step a picture, nothing else"
-    assert all(torch.equal(first.pictures[k], again.pictures[k]) for k in first.pictures)
-    assert not torch.equal(first.pictures["before"], first.pictures["after"])
+    assert all(torch.equal(first.gallery[k], again.gallery[k]) for k in first.gallery)
+    assert not torch.equal(first.gallery["before"], first.gallery["after"])
     untouched = evidence_of(host, Patch(base=host.fingerprint()), plan, model="tiny/sd")
-    assert torch.equal(untouched.pictures["before"], untouched.pictures["after"])
+    assert torch.equal(untouched.gallery["before"], untouched.gallery["after"])
     (group,) = groups_of(first)
     assert (group["role"], group["concept"], len(group["after"])) == ("target", "star", 2)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, final
 import torch
 from torch import Tensor
 
+from palimpsest import __version__
 from palimpsest.core import catalog
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
@@ -263,10 +264,10 @@ def _listed(names: Iterable[str]) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Of everything that a number may depend on."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("palimpsest", "torch", "diffusers", "transformers"):
+    numbers = {"python": platform.python_version(), "machine": platform.machine(), "palimpsest": __version__}
+    for package in ("torch", "diffusers", "transformers"):
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            numbers[package] = "not installed"
+    return numbers
