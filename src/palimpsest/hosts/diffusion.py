@@ -134,8 +134,8 @@ class DiffusionHost(ABC):
     def default_size(self) -> int:
         """Side of the square images that the model draws by default, in pixels."""
         size = self.denoiser.config.get("sample_size")
-        sides = {size} if isinstance(size, int) else set(size or ())
-        if len(sides) != 1:
+        sides = set(size) if isinstance(size, (list, tuple)) else {size}
+        if len(sides) != 1 or not all(type(side) is int and 0 < side <= 4096 for side in sides):
             raise Unsupported(f"{self.name} draws no square pictures by itself (sample_size {size}); give a size.")
         return sides.pop() * self.pipeline.vae_scale_factor
 
