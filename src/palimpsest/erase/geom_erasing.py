@@ -172,7 +172,8 @@ def detected(pictures: Pictures, request: Request) -> Sequence[str]:
             "Nothing says what the pictures show: give masks of the one concept that is asked for, or a column 'found' "
             "with the name of what is in each, empty for nothing."
         )
-    return [request.target[0].name if bool((mask > 0.5).any()) else "" for mask in pictures.masks]
+    (concept,) = request.target
+    return [concept.name if bool((mask > 0.5).any()) else "" for mask in pictures.masks]
 
 
 def where(mask: Tensor, bins: int) -> str:
