@@ -167,7 +167,7 @@ def detected(pictures: Pictures, request: Request) -> Sequence[str]:
     """
     if "found" in pictures.columns:
         return pictures.columns["found"]
-    if pictures.masks is None or len(request.target) > 1:
+    if pictures.masks is None or len(request.target) != 1:
         raise BadRequest(
             "Nothing says what the pictures show: give masks of the one concept that is asked for, or a column 'found' "
             "with the name of what is in each, empty for nothing."
