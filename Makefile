@@ -18,17 +18,19 @@ demo: $(VENV)/.installed
 
 # Two processes with one thread each: on small models a second thread brings nothing, a second process does. The slowest
 # tests are named at the end. All: at most 15 minutes on two idle cores; fast: 4.
-PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --durations 15
 
+# Files stay whole, since their tests share models; slow tests are dealt out one by one, so that no process waits.
 test: $(VENV)/.test browser
-	$(PYTEST)
+	$(PYTEST) --dist loadfile -m "not slow"
+	$(PYTEST) --dist load -m slow
 
 test-fast: $(VENV)/.test
-	$(PYTEST) -m "not slow and not browser"
+	$(PYTEST) --dist loadfile -m "not slow and not browser"
 
 # Which tests are slow is measured: tests/slow.txt, to be committed.
 slow: $(VENV)/.test browser
-	$(PYTEST) --note-slow
+	$(PYTEST) --dist loadfile --note-slow
 
 # The oldest versions that pyproject.toml promises, in an environment of its own.
 lowest:
