@@ -82,7 +82,8 @@ def test_the_untouched_model_draws_what_it_is_asked_for() -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_target_goes_down_and_the_rest_stays_as_the_exam_says(system: str) -> None:
     record, (target, kept) = recorded(system), asked()
-    method = catalog.load(system).from_plain(record["parameters"])
+    known = {p.name for p in catalog.find(system).parameters}  # a record may name parameters that are gone since
+    method = catalog.load(system).from_plain({k: v for k, v in record["parameters"].items() if k in known})
     patch: Patch = method(model(), request(model(), "star"), seed=record["seed"])
     with torch.no_grad(), patch.applied(model()):
         left, held = shown(target), shown(kept)

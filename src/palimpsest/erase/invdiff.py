@@ -84,7 +84,7 @@ class InvDiff(FineTune):
     guidance: float = 7.5
     walk_steps: int = 50
 
-    quick: ClassVar = {"steps": 2, "batch": 2, "groups": 2, "pictures": 4, "walk_steps": 3}
+    quick: ClassVar = {"steps": 2, "batch": 2, "groups": 2, "pictures": 24, "walk_steps": 3}
 
     card = Card(
         name="InvDiff",

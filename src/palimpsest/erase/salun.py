@@ -93,7 +93,7 @@ class SalUn(FineTune):
     guidance: float = 7.5
     walk_steps: Count = 50
 
-    quick: ClassVar = {"steps": 2, "batch": 2, "pictures": 4, "walk_steps": 3}
+    quick: ClassVar = {"steps": 2, "batch": 8, "pictures": 24, "walk_steps": 3}
 
     card = Card(
         name="SalUn",

@@ -99,7 +99,7 @@ class ScoreForgetting(FineTune):
 
     apart: ClassVar[bool] = True
 
-    quick: ClassVar = {"steps": 2, "batch": 2}
+    quick: ClassVar = {"steps": 2, "batch": 16}
 
     card = Card(
         name="SFD",

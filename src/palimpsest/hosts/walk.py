@@ -67,6 +67,7 @@ class Walk(Iterator[Step]):
             self.x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
         else:
             self._index = start.skipped(self.total)
+            self._index -= self._index % getattr(scheduler, "order", 1)  # never between the halves of one step
             self.x = self._started(start, noise)
         self._first = self._index
 

@@ -115,7 +115,7 @@ def proxy(features: Tensor, labels: Tensor, classes: int, ridge: float) -> tuple
         return loss
 
     with torch.enable_grad():
-        value = float(optimiser.step(closure))  # type: ignore[arg-type]  (of torch's own loop: no step of ours)
+        value = float(optimiser.step(closure).detach())  # of torch's own loop: no step of ours
     if not math.isfinite(value):
         raise Diverged(f"A proxy's loss became {value}; the features of {len(features)} samples may not be finite.")
     w = w.detach()
