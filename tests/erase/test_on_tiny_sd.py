@@ -88,8 +88,9 @@ def test_the_target_goes_down_and_the_rest_stays_as_the_exam_says(system: str) -
     with torch.no_grad(), patch.applied(model()):
         left, held = shown(target), shown(kept)
     assert abs(left - share(record, "target")) <= CHANCE, f"{left:.0%} of the target's pictures show it"
-    assert abs(held - share(record, "neighbour")) <= CHANCE, f"{held:.0%} of what is kept is shown"
     if share(record, "target") <= 0.25:
         assert left < 0.6
+    # What is kept here are other words than the exam's neighbours. Where a system harms some of those, it is its own
+    # matter which; where it holds them all, it must hold these.
     if share(record, "neighbour") >= 0.9:
-        assert held > 0.6
+        assert held > 0.6, f"{held:.0%} of what is kept is shown"
