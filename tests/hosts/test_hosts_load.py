@@ -48,6 +48,18 @@ def edit_index(folder: Path, change: Callable[[dict[str, Any]], object]) -> None
     path.write_text(json.dumps(index))
 
 
+def test_a_host_knows_what_loads_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_of("sd", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    host = load("sd", dtype="bfloat16")
+    monkeypatch.chdir("/")
+    origin = host.origin
+    again = load(origin.model, device=origin.device, dtype=origin.dtype, factory=origin.factory, labels=origin.labels)
+    assert again.origin == origin
+    assert again.fingerprint() == host.fingerprint()
+    assert again.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("family", CLASSES)
 def test_every_family_is_found_from_its_folder(family: str) -> None:
     wanted = {"sd": "SDHost", "sdxl": "SDXLHost", "sd3": "SD3Host", "flux": "FluxHost"}[family.split("_")[0]]

@@ -17,7 +17,7 @@ from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.host import Host
 from palimpsest.core.patch import refuse_pickle
-from palimpsest.hosts.source import CONFIG, INDEX, PICKLES, Family, Source, config_of, keys_of
+from palimpsest.hosts.source import CONFIG, INDEX, PICKLES, Family, Origin, Source, config_of, keys_of
 from palimpsest.hosts.weights import Weights, refuse_odd
 from palimpsest.worlds.concepts import vocabulary_of
 
@@ -57,9 +57,10 @@ def load(
         Unsupported: nothing that can be loaded lies there, or a kind of model that has no host.
         Damaged: files are missing, broken or pickles, lack tensors, or hold numbers that are not finite.
     """
+    name = os.fspath(model)
     source = Source(
-        path=_place(os.fspath(model)),
-        name=os.fspath(model),
+        path=_place(name),
+        name=name,
         config={},
         device=_device(device),
         dtype=_dtype(dtype),
@@ -67,6 +68,8 @@ def load(
         labels=tuple(labels),
     )
     host: Any = _first(source)
+    where = os.path.abspath(source.path) if Path(name).expanduser().exists() else name
+    host.origin = Origin(model=where, device=device, dtype=dtype, factory=factory, labels=tuple(labels))
     refuse_odd(host.root, source.name)
     if isinstance(weights := getattr(host, "weights", None), Weights):
         weights.come_from(source.path.rglob("*.safetensors") if source.path.is_dir() else [source.path])

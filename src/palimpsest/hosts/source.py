@@ -51,6 +51,17 @@ class Source:
     labels: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What `hosts.load.load` was told, so that another process can load the same model: `host.origin`."""
+
+    model: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    factory: str = ""
+    labels: tuple[str, ...] = ()
+
+
 class Family(NamedTuple):
     """A kind of model: whether files are of it, and how they become a host.
 
