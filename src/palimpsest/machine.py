@@ -1,4 +1,4 @@
-"""What a process is told before it computes, and where the package may keep what it makes."""
+"""What a process is told before it computes, what memory it may take, and where the package may keep what it makes."""
 
 from __future__ import annotations
 
@@ -37,6 +37,44 @@ def keep_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # other C libraries; Windows takes no None
         return False
     return bool(mallopt(_MMAP, 1 << 30)) and bool(mallopt(_TRIM, (1 << 31) - 1))
+
+
+def available(device: str = "cpu") -> int | None:
+    """Bytes that can still be taken on a device ("cpu", "cuda:1", "mps"); None where nobody can tell.
+
+    On the CPU what the system could give without swapping, and no more than a container's limit (cgroups) leaves.
+    """
+    if device == "cpu":
+        import psutil
+
+        return min([psutil.virtual_memory().available, *_left_of_container(Path("/sys/fs/cgroup"))])
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if kind == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return None
+
+
+def amount(size: float) -> str:
+    """Bytes in words: "13.1 GiB", "340 MiB"."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def _left_of_container(root: Path) -> list[int]:
+    """What the container that this process runs in may still take; nothing where there is no limit."""
+    try:
+        v2 = (root / "memory.max").is_file()
+        folder = root if v2 else root / "memory"
+        most, now = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        held = {name: int(value) for name, value in lines}
+        pages = sum(held.get(name, 0) for name in ("active_file", "inactive_file"))  # of files: given back when needed
+        return [int((folder / most).read_text()) - int((folder / now).read_text()) + pages]
+    except (OSError, ValueError):  # no container, no limit ("max"), or no Linux
+        return []
 
 
 def cache_folder() -> Path:

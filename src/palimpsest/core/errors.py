@@ -25,6 +25,10 @@ class Damaged(PalimpsestError):
     """A file is truncated, altered, or of an unsafe kind."""
 
 
+class TooLarge(PalimpsestError):
+    """Work that does not fit the memory at hand; said before it begins."""
+
+
 class Diverged(PalimpsestError):
     """Training left the finite numbers."""
 

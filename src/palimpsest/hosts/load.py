@@ -17,6 +17,7 @@ from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.host import Host
 from palimpsest.core.patch import refuse_pickle
+from palimpsest.hosts.sizes import Held, held_by, refuse_too_large
 from palimpsest.hosts.source import CONFIG, INDEX, PICKLES, Family, Origin, Source, config_of, keys_of
 from palimpsest.hosts.weights import Weights, refuse_odd
 from palimpsest.worlds.concepts import vocabulary_of
@@ -56,6 +57,7 @@ def load(
         BadRequest: no such device or precision.
         Unsupported: nothing that can be loaded lies there, or a kind of model that has no host.
         Damaged: files are missing, broken or pickles, lack tensors, or hold numbers that are not finite.
+        TooLarge: its weights take more memory than is free.
     """
     name = os.fspath(model)
     source = Source(
@@ -79,6 +81,18 @@ def load(
         host.defaults = replace(host.defaults, steps=drawn["steps"], guidance=drawn["guidance"])
         host.knows = vocabulary_of(source.path)
     return host
+
+
+def held(model: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32") -> Held:
+    """What a model's weights will take once they are loaded. Cost: the headers of its files.
+
+    Raises:
+        BadRequest, Unsupported, Damaged: as `load`.
+    """
+    path = _place(os.fspath(model))
+    index = declared.read(path / INDEX, dict, "the index of a pipeline") if (path / INDEX).is_file() else {}
+    parts = held_by(path, index, _dtype(dtype), _device(device)).values()
+    return Held(*map(sum, zip(*parts, strict=True)))
 
 
 def families() -> Iterator[Family]:
@@ -129,6 +143,7 @@ def _first(source: Source) -> Host:
     keys = [key for file in weights for key in keys_of(file)]
     for family in families():
         if family.detect(files, source.config, keys):
+            refuse_too_large(source)
             return family.load(source)
     if path.is_file() and source.factory:
         from palimpsest.hosts.factory import from_state

@@ -171,13 +171,18 @@ def refuse_adapters(root: nn.Module, name: str) -> None:
 
 
 def refuse_odd(root: nn.Module, name: str) -> None:
-    """Raises Damaged where a tensor holds NaN or infinity. Cost: one pass."""
-    odd = [key for key, t in tensors_of(root).items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    """Raises Damaged where a tensor holds NaN or infinity. Cost: one pass, as fast as memory is read."""
+    odd = [key for key, t in tensors_of(root).items() if t.is_floating_point() and t.numel() and not _finite(t)]
     if odd:
         raise Damaged(
             f"{len(odd)} tensors of {name} hold numbers that are not finite, first {odd[0]!r}: training diverged, or "
             "they are too large for this precision (try float32)."
         )
+
+
+def _finite(t: Tensor) -> bool:
+    """By its least and its greatest number, which NaN is both of; asking each number is twenty times as slow."""
+    return all(bool(end.isfinite()) for end in torch.aminmax(t.detach()))
 
 
 def _read(files: Iterable[Path]) -> dict[str, Tensor]:
