@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from palimpsest.core.patch import Patch, merge
 from palimpsest.core.sampling import Sampling
 from palimpsest.hosts.load import load
 from palimpsest.testing import check_host, check_method, quick
+from support_fixture import supported
 
 STAR, MOON, RING = Concept(name="star"), Concept(name="moon", kind="style"), Concept(name="ring")
 REQUEST = Request(target=(STAR,), keep=(Concept(name="moon"), RING), toward=(Concept(name="square"),))
 SYSTEMS = [i for i, e in catalog.entries().items() if e.module.startswith("palimpsest.") and e.card.needs == "Denoiser"]
-FAMILIES = ("sd", "sdxl", "sd3", "flux")
-SUPPORT = json.loads(Path(__file__).with_name("support.json").read_text(encoding="utf-8"))
-"""By system and family: "runs", or the words of the refusal with {host} for the model's name."""
+FAMILIES = ("sd", "sd_v", "sdxl", "sd3", "flux")
+SUPPORT = supported("erase/")
 RUNS = [(s, f) for s in SYSTEMS for f in FAMILIES if SUPPORT.get(s, {}).get(f, "runs") == "runs"]
 REFUSES = [(s, f) for s in SYSTEMS for f in FAMILIES if (s, f) not in RUNS]
 

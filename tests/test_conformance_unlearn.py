@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import json
+import shutil
+import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from digits_fixture import REQUEST, classifier, digits, regressor, sample_split
 from palimpsest.core import catalog
-from palimpsest.core.errors import BadRequest
+from palimpsest.core.errors import BadRequest, PalimpsestError, Unsupported
 from palimpsest.core.method import Work
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
+from palimpsest.hosts.classifiers import ClassifierHost
+from palimpsest.hosts.load import load
 from palimpsest.testing import check_method
+from palimpsest.train.scratch import copied, reset
+from support_fixture import supported
 
 SYSTEMS = [i for i in catalog.entries() if i.startswith("unlearn/")]
 REGRESS = {"unlearn/blindspot", "unlearn/gaussian_amnesiac"}
@@ -25,6 +35,29 @@ WITHOUT_RETAIN = {
     f"unlearn/{name}"
     for name in ("boundary_expanding", "boundary_shrink", "flat", "gradient_ascent", "random_label", "scar", "upcore")
 }
+
+
+SUPPORT = supported("unlearn/")
+FOREIGN = ("resnet", "vit")
+
+
+@cache
+def folder_of(kind: str) -> Path:
+    """A small random classifier of the ten digits as a transformers folder, removed at the end."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    labels: Any = {"id2label": {i: str(i) for i in range(10)}, "label2id": {str(i): i for i in range(10)}}
+    torch.manual_seed(0)
+    if kind == "vit":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        model: Any = ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, **sizes, **labels))
+    else:
+        more: dict[str, Any] = {"hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+        model = ResNetForImageClassification(ResNetConfig(embedding_size=8, **more, **labels))
+    model.save_pretrained(folder)
+    settings = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.3] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 def quick(system: str) -> Any:
@@ -56,6 +89,50 @@ def test_systems(system: str) -> None:
     assert bool(after.isfinite().all())
     assert not torch.equal(before, after), f"{system} changes no answer about what it forgets"
     assert catalog.load(system).from_plain(patch.provenance["parameters"]) == quick(system)
+
+
+def test_the_table_of_support_names_every_system_on_every_kind_of_classifier() -> None:
+    assert set(SUPPORT) == set(SYSTEMS)
+    assert all(set(row) == {"factory", *FOREIGN} for row in SUPPORT.values())
+    assert all(row["factory"] == "runs" for row in SUPPORT.values()), "test_systems runs all of them there"
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_systems_on_classifiers_of_transformers(system: str, kind: str) -> None:
+    host, split, words = load(folder_of(kind)), group_split(), SUPPORT[system][kind]
+    if words != "runs":
+        with pytest.raises(PalimpsestError) as refusal:
+            quick(system)(host, REQUEST, data=split)
+        assert str(refusal.value).replace(host.name, "{host}") == words
+        return
+    patch = check_method(quick(system), host, REQUEST, data=split)
+    with torch.no_grad(), patch.applied(host):
+        assert bool(host.logits(split["forget"].pixels()).isfinite().all())
+
+
+def test_fresh_weights_of_any_part_are_seeded_and_leave_the_global_generator_alone() -> None:
+    """A vision transformer's class token and positions are drawn as its own library draws them."""
+    host, other = load(folder_of("vit")), load(folder_of("vit"))
+    before, state = host.fingerprint(), torch.random.get_rng_state()
+    one, two = copied(host), copied(other)
+    reset(one, 1)
+    reset(two, 1)
+    assert torch.equal(state, torch.random.get_rng_state())
+    pairs = list(zip(one.root.state_dict().items(), two.root.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for (_, a), b in pairs)
+    old = host.root.state_dict()
+    assert not torch.equal(one.root.state_dict()["vit.embeddings.cls_token"], old["vit.embeddings.cls_token"])
+    assert host.fingerprint() == before
+    reset(two, 2)
+    assert not all(torch.equal(a, b) for (_, a), b in pairs)
+
+
+def test_a_model_made_by_hand_with_parameters_of_its_own_is_refused_in_words() -> None:
+    host = load(folder_of("vit"))
+    made = ClassifierHost(host.root, name="mine", labels=host.labels, head="classifier", backbone="vit")
+    with pytest.raises(Unsupported, match=r"mine has a ViTEmbeddings.*load it from a file"):
+        reset(copied(made), 0)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

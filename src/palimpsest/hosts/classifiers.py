@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class ClassifierHost(EncoderHost):
         backbone: name of the module that makes the features; "": the whole model.
         preprocessing: what the network expects.
         folder: where it was loaded from.
+        anew: builds the same network with fresh weights, as its library draws them; for systems that train anew.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class ClassifierHost(EncoderHost):
         backbone: str = "",
         preprocessing: Preprocessing | None = None,
         folder: Path | None = None,
+        anew: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__(model, name=name, preprocessing=preprocessing, folder=folder)
+        self.anew = anew
         self.labels = tuple(labels)
         self._parts = {"head": head, "backbone": backbone}
         modules = dict(model.named_modules())
@@ -133,6 +137,7 @@ def _load(source: Source) -> ClassifierHost:
         backbone=backbone,
         preprocessing=preprocessing,
         folder=source.path,
+        anew=partial(type(model), model.config),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -68,8 +69,8 @@ def _load(source: Source) -> EncoderHost:
             f"{folder} asks to run {named!r}, which is not one of the architectures that a model's folder may choose. "
             "Where the function is your own or one that you have read, name it yourself with --factory."
         )
-    model = built(named, arguments, folder) if named in ARCHITECTURES else _built(named, arguments)
-    model = filled(model, folder).to(source.device, source.dtype)
+    anew = partial(built, named, arguments, folder) if named in ARCHITECTURES else partial(_built, named, arguments)
+    model = filled(anew(), folder).to(source.device, source.dtype)
     common: dict[str, Any] = {"name": source.name, "folder": folder}
     common["preprocessing"] = Preprocessing(**config.get("preprocessing", {}))
     if "labels" not in config and "head" not in config:
@@ -77,7 +78,7 @@ def _load(source: Source) -> EncoderHost:
     if "labels" not in config or "head" not in config:
         raise Damaged(f"{folder / CONFIG} is incomplete; expected both labels and head, or neither.")
     return ClassifierHost(
-        model, labels=config["labels"], head=config["head"], backbone=config.get("backbone", ""), **common
+        model, labels=config["labels"], head=config["head"], backbone=config.get("backbone", ""), anew=anew, **common
     )
 
 
@@ -90,7 +91,8 @@ def from_state(source: Source) -> ClassifierHost:
     The module takes pictures (n, 3, H, W) in [0, 1]; what it needs of normalisation belongs inside it. Its head is
     its last linear layer; where no labels are given, its classes are called by their numbers.
     """
-    model = filled(_built(source.factory, {}), source.path)
+    anew = partial(_built, source.factory, {})
+    model = filled(anew(), source.path)
     linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear) and name]
     if not linear:
         raise Unsupported(
@@ -102,7 +104,8 @@ def from_state(source: Source) -> ClassifierHost:
             f"{source.factory} has {width} logits and {len(source.labels)} labels were given; give one for each."
         )
     labels = source.labels or tuple(map(str, range(width)))
-    return ClassifierHost(model.to(source.device, source.dtype), name=source.path.stem, labels=labels, head=head)
+    model = model.to(source.device, source.dtype)
+    return ClassifierHost(model, name=source.path.stem, labels=labels, head=head, anew=anew)
 
 
 def save(

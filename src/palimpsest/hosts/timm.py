@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any, TypedDict
 
@@ -67,8 +68,9 @@ def _load(source: Source) -> EncoderHost:
     cfg = config["pretrained_cfg"]
     classes = config.get("num_classes")
     classes = cfg.get("num_classes", 0) if classes is None else classes
+    anew = partial(timm.create_model, config["architecture"], pretrained=False, **{**arguments, "num_classes": classes})
     try:
-        model = timm.create_model(config["architecture"], pretrained=False, **{**arguments, "num_classes": classes})
+        model = anew()
     except Exception as e:  # an unknown architecture, or options that this timm lacks
         raise Damaged(f"{folder} cannot be built by timm {timm.__version__}: {first_line(e)}.") from e
     model = filled(model, folder).to(source.device, source.dtype)
@@ -81,7 +83,7 @@ def _load(source: Source) -> EncoderHost:
             f"{source.name} has {classes} classes, {len(names or ())} names and the heads {head!r}; expected a name "
             "for each and one head."
         )
-    return ClassifierHost(model, labels=names or tuple(map(str, range(classes))), head=head, **common)
+    return ClassifierHost(model, labels=names or tuple(map(str, range(classes))), head=head, anew=anew, **common)
 
 
 FAMILY = Family(_detect, _load)

@@ -46,9 +46,12 @@ def changes(host: Classifier, student: Classifier) -> dict[str, Delta]:
 def reset(student: Classifier, seed: int) -> None:
     """Fresh weights: layers as torch draws them, norms at one and zero with empty statistics.
 
+    Parameters of other modules (class tokens, positions, scales) are drawn as the model's own library draws them.
+
     Raises:
-        Unsupported: a module has parameters of a kind that is not known here.
+        Unsupported: there are such parameters, and the model was made by hand, so that nobody can build it anew.
     """
+    anew: nn.Module | None = None
     for name, module in student.root.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
@@ -64,10 +67,22 @@ def reset(student: Classifier, seed: int) -> None:
         elif isinstance(module, nn.Embedding):
             module.weight.copy_(torch.randn(module.weight.shape, generator=generator(seed, "reset", name)))
         elif own:
-            raise Unsupported(
-                f"{student.name} has a {type(module).__name__} ({name!r}) that cannot be drawn afresh from here; "
-                "train a new model in your own code and compare with it."
-            )
+            anew = anew or _anew(student, f"a {type(module).__name__} ({name!r})", seed)
+            for key, p in own.items():
+                p.copy_(anew.get_submodule(name).get_parameter(key))
+
+
+def _anew(student: Any, part: str, seed: int) -> nn.Module:
+    """The same network, built again; the global generator stays as it was."""
+    build = getattr(student, "anew", None)
+    if build is None:
+        raise Unsupported(
+            f"{student.name} has {part} that cannot be drawn afresh from here, and nothing builds such a model anew; "
+            "load it from a file or folder, or train a new model in your own code and compare with it."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
 
 
 @dataclass(frozen=True, kw_only=True)

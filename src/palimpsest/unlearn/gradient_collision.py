@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from palimpsest.core.card import Card
 from palimpsest.core.fields import Count, NonNegative, Positive, Several
@@ -63,7 +64,8 @@ class GradientCollision(ClassifierTune):
         leaves = list(step.trained.leaves.values())
         pulls = []
         for rows in torch.arange(len(forget.rows)).chunk(self.parts):
-            loss = cross_entropy(self.logits(step, forget.images[rows]), forget.targets[rows])
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+                loss = cross_entropy(self.logits(step, forget.images[rows]), forget.targets[rows])
             found = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
             pulls.append(torch.cat([g.reshape(-1) for g in found]))
         unit = functional.normalize(torch.stack(pulls), dim=1, eps=1e-12)
