@@ -27,7 +27,6 @@ def test_templates_exist_for_every_kind_and_end_with_the_name(kind: Kind) -> Non
     filled = prompts.filled(Concept(name="Van Gogh", kind=kind))
     assert len(set(filled)) == len(filled) >= 4
     assert all(p.endswith("Van Gogh") for p in filled)
-    assert len(set(neighbours.CANDIDATES[kind])) == len(neighbours.CANDIDATES[kind]) >= 20
 
 
 def test_own_prompts_come_before_templates() -> None:
@@ -96,7 +95,6 @@ def test_nearest_ranks_by_cosine_of_the_names_states(host: SDHost) -> None:
     assert len(found) == 2
     assert found[1][1] < 1
     assert neighbours.nearest(host, target, [], 3) == []
-    assert all(c.name != "star" for c in neighbours.everyday(target))
 
 
 SCHEDULES = {"vp": lambda s: (1 - s**2) ** 0.5, "flow": lambda s: 1 - s}

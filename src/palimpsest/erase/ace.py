@@ -16,7 +16,7 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import away_from, output_error
-from palimpsest.ops.neighbours import everyday
+from palimpsest.ops.listed import everyday
 from palimpsest.ops.parts import transformers
 from palimpsest.ops.prompts import answered
 from palimpsest.ops.text_states import last, texts

@@ -17,7 +17,7 @@ from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.captions import captions, in_captions
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.neighbours import everyday
+from palimpsest.ops.listed import everyday
 from palimpsest.ops.parts import text_parameters
 from palimpsest.ops.prompts import answered, filled, holds, kept
 from palimpsest.ops.trajectories import Visited

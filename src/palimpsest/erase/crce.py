@@ -16,7 +16,8 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import away_from, output_error
-from palimpsest.ops.neighbours import everyday, nearest
+from palimpsest.ops.listed import everyday
+from palimpsest.ops.neighbours import nearest
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, holds, prompts_for
 from palimpsest.train.asked import Asked

@@ -22,7 +22,7 @@ from palimpsest.core.pictures import Material
 from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import classifier_free, output_error
-from palimpsest.ops.neighbours import everyday
+from palimpsest.ops.listed import everyday
 from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, filled, kept
 from palimpsest.train.finetune import FineTune

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from palimpsest.core.concept import Concept, Kind
-from palimpsest.ops.neighbours import CANDIDATES
+from palimpsest.ops.listed import common
 
 ORDER: tuple[Kind, ...] = ("attribute", "object", "style", "domain")
 SLOTS: dict[Kind, int] = {"attribute": 0, "object": 1, "class": 1, "identity": 1, "style": 2, "domain": 3}
@@ -31,9 +31,7 @@ def in_captions(concept: Concept, others: Sequence[str], n: int) -> list[tuple[s
 def _rows(n: int, without: Iterable[str]) -> list[list[str]]:
     """(attribute, thing, style, scene), some of them empty."""
     names = {name.casefold() for name in without}
-    words = [
-        [w for w in CANDIDATES[kind] if not names & set(w.casefold().split()) and w not in names] for kind in ORDER
-    ]
+    words = [[w for w in common(kind) if not names & set(w.casefold().split()) and w not in names] for kind in ORDER]
     draws = torch.Generator().manual_seed(0)
     rows = [[w[int(torch.randint(len(w), (1,), generator=draws))] for w in words] for _ in range(n)]
     return [["" if float(torch.rand((), generator=draws)) < ABSENT else w for w in row] for row in rows]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import get_args
 
 import torch
 
 from palimpsest.core.concept import Concept, Kind, Request
 from palimpsest.ops.anchors import anchored, without
-from palimpsest.ops.neighbours import CANDIDATES
+from palimpsest.ops.listed import common
 from palimpsest.ops.prompts import asking, holds, in_turn, swapped
 
 _OF_THINGS = ("a {attribute} {name}", "a {name} in the style of {style}", "a {name} in the {domain}")
@@ -34,11 +35,11 @@ CONTEXTS: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
 def varied(concept: Concept, n: int, generator: torch.Generator, avoid: Sequence[str] = ()) -> list[str]:
     """n prompts, fewer where two come out the same: `CONTEXTS` and the concept's own with a thing after it, in turn.
 
-    What they say beside the name is drawn from everyday words (`ops.neighbours`) that hold neither the name nor what
+    What they say beside the name is drawn from everyday words (`ops.listed`) that hold neither the name nor what
     is to be avoided.
     """
     names = (concept.name, *avoid)
-    words = {kind: [w for w in found if not any(holds(w, n) for n in names)] for kind, found in CANDIDATES.items()}
+    words = {kind: [w for w in common(kind) if not any(holds(w, n) for n in names)] for kind in get_args(Kind)}
 
     def any_of(kind: Kind) -> str:
         return words[kind][int(torch.randint(len(words[kind]), (1,), generator=generator))]
