@@ -17,7 +17,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Denoiser, Vocabulary
 from palimpsest.core.sampling import Sampling
 from palimpsest.ops import statistics
-from palimpsest.ops.neighbours import everyday
+from palimpsest.ops.listed import everyday
 from palimpsest.ops.prompts import asking
 from palimpsest.probes.attempt import Budget
 from palimpsest.probes.neighbours import Eye, Near
