@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from hosts_fixtures import sd3_pipeline, sd_pipeline
+from hosts_fixtures import host_of, sd_pipeline
 from palimpsest.core.concept import Concept, Request
-from palimpsest.core.errors import Unsupported
+from palimpsest.core.host import Cond
 from palimpsest.erase.rece import RECE
 from palimpsest.erase.uce import UCE
 from palimpsest.hosts.sd import SDHost
@@ -104,11 +103,25 @@ def test_rece_leaves_less_to_revive_than_uce(host: SDHost) -> None:
     assert left[1] > 1.1 * left[0]  # the best revived state is further from the concept
 
 
-def test_models_without_such_layers_are_refused(tmp_path: Path) -> None:
-    from palimpsest.hosts.sd3 import SD3Host
+def last_words(cond: Cond) -> list[Tensor]:
+    """The state of the first prompt's last word in each encoder."""
+    lengths = {0: cond.lengths, **cond.further}
+    return [cond.states[0, start + int(n[0]) - 2] for start, n in lengths.items()]
 
-    torch.manual_seed(0)
-    joint = SD3Host(sd3_pipeline(tmp_path, t5=False), name="small sd3")
-    for method in (UCE(), RECE()):
-        with pytest.raises(Unsupported, match="read text states directly"):
-            method(joint, Request(target=(STAR,)))
+
+@pytest.mark.parametrize("family", ["sd3", "sd3_without_t5", "flux"])
+def test_where_attention_is_joint_the_projections_of_text_are_edited(family: str) -> None:
+    """Every encoder's last word of the target is read as the replacement's, and so is the pooled state."""
+    joint: Any = host_of(family)
+    star, ring = (joint.tokens([word]) for word in ("star", "ring"))
+    patch = UCE(ridge=1e-6, tokens="last")(joint, Request(target=(STAR,), toward=(Concept(name="ring"),)))
+    names = {name.rpartition("transformer.")[2] for name in patch.deltas}
+    assert names == {"context_embedder.weight", "time_text_embed.text_embedder.linear_1.weight"}
+    (tokens,), (pooled,) = (joint.parts(role).values() for role in ("text_projection", "pooled_projection"))
+    old, new = (torch.stack(last_words(cond)) for cond in (star, ring))
+    assert len(star.further) == (family == "sd3")
+    wanted, wanted_pooled = tokens(new), pooled(ring.pooled)
+    assert (tokens(old) - wanted).norm() > 0.1 * wanted.norm()
+    with patch.applied(joint):
+        assert (tokens(old) - wanted).norm() < 1e-2 * wanted.norm()
+        assert (pooled(star.pooled) - wanted_pooled).norm() < 1e-2 * wanted_pooled.norm()

@@ -25,6 +25,7 @@ class Cond:
         pooled: (n, p) pooled states, for families that take them.
         extra: further per-sample tensors that the family's denoiser takes (first axis n).
         texts: the prompts themselves, where it is known what was encoded.
+        further: where a second encoder's states stand behind the first's: their first position -> (n,) lengths.
     """
 
     states: Tensor
@@ -32,6 +33,7 @@ class Cond:
     pooled: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
+    further: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.states.shape[0]
@@ -46,6 +48,7 @@ class Cond:
             pooled=pooled,
             extra={k: v[rows] for k, v in self.extra.items()},
             texts=tuple(self.texts[i] for i in torch.arange(len(self))[rows].tolist()) if self.texts else (),
+            further={start: lengths[rows] for start, lengths in self.further.items()},
         )
 
     def repeat(self, n: int) -> Cond:
@@ -64,6 +67,7 @@ class Cond:
             pooled=pooled,
             extra=extra,
             texts=tuple(t for c in conds for t in c.texts) if all(c.texts for c in conds) else (),
+            further={start: torch.cat([c.further[start] for c in conds]) for start in first.further},
         )
 
 
@@ -143,8 +147,8 @@ class Host(Protocol):
 
     `parts(role)` gives modules by what they do, named as in `root.named_modules()`. Roles: "denoiser",
     "text_encoder", "token_embedding", "autoencoder", "cross_attention", "self_attention", "cross_key",
-    "cross_value", "cross_query", "cross_out", "text_block", "bottleneck", "decoder_block", "backbone", "head". A role
-    that the model lacks gives {}.
+    "cross_value", "cross_query", "cross_out", "text_projection", "pooled_projection", "text_block", "bottleneck",
+    "decoder_block", "backbone", "head". A role that the model lacks gives {}.
     """
 
     name: str

@@ -15,7 +15,7 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
-from palimpsest.ops.text_states import Tokens, kept_texts, paired_states, pairs, states_of, text_layers
+from palimpsest.ops.text_states import Tokens, kept_texts, paired_states, pairs, states_of, text_readers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class RECE(ModelEdit):
            = (sum W'^T W' + mimic_ridge I)^-1 (sum W'^T W) c
 
     for every state c of the target, and solves UCE's problem once more on W', with c' in place of c.
+
+    Where attention is joint, W are the layers that UCE edits there.
 
     Args:
         rounds: of derivation and erasure after UCE's (the public code runs 5 for objects, 10 for nudity).
@@ -72,18 +74,19 @@ class RECE(ModelEdit):
     )
 
     def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
-        weights = text_layers(host, "RECE")
-        concept, into = paired_states(host, pairs(request, expand=self.expand), self.tokens)
-        kept = ["", *kept_texts(request, expand=self.expand)]
-        keep = closed_form.gram(torch.cat(states_of(host, kept, self.tokens)))
-        edit = self._erase(concept, into, keep)
-        reads = closed_form.layers_gram(weights.values())
-        for k in range(self.rounds):
-            revived = closed_form.mimic(concept, reads, edit, ridge=self.mimic_ridge)
-            trace.log.append((k, "revived norm", float(revived.norm(dim=1).mean())))
-            edit = edit.then(self._erase(revived, into, keep))
-            trace.tell("erasing", k + 1, self.rounds)
-        return Patch(base="", deltas=closed_form.edit_layers(weights, edit))
+        kept, deltas = ["", *kept_texts(request, expand=self.expand)], {}
+        for weights, positions in text_readers(host, "RECE", self.tokens):
+            concept, into = paired_states(host, pairs(request, expand=self.expand), positions)
+            keep = closed_form.gram(torch.cat(states_of(host, kept, positions)))
+            edit = self._erase(concept, into, keep)
+            reads = closed_form.layers_gram(weights.values())
+            for k in range(self.rounds):
+                revived = closed_form.mimic(concept, reads, edit, ridge=self.mimic_ridge)
+                trace.log.append((k, "revived norm", float(revived.norm(dim=1).mean())))
+                edit = edit.then(self._erase(revived, into, keep))
+                trace.tell("erasing", k + 1, self.rounds)
+            deltas |= closed_form.edit_layers(weights, edit)
+        return Patch(base="", deltas=deltas)
 
     def _erase(self, states: torch.Tensor, into: torch.Tensor, keep: torch.Tensor) -> closed_form.StateEdit:
         return closed_form.erase(

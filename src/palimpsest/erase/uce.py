@@ -15,7 +15,7 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
-from palimpsest.ops.text_states import Tokens, kept_texts, paired_states, pairs, states_of, text_layers
+from palimpsest.ops.text_states import Tokens, kept_texts, paired_states, pairs, states_of, text_readers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,9 @@ class UCE(ModelEdit):
             does; "last" the first of them only, as its later code does; "all" every position.
         expand: also edit the concept's name in its other prompts and in sentences of its kind ("an image of ...";
             "expand_prompts").
+
+    Where attention is joint (SD 3, Flux) the layers are the projection of all token states and the first layer that
+    reads the pooled ones, as in the authors' code for Flux.
 
     Without Request.toward this is the paper's moderation; its debiasing, a loop around the same solve, is
     `palimpsest.erase.uce_debias`.
@@ -67,15 +70,16 @@ class UCE(ModelEdit):
     )
 
     def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
-        weights = text_layers(host, "UCE")
-        states, into = paired_states(host, pairs(request, expand=self.expand), self.tokens)
-        kept = kept_texts(request, expand=self.expand)
-        edit = closed_form.erase(
-            states,
-            into,
-            keep=closed_form.gram(torch.cat(states_of(host, kept, self.tokens))) if kept else None,
-            erase_weight=self.erase_weight,
-            keep_weight=self.keep_weight,
-            ridge=self.ridge,
-        )
-        return Patch(base="", deltas=closed_form.edit_layers(weights, edit))
+        kept, deltas = kept_texts(request, expand=self.expand), {}
+        for weights, positions in text_readers(host, "UCE", self.tokens):
+            states, into = paired_states(host, pairs(request, expand=self.expand), positions)
+            edit = closed_form.erase(
+                states,
+                into,
+                keep=closed_form.gram(torch.cat(states_of(host, kept, positions))) if kept else None,
+                erase_weight=self.erase_weight,
+                keep_weight=self.keep_weight,
+                ridge=self.ridge,
+            )
+            deltas |= closed_form.edit_layers(weights, edit)
+        return Patch(base="", deltas=deltas)

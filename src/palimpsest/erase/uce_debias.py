@@ -20,7 +20,7 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops import closed_form
 from palimpsest.ops.drawn import Drawn, draw, noise_errors
 from palimpsest.ops.names import only
-from palimpsest.ops.text_states import Tokens, kept_texts, states_of, text_layers, texts
+from palimpsest.ops.text_states import Positions, Tokens, kept_texts, states_of, text_readers, texts
 
 TIMES = (0.3, 0.5, 0.7)  # quantiles of the training times at which the model itself tells attributes apart
 
@@ -96,10 +96,10 @@ class UCEDebias(ModelEdit):
 
     @torch.no_grad()
     def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
-        layers = text_layers(host, "UCE")
+        readers = text_readers(host, "UCE", self.tokens)
         wanted = torch.tensor(self.ratios or [1 / len(self.attributes)] * len(self.attributes))
         kept = kept_texts(request, expand=False)
-        keep = closed_form.gram(torch.cat(states_of(host, kept, self.tokens))) if kept else None
+        grams = [closed_form.gram(torch.cat(states_of(host, kept, at))) if kept else None for _, at in readers]
         scales = torch.zeros(len(request.target), len(self.attributes))
         patch = Patch(base=host.fingerprint())
         for k in range(self.rounds):
@@ -111,21 +111,24 @@ class UCEDebias(ModelEdit):
             if not bool(off.any()):
                 break
             scales += self.gain * off
-            patch = Patch(base=patch.base, deltas=self.solve(host, request, scales, layers, keep))
+            deltas: dict[str, Any] = {}
+            for (layers, positions), keep in zip(readers, grams, strict=True):
+                deltas |= closed_form.edit_layers(layers, self.solve(host, request, scales, positions, keep))
+            patch = Patch(base=patch.base, deltas=deltas)
         return patch
 
     def solve(
-        self, host: Denoiser, request: Request, scales: Tensor, layers: dict[str, Tensor], keep: Tensor | None
-    ) -> dict[str, Any]:
+        self, host: Denoiser, request: Request, scales: Tensor, positions: Positions, keep: Tensor | None
+    ) -> closed_form.StateEdit:
         """UCE's edit with each target answered as itself plus the scaled attributes; scales (targets, attributes)."""
         rows, answers = [], []
-        of_attributes = states_of(host, self.attributes, self.tokens)
+        of_attributes = states_of(host, self.attributes, positions)
         for concept, scale in zip(request.target, scales.tolist(), strict=True):
-            for own in states_of(host, texts(concept, expand=False), self.tokens):
+            for own in states_of(host, texts(concept, expand=False), positions):
                 cut = min(len(s) for s in (own, *of_attributes))
                 rows.append(own[:cut])
                 answers.append(own[:cut] + sum(x * a[:cut] for x, a in zip(scale, of_attributes, strict=True)))
-        edit = closed_form.erase(
+        return closed_form.erase(
             torch.cat(rows),
             torch.cat(answers),
             keep=keep,
@@ -133,7 +136,6 @@ class UCEDebias(ModelEdit):
             keep_weight=self.keep_weight,
             ridge=self.ridge,
         )
-        return closed_form.edit_layers(layers, edit)
 
     def _shares(self, host: Denoiser, patch: Patch, concept: Concept, judge: Any, rng: torch.Generator) -> Tensor:
         """(attributes,) shares among pictures of one concept, drawn by the model as it is now."""

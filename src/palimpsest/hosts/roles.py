@@ -6,6 +6,8 @@
 | self_attention | `attn1`: image reads image | the same blocks (they do both), and image-only attention |
 | cross_key, cross_value | `attn2.to_k`, `to_v`: read text | `add_k_proj`, `add_v_proj`: read text |
 | cross_query, cross_out | `attn2.to_q`, `to_out.0` | `add_q_proj`, `to_add_out` |
+| text_projection | - | the one layer through which all token states come in |
+| pooled_projection | - | the first layer that reads the pooled states |
 | denoiser, text_encoder, autoencoder | the pipeline's modules | the same |
 | text_reader | the stacks of blocks around `attn2`: all that text passes through | the cross-attention modules |
 | outer | time embedding and output layers | the same |
@@ -25,6 +27,7 @@ from collections.abc import Sequence
 from torch import nn
 
 _OUTER = ("time_embedding", "time_text_embed", "conv_norm_out", "conv_out", "norm_out", "proj_out")
+_INLETS = {"text_projection": "context_embedder", "pooled_projection": "time_text_embed.text_embedder.linear_1"}
 _PROJECTIONS = {
     "cross_key": ("to_k", "add_k_proj"),
     "cross_value": ("to_v", "add_v_proj"),
@@ -47,6 +50,9 @@ def parts_of(root: nn.Module, role: str, *, network: str, encoders: Sequence[str
         return _unet_blocks(root.get_submodule(network), network, role)
     if role == "outer":
         return {f"{network}.{name}": m for name, m in root.get_submodule(network).named_children() if name in _OUTER}
+    if role in _INLETS:
+        inlet = _submodule(root, f"{network}.{_INLETS[role]}")
+        return {} if inlet is None else {f"{network}.{_INLETS[role]}": inlet}
     attention = {
         f"{network}.{name}": m
         for name, m in root.get_submodule(network).named_modules()

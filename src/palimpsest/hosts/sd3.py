@@ -60,16 +60,19 @@ class SD3Host(FlowHost):
         first = read_clip(pipe.tokenizer, pipe.text_encoder, prompts, cut=cut, layer=-2)
         second = read_clip(pipe.tokenizer_2, pipe.text_encoder_2, prompts, cut=cut, layer=-2)
         clip = torch.cat([first.states, second.states], dim=-1)
+        further: dict[int, Tensor] = {}
         if pipe.text_encoder_3 is None:
             width = self.denoiser.config.joint_attention_dim
             t5 = clip.new_zeros(len(clip), 0 if cut else self._zeros, width)
         else:
-            t5, _ = read_t5(pipe.tokenizer_3, pipe.text_encoder_3, prompts, cut=cut, longest=T5_LENGTH)
+            t5, lengths = read_t5(pipe.tokenizer_3, pipe.text_encoder_3, prompts, cut=cut, longest=T5_LENGTH)
+            further[clip.shape[1]] = lengths
         clip = pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return Cond(
             states=torch.cat([clip, t5.to(clip.dtype)], dim=1),
             lengths=first.lengths,
             pooled=torch.cat([first.pooled, second.pooled], dim=-1),
+            further=further,
         )
 
     def _set_timesteps(self, scheduler: Any, steps: int, height: int, width: int) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import Unsupported
@@ -15,6 +15,8 @@ from palimpsest.ops.prompts import filled, swapped, up_to
 
 Tokens = Literal["last", "tail", "all"]
 """last: the subject's last token. tail: from there to the end of padding. all: every position."""
+Positions = Literal["last", "tail", "all", "pooled"]
+"""Tokens, or the one state that stands for the whole prompt."""
 
 
 def last(cond: Cond) -> Tensor:
@@ -28,13 +30,32 @@ def text_layers(host: Denoiser, system: str) -> dict[str, Tensor]:
     Raises:
         Unsupported: the model has none; in joint attention the text is transformed before a layer reads it.
     """
-    found = {**host.parts("cross_key"), **host.parts("cross_value")}
+    layers = {**host.parts("cross_key"), **host.parts("cross_value")}
     joint = set(host.parts("cross_attention")) & set(host.parts("self_attention"))
-    if not found or joint:
+    if not layers or joint:
         raise Unsupported(
             f"{system} edits cross-attention layers that read text states directly; {host.name} has none."
         )
-    return {f"{name}.weight": module.get_parameter("weight") for name, module in sorted(found.items())}
+    return _weights(layers)
+
+
+def text_readers(host: Denoiser, system: str, tokens: Tokens) -> list[tuple[dict[str, Tensor], Positions]]:
+    """Sets of linear layers that read the same text states directly, each with which of them an edit acts on.
+
+    In U-Nets these are the keys and values of cross-attention. Where attention is joint, all token states come in
+    through one projection and the pooled states through another; an edit of both reaches everything that the text can
+    do, as one of the keys and values does there.
+
+    Raises:
+        Unsupported: the model has neither.
+    """
+    inlets: list[tuple[str, Positions]] = [("text_projection", tokens), ("pooled_projection", "pooled")]
+    readers = [(_weights(parts), positions) for role, positions in inlets if (parts := host.parts(role))]
+    return readers or [(text_layers(host, system), tokens)]
+
+
+def _weights(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{name}.weight": module.get_parameter("weight") for name, module in sorted(layers.items())}
 
 
 def texts(concept: Concept, *, expand: bool) -> tuple[str, ...]:
@@ -62,27 +83,46 @@ def kept_texts(request: Request, *, expand: bool) -> list[str]:
 
 
 @torch.no_grad()
-def states_of(host: Denoiser, prompts: Sequence[str], tokens: Tokens) -> list[Tensor]:
-    """(m_i, d) for each prompt: the states that `tokens` names, first to last. Equal prompts are encoded once.
+def states_of(host: Denoiser, prompts: Sequence[str], positions: Positions) -> list[Tensor]:
+    """(m_i, d) for each prompt: the states at these positions, first to last. Equal prompts are encoded once.
 
-    Cost: one batched text forward; cut at the end token where only the last state is read.
+    Where several encoders' states stand one behind the other, those of each. Cost: one batched text forward; cut at the
+    end token where only the last state is read.
     """
-    once = list(dict.fromkeys(prompts))
-    cond = host.tokens(once) if tokens == "last" else host.encode(once)
-    start = (cond.lengths - 2).clamp(min=0).tolist()
-    if tokens == "last":
-        found = {p: cond.states[i, start[i] : start[i] + 1] for i, p in enumerate(once)}
-    elif tokens == "tail":
-        found = {p: cond.states[i, start[i] :] for i, p in enumerate(once)}
-    else:
-        found = {p: cond.states[i] for i, p in enumerate(once)}
-    return [found[p] for p in prompts]
+    return [torch.cat(blocks) for blocks in _blocks(host, prompts, positions)]
 
 
-def paired_states(host: Denoiser, pairs: Sequence[tuple[str, str]], tokens: Tokens) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def paired_states(host: Denoiser, pairs: Sequence[tuple[str, str]], positions: Positions) -> tuple[Tensor, Tensor]:
     """States and the states that they are answered as, (m, d) each; longer tails are cut to their partner's length."""
-    both = states_of(host, [text for pair in pairs for text in pair], tokens)
-    cut = [min(len(a), len(b)) for a, b in zip(both[::2], both[1::2], strict=True)]
-    states = torch.cat([s[:m] for s, m in zip(both[::2], cut, strict=True)])
-    into = torch.cat([s[:m] for s, m in zip(both[1::2], cut, strict=True)])
-    return states, into
+    both = _blocks(host, [text for pair in pairs for text in pair], positions)
+    rows = [
+        (a[: min(len(a), len(b))], b[: min(len(a), len(b))])
+        for one, other in zip(both[::2], both[1::2], strict=True)
+        for a, b in zip(one, other, strict=True)
+    ]
+    return torch.cat([a for a, _ in rows]), torch.cat([b for _, b in rows])
+
+
+def _blocks(host: Denoiser, prompts: Sequence[str], positions: Positions) -> list[list[Tensor]]:
+    """For each prompt the states at these positions, one tensor (m, d) an encoder."""
+    once = list(dict.fromkeys(prompts))
+    cond = host.tokens(once) if positions in ("last", "pooled") else host.encode(once)
+    if positions == "pooled":
+        if cond.pooled is None:
+            raise Unsupported(f"{host.name} has no pooled text states.")
+        states = {p: [cond.pooled[i : i + 1]] for i, p in enumerate(once)}
+        return [states[p] for p in prompts]
+    starts = [0, *cond.further]
+    ends = [*cond.further, cond.states.shape[1]]
+    words = [(lengths - 2).clamp(min=0).tolist() for lengths in (cond.lengths, *cond.further.values())]
+
+    def of(i: int) -> list[Tensor]:
+        blocks = []
+        for start, end, word in zip(starts, ends, words, strict=True):
+            first = start if positions == "all" else start + word[i]
+            blocks.append(cond.states[i, first : first + 1 if positions == "last" else end])
+        return blocks
+
+    states = {p: of(i) for i, p in enumerate(once)}
+    return [states[p] for p in prompts]
