@@ -50,7 +50,10 @@ def text_readers(host: Denoiser, system: str, tokens: Tokens) -> list[tuple[dict
         Unsupported: the model has neither.
     """
     inlets: list[tuple[str, Positions]] = [("text_projection", tokens), ("pooled_projection", "pooled")]
-    readers = [(_weights(parts), positions) for role, positions in inlets if (parts := host.parts(role))]
+    readers: list[tuple[dict[str, Tensor], Positions]] = []
+    for role, positions in inlets:
+        if parts := host.parts(role):
+            readers.append((_weights(parts), positions))
     return readers or [(text_layers(host, system), tokens)]
 
 
