@@ -90,11 +90,14 @@ def test_the_untouched_model_draws_what_it_is_asked_for() -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_target_goes_down_and_the_rest_stays_as_the_exam_says(system: str) -> None:
     record, (target, kept) = recorded(system), asked()
-    method = catalog.load(system).from_plain(settings(record, system))
+    chosen = settings(record, system)
+    method = catalog.load(system).from_plain(chosen)
     patch: Patch = method(model(), request(model(), "star"), seed=record["seed"])
     with torch.no_grad(), patch.applied(model()):
         left, held = shown(target), shown(kept)
-    assert abs(left - share(record, "target")) <= CHANCE, f"{left:.0%} of the target's pictures show it"
+    assert left <= share(record, "target") + CHANCE, f"{left:.0%} of the target's pictures show it"
+    if chosen == record["parameters"]:  # with half of the steps DoCo, for one, leaves less than with all
+        assert left >= share(record, "target") - CHANCE, f"{left:.0%} of the target's pictures show it"
     if share(record, "target") <= 0.25:
         assert left < 0.6
     # What is kept here are other words than the exam's neighbours. Where a system harms some of those, it is its own

@@ -60,12 +60,11 @@ class Cond:
         """Batches one after the other; all must have the same L."""
         first = conds[0]
         pooled = None if first.pooled is None else torch.cat([c.pooled for c in conds if c.pooled is not None])
-        extra = {k: torch.cat([c.extra[k] for c in conds]) for k in first.extra}
         return Cond(
             states=torch.cat([c.states for c in conds]),
             lengths=torch.cat([c.lengths for c in conds]),
             pooled=pooled,
-            extra=extra,
+            extra={k: torch.cat([c.extra[k] for c in conds]) for k in first.extra},
             texts=tuple(t for c in conds for t in c.texts) if all(c.texts for c in conds) else (),
             further={start: torch.cat([c.further[start] for c in conds]) for start in first.further},
         )
