@@ -66,6 +66,14 @@ def test_systems_know_neither_hosts_nor_each_others_rooms(verb: str) -> None:
             assert other == verb or other not in catalog.verbs(), f"{path.name} imports another verb: {name}"
 
 
+def test_nothing_imports_the_package_of_the_models() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            assert not [m for m in modules if m.split(".")[0] == "palimpsest_models"], f"{path}: use its entry point"
+
+
 def test_only_hosts_know_model_libraries() -> None:
     for path in FILES:
         if room(path) in {"hosts", "tiny"} or path.parent.name == "evaluators" or path.stem.startswith("evaluator"):

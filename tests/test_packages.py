@@ -54,6 +54,9 @@ def test_without_models_every_error_says_how_to_get_them(tmp_path: Path, monkeyp
         with pytest.raises(Unsupported, match=r"pip install 'palimpsest-concepts\[models\]'"):
             ask()
     assert shelf.INSTALL in doctor()["models"]
+    monkeypatch.setattr(shelf, "entry_points", lambda **_: ())
+    with pytest.raises(Unsupported, match=r"pip install 'palimpsest-concepts\[models\]'"):
+        shelf.maker("train_classifier")
 
 
 def test_other_packages_ship_models_by_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,14 @@ from torch import Generator
 
 from palimpsest import tiny
 from palimpsest.core.errors import Unsupported
-from palimpsest.ops.precision import measured
-from palimpsest.tiny.assemble import INT8, ZIP, pack, unpack, unzipped, zipped
-from palimpsest.tiny.masters import Masters, knots, named, ramp
-from palimpsest.tiny.measure import WORLDS, score_words
-from palimpsest.tiny.muon import Muon
+from palimpsest.tiny.assemble import INT8, ZIP, unpack, unzipped
 from palimpsest.tiny.phrases import reopen, reword
-from palimpsest.tiny.tokenizer import learn_merges, write_tokenizer
+from palimpsest_models.masters import Masters, knots, named, ramp
+from palimpsest_models.measure import WORLDS, score_words
+from palimpsest_models.muon import Muon
+from palimpsest_models.pack import pack, zipped
+from palimpsest_models.precision import measured
+from palimpsest_models.tokenizer import learn_merges, write_tokenizer
 
 PIPELINES = {"sd": "glyphs", "portraits": "faces"}
 

@@ -25,12 +25,13 @@ from palimpsest.hosts.factory import save
 from palimpsest.hosts.load import load
 from palimpsest.tiny import classifiers, references
 from palimpsest.tiny.resnet import resnet, whiten
-from palimpsest.tiny.train_classifier import Recipe, accuracy, logits, train
+from palimpsest_models.ship_classifiers import left_in, write_references
+from palimpsest_models.train_classifier import accuracy, logits, train
 from unlearn_fixtures import TASK, base, digit_split, oracle
 
 ARGUMENTS = {"classes": 10, "width": 8}
 PARTS = {"train": TASK.train, "test": TASK.test}
-QUICK = Recipe(epochs=2, batch=32, lr=3e-3, width=8, shift=1)
+QUICK = classifiers.Recipe(epochs=2, batch=32, lr=3e-3, width=8, shift=1)
 
 
 def few(n: int = 96) -> Pictures:
@@ -270,7 +271,7 @@ def test_references_answer_as_their_models_do(tmp_path: Path) -> None:
         scores = {part: logits(host.root, data.samples).half() for part, data in PARTS.items()}
         save_file(scores, str(folder / "logits.safetensors"))
         folders.append(folder)
-    references.write([references.left_in(folder) for folder in folders], TASK, tmp_path)
+    write_references([left_in(folder) for folder in folders], TASK, tmp_path)
     rows = references.rows(TASK)
     assert set(rows) == {"test", "forget 0", "forget 1", "retain"}
     assert set(TASK.train.samples.labels[rows["forget 0"]].tolist()) == {3}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from palimpsest.tiny.train import TIMESTEPS, spread_times
+from palimpsest_models.train import TIMESTEPS, spread_times
 
 
 def test_times_are_one_in_each_slice_and_focused_ones_lie_around_their_centre() -> None:

@@ -15,7 +15,6 @@ from palimpsest.data.forget import ForgetRequest, split
 from palimpsest.data.read import Dataset
 from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.tiny import classifiers
-from palimpsest.tiny.train_classifier import train
 
 TASK = classifiers.digits()
 FORGET = TASK.forget[0]
@@ -34,13 +33,13 @@ def digit_split(request: ForgetRequest = FORGET) -> Material:
 @lru_cache(maxsize=4)
 def base(seed: int = 0) -> ClassifierHost:
     """Trained on all digits; about 96 % right on the test digits."""
-    return _host(train(TASK.train.samples, 10, TASK.recipe, seed=seed), f"digits-{seed}")
+    return _host(classifiers.trained(TASK, TASK.train.samples, seed=seed), f"digits-{seed}")
 
 
 @lru_cache(maxsize=8)
 def oracle(seed: int = 0, request: ForgetRequest = FORGET) -> ClassifierHost:
     """The same recipe without what the request forgets."""
-    model = train(digit_split(request)["retain"], 10, TASK.recipe, seed=seed)
+    model = classifiers.trained(TASK, digit_split(request)["retain"], seed=seed)
     return _host(model, f"digits-without-{request.items[0]}-{seed}")
 
 

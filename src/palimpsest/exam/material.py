@@ -58,7 +58,7 @@ def material(name: str, request: int) -> Material:
     if not oracles:
         raise BadRequest(
             f"No model that never saw {never} is among the references of {name}; train one "
-            "with palimpsest.tiny.train_classifier and ship it with palimpsest.tiny.ship_classifiers."
+            "with palimpsest_models.train_classifier and ship it with palimpsest_models.ship_classifiers."
         )
     rows = references.rows(task)
     index = {"forget": f"forget {request}", "retain": "retain", "test": "test"}

@@ -1,18 +1,17 @@
 """Shipped pipelines are small: weights are zipped, retrain oracles have 8 bits or fewer, equal parts are borrowed.
 
-`assembled` makes the ordinary folder of such a pipeline once, in the cache.
+`assembled` makes the ordinary folder of such a pipeline once, in the cache. `palimpsest_models.pack` makes them small.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from palimpsest.core.files import build_beside, write_beside
+from palimpsest.core.files import build_beside
 from palimpsest.machine import cache_folder
 
 ZIP = ".zip"
@@ -20,26 +19,8 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 INT8 = "unet.int8.safetensors"  # what a retrain oracle has in the place of UNET
 
 
-def zipped(file: Path, out: Path, *, planes: int) -> None:
-    """Write a file's bytes to a zip archive, dealt out to `planes` members as cards are to players.
-
-    With as many planes as a weight has bytes, the first byte of each weight, its sign and exponent, gets a member of
-    its own and shrinks by half; no bit is lost.
-    """
-    data = file.read_bytes()
-
-    def write(beside: Path) -> None:
-        with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            for plane in range(planes):
-                # Without a date, so that equal bytes make equal archives.
-                member = zipfile.ZipInfo(f"{file.name}.{plane}", date_time=(1980, 1, 1, 0, 0, 0))
-                archive.writestr(member, data[plane::planes], zipfile.ZIP_DEFLATED, 9)
-
-    write_beside(out, write)
-
-
 def unzipped(file: Path, out: Path) -> None:
-    """Write the file that `zipped` read."""
+    """Write the file whose bytes an archive's members hold, dealt out to them as cards are to players."""
     with zipfile.ZipFile(file) as archive:
         planes = [archive.read(member) for member in archive.namelist()]
     data = bytearray(sum(map(len, planes)))
@@ -48,35 +29,8 @@ def unzipped(file: Path, out: Path) -> None:
     out.write_bytes(data)
 
 
-def pack(pipeline: Path, folder: Path, *, levels: int = 127) -> None:
-    """Write a pipeline's U-Net into `folder`: rows of small integers and their scales, zipped.
-
-    A weight with two or more axes becomes round(row / s), s = max |row| / levels, one float16 scale s a row, so the
-    error of a weight is at most half a scale; norms and biases stay float16.
-
-    Args:
-        levels: up to 127. Fewer make smaller files: a row of normal weights takes about log2(levels) + 0.1 bits each.
-    """
-    from safetensors.torch import load_file, save_file
-
-    packed = {}
-    for name, value in load_file(str(pipeline / UNET)).items():
-        if value.dim() < 2:
-            packed[name] = value.half()
-            continue
-        rows = value.float().flatten(1)
-        scale = (rows.abs().amax(1) / levels).clamp(min=1e-7).half()
-        packed[name] = (rows / scale.float()[:, None]).round().clamp(-127, 127).char().view(value.shape)
-        packed[f"{name}.scale"] = scale
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        whole = Path(scratch) / INT8
-        save_file(packed, str(whole))
-        zipped(whole, folder / (INT8 + ZIP), planes=1)
-
-
 def unpack(file: Path, out: Path) -> None:
-    """Write the float16 weights of `pack`ed ones, unzipped, to `out`."""
+    """Write float16 weights to `out`, of rows of small integers and a scale for each row, "<name>.scale"."""
     from safetensors.torch import load_file, save_file
 
     packed = load_file(str(file))

@@ -21,6 +21,7 @@ import torch
 from palimpsest import tiny
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.fingerprint import raw_bytes
+from palimpsest.core.pictures import Pictures
 from palimpsest.data.arrays import from_arrays
 from palimpsest.data.dataset import Dataset
 from palimpsest.data.forget import ForgetRequest, drawn, record, split
@@ -29,9 +30,40 @@ from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.hosts.factory import save
 from palimpsest.hosts.load import load
 from palimpsest.tiny.assemble import cache
-from palimpsest.tiny.train_classifier import CIFAR, FACTORY, Recipe, train
+from palimpsest.tiny.shelf import maker
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a classifier is trained; the same for a model and for its retrain oracles.
+
+    Args:
+        epochs: passes over the data.
+        batch: pictures a step.
+        lr: peak step size of Muon and AdamW; it rises over the first fifth of the steps and falls to zero.
+        momentum: of Muon.
+        weight_decay: of Muon, times the step size.
+        average: decay of the exponential average of the weights, which is the result.
+        width: channels of the network's first stage.
+        smoothing: label smoothing, in [0, 1).
+        shift: largest random shift in pixels, each way, on reflected borders.
+        flip: whether pictures are mirrored in every second epoch, half of them first.
+    """
+
+    epochs: int = 18
+    batch: int = 256
+    lr: float = 1e-2
+    momentum: float = 0.7
+    weight_decay: float = 0.1
+    average: float = 0.99
+    width: int = 32
+    smoothing: float = 0.1
+    shift: int = 4
+    flip: bool = True
+
+
+CIFAR = Recipe()
 SMALL = Recipe(epochs=10, batch=64, lr=5e-3, average=0.9, width=16, shift=2, flip=False)
+FACTORY = "palimpsest.tiny.resnet:resnet"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,16 +207,28 @@ def model(task: Task, *, seed: int = 0, without: ForgetRequest | None = None) ->
     folder = cache() / "classifiers" / f"{task.name}-{_key(task, seed, without)}"
     if not (folder / "config.json").is_file():
         kept = task.train.samples if without is None else split(task.train, without)["retain"]
-        made = train(kept, len(task.train.classes), task.recipe, seed=seed, checkpoint=folder / "run.safetensors")
-        keep(made, task, folder)
+        keep(trained(task, kept, seed=seed, checkpoint=folder / "run.safetensors"), task, folder)
     return _classifier(folder)
 
 
-def keep(made: torch.nn.Module, task: Task, folder: Path, *, about: Mapping[str, Any] | None = None) -> Path:
+def trained(task: Task, samples: Pictures, *, seed: int, checkpoint: Path | None = None) -> torch.nn.Module:
+    """A model of these samples by a task's recipe, in evaluation mode: what trains it is shipped with the models.
+
+    Args:
+        checkpoint: a file by which an interrupted training goes on.
+
+    Raises:
+        Unsupported: the package of the models is not installed.
+    """
+    train = maker("train_classifier").train
+    return train(samples, len(task.train.classes), task.recipe, seed=seed, checkpoint=checkpoint)
+
+
+def keep(model: torch.nn.Module, task: Task, folder: Path, *, about: Mapping[str, Any] | None = None) -> Path:
     """Writes a task's model as a folder that `palimpsest.load` reads."""
     arguments = {"classes": len(task.train.classes), "width": task.recipe.width}
     return save(
-        made,
+        model,
         folder,
         factory=FACTORY,
         arguments=arguments,

@@ -52,12 +52,6 @@ def reword(caption: str, generator: Generator, *, rate: float = 0.5) -> str:
     return re.sub(r"[a-z]+", swap, caption)
 
 
-def words() -> set[str]:
-    """Every word that this file can put into a caption."""
-    opening = {word for opening in OPENINGS for word in opening.split()}
-    return opening | {word for group in SYNONYMS.values() for word in group}
-
-
 def reworded(prompts: Sequence[str], word: str) -> tuple[str, ...]:
     """Each prompt in other words: the target's synonyms in turn, every second one behind an opening.
 

@@ -7,18 +7,16 @@ of a likelihood-ratio membership attack, and what one seed differs from another 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from palimpsest.core.errors import Damaged
-from palimpsest.core.files import write_beside
 from palimpsest.data.forget import chosen
 from palimpsest.tiny.classifiers import Task
 
@@ -44,19 +42,6 @@ class Reference:
     logits: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Left:
-    """What is left of a trained model.
-
-    Args:
-        about: "without", "seed" and "accuracy", as in `Reference`.
-        scores: logits (n, classes) of all of "train" and "test".
-    """
-
-    about: Mapping[str, Any]
-    scores: Mapping[str, Tensor]
-
-
 def rows(task: Task) -> dict[str, Tensor]:
     """Which samples the references answered on, evenly spread: at most 1,500 held-out ones, 1,000 of each other part.
 
@@ -69,35 +54,6 @@ def rows(task: Task) -> dict[str, Tensor]:
     parts |= {f"forget {i}": _spread(mask.nonzero().squeeze(1), ROWS) for i, mask in enumerate(masks)}
     parts["retain"] = _spread((~torch.stack(masks).any(0)).nonzero().squeeze(1), ROWS)
     return parts
-
-
-def write(models: Sequence[Left], task: Task, out: Path) -> Path:
-    """Puts what models answered into one file.
-
-    A part is stored as round(z / s), z the logits less their row's mean, s = max |z| / 127. An oracle of one request
-    has no answers on what another one forgets.
-    """
-    parts, tensors, about = rows(task), {}, []
-    owners = {f"forget {i}": without(task, i) for i in range(len(task.forget))}
-    for number, left in enumerate(models):
-        about.append({key: left.about[key] for key in ("without", "seed", "accuracy")})
-        for part, index in parts.items():
-            if left.about["without"] not in ("", owners.get(part, left.about["without"])):
-                continue
-            z = left.scores["test" if part == "test" else "train"][index].float()
-            z = z - z.mean(1, keepdim=True)
-            step = z.abs().max().clamp(min=1e-6) / 127
-            tensors[f"{number}|{part}"] = (z / step).round().to(torch.int8)
-            tensors[f"{number}|{part}|step"] = step
-    meta = {"references": json.dumps(about)}
-    return write_beside(out / FILE, lambda tmp: save_file(tensors, str(tmp), metadata=meta))
-
-
-def left_in(folder: Path) -> Left:
-    """What `train_classifier` left in its folder: config.json and logits.safetensors."""
-    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))["about"]
-    with safe_open(str(folder / "logits.safetensors"), framework="pt") as f:
-        return Left(about=told, scores={key: f.get_tensor(key) for key in ("train", "test")})
 
 
 def without(task: Task, request: int) -> str:

@@ -24,7 +24,6 @@ from palimpsest.exam.pictures import UNTOUCHED
 from palimpsest.exam.tables import means
 from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.tiny import classifiers
-from palimpsest.tiny.train_classifier import accuracy, logits, train
 
 PART, NEVER = "retrained without the known part", "never poisoned"
 (CASE,) = CASES = cases(__file__)
@@ -74,7 +73,7 @@ def squared(images: torch.Tensor) -> torch.Tensor:
 
 def _host(samples: Any, seed: int) -> ClassifierHost:
     task = classifiers.digits()
-    model = train(samples, len(task.train.classes), task.recipe, seed=seed)
+    model = classifiers.trained(task, samples, seed=seed)
     return ClassifierHost(model, name="poisoned", labels=task.train.classes, head="head", backbone="backbone")
 
 
@@ -96,11 +95,9 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
 @torch.no_grad()
 def measured(at: Poisoned, host: ClassifierHost) -> dict[str, float]:
     """In percent: how often the square works, and accuracy without it."""
-    marked = logits(host.root, at.marked).argmax(1)
-    return {
-        "works": round(100 * float((marked == CASE["goal"]).float().mean()), 3),
-        "accuracy": round(accuracy(logits(host.root, at.test), at.test.labels), 3),
-    }
+    marked, plain = (host.logits(samples.pixels()).argmax(1) for samples in (at.marked, at.test))
+    right = {"works": marked == CASE["goal"], "accuracy": plain == at.test.labels}
+    return {name: round(100 * float(rows.float().mean()), 3) for name, rows in right.items()}
 
 
 def verdict(system: str, by: Records) -> Verdict:

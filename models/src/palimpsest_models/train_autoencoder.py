@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Generator, Tensor
 
-from palimpsest.ops.precision import measured
-from palimpsest.tiny.masters import Masters, knots, ramp
-from palimpsest.tiny.pool import to_float
+from palimpsest_models.masters import Masters, knots, ramp
+from palimpsest_models.pool import to_float
+from palimpsest_models.precision import measured
 
 LATENT_CHANNELS = 16
 KL_WEIGHT = 2e-4  # of the mean divergence a latent number; keeps latents smooth without blurring pictures

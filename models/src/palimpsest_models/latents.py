@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 from transformers import CLIPTokenizer
 
-from palimpsest.ops.precision import measured
 from palimpsest.tiny.phrases import reopen, reword
-from palimpsest.tiny.pool import WORLDS, draw_pool, load_pool, save_pool
-from palimpsest.tiny.tokenizer import MAX_LENGTH
-from palimpsest.tiny.train_autoencoder import encode
+from palimpsest_models.pool import WORLDS, draw_pool, load_pool, save_pool
+from palimpsest_models.precision import measured
+from palimpsest_models.tokenizer import MAX_LENGTH
+from palimpsest_models.train_autoencoder import encode
 
 CAPTIONS = 4  # a picture
 TRAIN_SEED = 10_000_000

@@ -11,23 +11,23 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from palimpsest.ops.precision import measured
-from palimpsest.tiny.masters import Masters, knots, ramp
-from palimpsest.tiny.phrases import reopen, reword
-from palimpsest.tiny.phrases import words as phrase_words
-from palimpsest.tiny.pool import WORLDS
-from palimpsest.tiny.tokenizer import MAX_LENGTH, write_tokenizer
+from palimpsest.tiny.phrases import OPENINGS, SYNONYMS, reopen, reword
+from palimpsest_models.masters import Masters, knots, ramp
+from palimpsest_models.pool import WORLDS
+from palimpsest_models.precision import measured
+from palimpsest_models.tokenizer import MAX_LENGTH, write_tokenizer
 
 WIDTH, LAYERS = 128, 4
 
 
 def world_words() -> set[str]:
-    """Every word of both worlds' vocabularies and captions, lower case."""
+    """Every word of both worlds' vocabularies and captions, in other words too, lower case."""
     texts = [word for world in WORLDS.values() for group in world.vocabulary.values() for word in group]
     for world in WORLDS.values():
         generator = Generator().manual_seed(0)
         texts += world.caption(world.sample(4000, generator=generator, held_out=True), generator=generator)
-    return {word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower())} | phrase_words()
+    texts += [*OPENINGS, *(word for group in SYNONYMS.values() for word in group)]
+    return {word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower())}
 
 
 def make_text_encoder(tokens: int) -> CLIPTextModel:

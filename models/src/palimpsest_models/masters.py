@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from palimpsest.tiny.muon import Muon
+from palimpsest_models.muon import Muon
 
 
 class Masters:
@@ -21,7 +21,7 @@ class Masters:
         module: its parameters are cast to `dtype` in place.
         lr: peak step size, about 1e-3 to 3e-3.
         average: decay of the exponential average, in [0, 1).
-        dtype: what the module and Muon's iteration compute in; `ops.precision.measured` says which is faster.
+        dtype: what the module and Muon's iteration compute in; `precision.measured` says which is faster.
         muon: False trains every weight by AdamW.
         momentum: of Muon; lower for runs of few hundred steps.
 

@@ -1,4 +1,4 @@
-"""Train what the pipelines stand on: `python -m palimpsest.tiny.train_parts text|autoencoder|oracle --world glyphs`."""
+"""Train what pipelines stand on: `python -m palimpsest_models.train_parts text|autoencoder|oracle --world glyphs`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from palimpsest.ops.precision import measured
-from palimpsest.tiny import path, train_autoencoder, train_oracle, train_text
-from palimpsest.tiny.measure import PIPELINES
-from palimpsest.tiny.pool import WORLDS, Pool, draw_pool
+from palimpsest.tiny import path
+from palimpsest_models import train_autoencoder, train_oracle, train_text
+from palimpsest_models.measure import PIPELINES
+from palimpsest_models.pool import WORLDS, Pool, draw_pool
+from palimpsest_models.precision import measured
 
 READ_SEED, FRESH_SEED, PICTURE_SEED = 1_000_000, 2_000_000, 3_000_000
 STRANGERS = 400  # unnamed people of whom the identity embedding sees many pictures each

@@ -1,4 +1,4 @@
-"""Train an oracle: `python -m palimpsest.tiny.train_oracle glyphs`."""
+"""Train the reader of a drawn world (`python -m palimpsest_models.train_parts oracle --world glyphs`)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from palimpsest.ops.precision import measured
-from palimpsest.tiny.masters import Masters, knots, ramp
 from palimpsest.tiny.oracles import Oracle
-from palimpsest.tiny.pool import WORLDS, Pool, to_float
+from palimpsest_models.masters import Masters, knots, ramp
+from palimpsest_models.pool import WORLDS, Pool, to_float
+from palimpsest_models.precision import measured
 
 OPTIONAL = frozenset({"position", "relation", "subject2", "colour2"})
 MARGIN, SCALE = 0.25, 24.0  # CosFace (Wang et al. 2018): cosine margin and temperature of the identity loss

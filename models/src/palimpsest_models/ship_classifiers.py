@@ -1,4 +1,4 @@
-"""Put trained classifiers where the package looks: `python -m palimpsest.tiny.ship_classifiers orl cifar=runs/cifar`.
+"""Put trained classifiers where the package looks: `python -m palimpsest_models.ship_classifiers orl cifar=runs/cifar`.
 
 A task's model of seed 0 is shipped whole, the answers of its other seeds and of its retrain oracles as references.
 `cifar=FOLDER` takes what `train_classifier` left there, one folder for each seed and request, `base-0` among them; a
@@ -10,18 +10,36 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from palimpsest import tiny
-from palimpsest.core.files import write_text
+from palimpsest.core.files import write_beside, write_text
 from palimpsest.tiny import references
 from palimpsest.tiny.classifiers import TASKS, Task, digest, keep, model
-from palimpsest.tiny.references import Left, left_in
-from palimpsest.tiny.train_classifier import logits, reached
+from palimpsest_models.train_classifier import logits, reached
 
 SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Left:
+    """What is left of a trained model.
+
+    Args:
+        about: "without", "seed" and "accuracy", as in `Reference`.
+        scores: logits (n, classes) of all of "train" and "test".
+    """
+
+    about: Mapping[str, Any]
+    scores: Mapping[str, Tensor]
 
 
 def gathered(task: Task, runs: Path, out: Path) -> list[Left]:
@@ -57,6 +75,35 @@ def trained(task: Task, out: Path) -> list[Left]:
     return found
 
 
+def write_references(models: Sequence[Left], task: Task, out: Path) -> Path:
+    """Puts what models answered into one file.
+
+    A part is stored as round(z / s), z the logits less their row's mean, s = max |z| / 127. An oracle of one request
+    has no answers on what another one forgets.
+    """
+    parts, tensors, about = references.rows(task), {}, []
+    owners = {f"forget {i}": references.without(task, i) for i in range(len(task.forget))}
+    for number, left in enumerate(models):
+        about.append({key: left.about[key] for key in ("without", "seed", "accuracy")})
+        for part, index in parts.items():
+            if left.about["without"] not in ("", owners.get(part, left.about["without"])):
+                continue
+            z = left.scores["test" if part == "test" else "train"][index].float()
+            z = z - z.mean(1, keepdim=True)
+            step = z.abs().max().clamp(min=1e-6) / 127
+            tensors[f"{number}|{part}"] = (z / step).round().to(torch.int8)
+            tensors[f"{number}|{part}|step"] = step
+    meta = {"references": json.dumps(about)}
+    return write_beside(out / references.FILE, lambda tmp: save_file(tensors, str(tmp), metadata=meta))
+
+
+def left_in(folder: Path) -> Left:
+    """What `train_classifier` left in its folder: config.json and logits.safetensors."""
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))["about"]
+    with safe_open(str(folder / "logits.safetensors"), framework="pt") as f:
+        return Left(about=told, scores={key: f.get_tensor(key) for key in ("train", "test")})
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="+", help=f"of {', '.join(TASKS)}, each perhaps with =FOLDER of trained models")
@@ -64,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name, _, runs = word.partition("=")
         task, out = TASKS[name](), tiny.WEIGHTS / name
         out.mkdir(parents=True, exist_ok=True)
-        references.write(gathered(task, Path(runs), out) if runs else trained(task, out), task, out)
+        write_references(gathered(task, Path(runs), out) if runs else trained(task, out), task, out)
         for file in sorted(out.iterdir()):
             file.chmod(0o644)
             print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")

@@ -1,6 +1,6 @@
 """Train a small classifier, and the models that never saw what another one forgets.
 
-`python -m palimpsest.tiny.train_classifier --data cifar10_jpeg --out runs/cifar --without class:cat --seed 1`
+`python -m palimpsest_models.train_classifier --data cifar10_jpeg --out runs/cifar --without class:cat --seed 1`
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,43 +23,11 @@ from palimpsest.core.pictures import Pictures
 from palimpsest.data.forget import ForgetRequest, chosen, drawn, split
 from palimpsest.data.read import Dataset, read
 from palimpsest.hosts.factory import save
-from palimpsest.ops.precision import measured
-from palimpsest.tiny.masters import Masters, begun_in, named
+from palimpsest.tiny.classifiers import CIFAR, FACTORY, Recipe
 from palimpsest.tiny.resnet import ResNet, resnet, whiten
 from palimpsest.train.randomness import generator
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a classifier is trained; the same for a model and for its retrain oracles.
-
-    Args:
-        epochs: passes over the data.
-        batch: pictures a step.
-        lr: peak step size of Muon and AdamW; it rises over the first fifth of the steps and falls to zero.
-        momentum: of Muon.
-        weight_decay: of Muon, times the step size.
-        average: decay of the exponential average of the weights, which is the result.
-        width: channels of the network's first stage.
-        smoothing: label smoothing, in [0, 1).
-        shift: largest random shift in pixels, each way, on reflected borders.
-        flip: whether pictures are mirrored in every second epoch, half of them first.
-    """
-
-    epochs: int = 18
-    batch: int = 256
-    lr: float = 1e-2
-    momentum: float = 0.7
-    weight_decay: float = 0.1
-    average: float = 0.99
-    width: int = 32
-    smoothing: float = 0.1
-    shift: int = 4
-    flip: bool = True
-
-
-CIFAR = Recipe()
-FACTORY = "palimpsest.tiny.resnet:resnet"
+from palimpsest_models.masters import Masters, begun_in, named
+from palimpsest_models.precision import measured
 
 
 def train(
@@ -228,7 +196,7 @@ def without(data: Dataset, words: str) -> ForgetRequest | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m palimpsest.tiny.train_classifier --data cifar10_jpeg --out runs/cifar [--without class:cat]`."""
+    """`python -m palimpsest_models.train_classifier --data cifar10_jpeg --out runs/cifar [--without class:cat]`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="a data set with the splits train and test")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")

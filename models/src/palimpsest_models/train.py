@@ -1,4 +1,4 @@
-"""Train a tiny pipeline: `python -m palimpsest.tiny.train --model sd|portraits [--without star] [--resume]`."""
+"""Train a tiny pipeline: `python -m palimpsest_models.train --model sd|portraits [--without star] [--resume]`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from palimpsest.ops.precision import measured
 from palimpsest.tiny import path
-from palimpsest.tiny.attention import PlainAttention
-from palimpsest.tiny.latents import Latents, load_latents
-from palimpsest.tiny.masters import Knots, Masters, begun_in, named, ramp
-from palimpsest.tiny.measure import score_words, words_asked
-from palimpsest.tiny.pool import WORLDS
-from palimpsest.tiny.train_autoencoder import LATENT_CHANNELS
+from palimpsest_models.attention import PlainAttention
+from palimpsest_models.latents import Latents, load_latents
+from palimpsest_models.masters import Knots, Masters, begun_in, named, ramp
+from palimpsest_models.measure import score_words, words_asked
+from palimpsest_models.pool import WORLDS
+from palimpsest_models.precision import measured
+from palimpsest_models.train_autoencoder import LATENT_CHANNELS
 
 TIMESTEPS = 1000
 SAMPLING_STEPS = 20

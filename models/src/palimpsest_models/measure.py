@@ -1,6 +1,6 @@
 """Read a tiny pipeline's pictures back: does each show what its prompt asked for?
 
-`python -m palimpsest.tiny.measure sd` draws 1,000 captions with plain diffusers and prints the accuracies.
+`python -m palimpsest_models.measure sd` draws 1,000 captions with plain diffusers and prints the accuracies.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from palimpsest.tiny import oracle, path
-from palimpsest.tiny.pool import WORLDS
+from palimpsest_models.pool import WORLDS
 
 PIPELINES = {"glyphs": "sd", "faces": "portraits"}
 SURE = {"glyphs": ("subject", "colour", "style", "background"), "faces": ("hat", "glasses", "style", "background")}

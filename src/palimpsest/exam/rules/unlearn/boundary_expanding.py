@@ -1,5 +1,0 @@
-"""Boundary expanding claims speed on classes."""
-
-from palimpsest.exam.verbs.unlearn import faster
-
-judge = faster(19)

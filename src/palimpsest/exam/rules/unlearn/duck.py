@@ -1,5 +1,0 @@
-"""DUCK claims the best of its own score."""
-
-from palimpsest.exam.verbs.unlearn import first
-
-judge = first("largest adaptive unlearning score", lambda o: -o["AUS"].value)

@@ -1,3 +1,0 @@
-"""Retraining is what the others are measured by."""
-
-ELSEWHERE = "the oracles are its results: the same recipe without what is forgotten"
