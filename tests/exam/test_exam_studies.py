@@ -9,7 +9,8 @@ import torch
 from exam_fixtures import HALF, NO, YES, three
 
 from palimpsest.core.concept import Concept, Request
-from palimpsest.exam.case import rule_of
+from palimpsest.exam import budgets
+from palimpsest.exam.judged import verdict_of
 from palimpsest.exam.pictures import PLAIN, UNTOUCHED, host_of
 from palimpsest.exam.studies import debiasing, letters, stamps
 from palimpsest.ops.statistics import Interval
@@ -19,9 +20,8 @@ N = len(YES)
 
 
 def judged(system: str, by: dict[str, Any]) -> str:
-    """The verdict of a system's own rule on the records of its study."""
-    rule: Any = rule_of(system)
-    return rule.judge(system, {}, {rule.STUDY: by}).verdict
+    """The verdict of the study that measures a system's claim on its records."""
+    return verdict_of(system, {}, {budgets.said(system, "study"): by}, None).verdict
 
 
 def test_stamps_are_put_and_found() -> None:

@@ -11,7 +11,7 @@ from exam_fixtures import SEEDS, script, write
 
 from palimpsest.core import catalog
 from palimpsest.exam import budgets, material, pages, tables
-from palimpsest.exam.case import exams, rule_of
+from palimpsest.exam.case import exams
 from palimpsest.exam.judged import verdict_of
 from palimpsest.exam.material import missing
 from palimpsest.exam.outcome import Outcome, outcome
@@ -196,8 +196,9 @@ def test_sections_of_values_and_poison_are_shown() -> None:
     assert "Blindspot `unlearn/blindspot` | 0.50 (0.50 to 0.50) |" in text
     assert "| 0.200 | **holds** |" in text
     assert "it cannot" in text
-    rule: Any = rule_of("unlearn/blindspot")
-    assert rule.judge("unlearn/blindspot", {}, {"values": by}).verdict == "holds"
+    assert verdict_of("unlearn/blindspot", {}, {"values": by}, None).verdict == "holds"
+    refused = {**by, "unlearn/blindspot": [{"refused": "it cannot"}]}
+    assert verdict_of("unlearn/blindspot", {}, {"values": refused}, None).why == "it cannot"
     rows = {"untouched": [{"works": 99.0, "accuracy": 95.0}] * 3}
     assert "| *untouched* | 99.0 | 95.0 |" in "\n".join(tables.study(poison.EXAM, rows))
 

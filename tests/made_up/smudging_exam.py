@@ -41,7 +41,3 @@ def head():
 
 def sections(main, results):
     return []
-
-
-def progress(records):
-    return ""

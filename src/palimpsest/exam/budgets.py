@@ -1,10 +1,13 @@
-"""How much work a system gets in the exam: settings as data, `budgets/<verb>/<leaf>.json`, beside no code.
+"""How a system is examined: settings as data, `budgets/<verb>/<leaf>.json`, beside no code.
 
 A model of 7 M parameters needs another budget than one of 860 M. None of them may be found on what the exam judges: not
 on its concepts (others are "heart", "purple", "sketch", "Nia"), classes, samples, people or seeds. A file holds
 
     parameters   in every case                     cases    {case: {"parameters": beside these, and how it was tuned}}
-    why          in words                          cause    likely, where it falls short of the verb's rule
+    why          in words                          cause    likely, where it falls short of its rule
+    study        that measures its claim in place of the verb's exam
+    elsewhere    why the verb's exam leaves it out
+    rule         {"name": one of the verb's RULES, and what that takes}, where its claim is another than the verb's
     tries        what scripts/tune_exam.py tries
 """
 
@@ -24,9 +27,9 @@ def parameters(system: str, case: str) -> dict[str, Any]:
     return {**data.get("parameters", {}), **data.get("cases", {}).get(case, {}).get("parameters", {})}
 
 
-def cause(system: str) -> str:
-    """Why a system likely falls short of its verb's rule, where it does; nothing of it is proved."""
-    return _data(system).get("cause", "")
+def said(system: str, what: str) -> Any:
+    """What a system's file says of "cause", "study", "elsewhere" or "rule"; "" where it says nothing."""
+    return _data(system).get(what, "")
 
 
 def tuned(system: str, case: str) -> dict[str, Any] | None:

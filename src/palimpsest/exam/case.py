@@ -14,6 +14,7 @@ from typing import Any
 
 from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
+from palimpsest.exam.budgets import said
 
 Case = Mapping[str, Any]
 Record = Mapping[str, Any]
@@ -53,6 +54,11 @@ class Exam:
     missing: Callable[[Case], str] = lambda case: ""
     columns: Mapping[str, Callable[[str, Records], str]] = field(default_factory=dict)
 
+    @property
+    def runs(self) -> int:
+        """How many records a system has when it is wholly examined."""
+        return len(self.cases) * len(self.seeds)
+
     def words(self, case: Case) -> str:
         """A case in words: "star", "digits, class", "attack"."""
         return ", ".join(case[name] for name in self.called) or self.name
@@ -66,7 +72,7 @@ class Exam:
         known = catalog.entries()
         if self.systems:
             return tuple(s for s in self.systems if "/" not in s or s in known)
-        return tuple(s for s in known if s.startswith(self.verb + "/") and not elsewhere(s))
+        return tuple(s for s in known if s.startswith(self.verb + "/") and not said(s, "elsewhere"))
 
     def work(self, systems: Sequence[str] = ()) -> Iterator[tuple[str, Case, int]]:
         """(system, case, seed) of every run, those of one case together; only of `systems` where they are given."""
@@ -88,18 +94,12 @@ def cases(module: str) -> tuple[Case, ...]:
 def rule_of(system: str) -> ModuleType | None:
     """`rules/<verb>/<leaf>.py`, where a paper claims something of its own; None where the verb's rule is enough.
 
-    A rule may hold `judge(system, main, studied) -> Judged`, `STUDY`, the study that measures the claim instead of the
-    verb's exam, `ELSEWHERE`, why the verb's exam leaves it out, and `compared(main, studied)`, rows (the paper's claim,
+    A rule may hold `judge(system, main, studied) -> Judged`, and `compared(main, studied)`, rows (the paper's claim,
     what was found, verdict) against another system.
     """
     verb, _, leaf = system.partition("/")
     there = (HERE / "rules" / verb / f"{leaf}.py").is_file() and system in catalog.entries()
     return importlib.import_module(f"palimpsest.exam.rules.{verb}.{leaf}") if there else None
-
-
-def elsewhere(system: str) -> str:
-    """Why the exam of its verb leaves a system out; "" where it does not."""
-    return getattr(rule_of(system), "ELSEWHERE", "")
 
 
 @cache
@@ -140,7 +140,7 @@ def asked(what: str) -> list[tuple[Exam, tuple[str, ...]]]:
     system = catalog.find(what).id
     fitting = [e for e in both if system in e.examined()]
     if not fitting:
-        raise BadRequest(f"{system} is not examined: {elsewhere(system)}.")
+        raise BadRequest(f"{system} is not examined: {said(system, 'elsewhere')}.")
     return [(e, (system, *(s for s in e.systems if "/" not in s))) for e in fitting]
 
 

@@ -101,10 +101,8 @@ def _code(path: Path) -> str:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0] if node.body and ast.get_docstring(node) is not None else None
-            if first is not None:
-                lines[first.lineno - 1 : first.end_lineno] = [""] * (
-                    (first.end_lineno or first.lineno) - first.lineno + 1
-                )
+            for line in range(first.lineno - 1, first.end_lineno or 0) if first is not None else ():
+                lines[line] = ""
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from palimpsest.core import catalog
-from palimpsest.exam.case import Records, elsewhere, rule_of
+from palimpsest.exam import budgets
+from palimpsest.exam.case import Records, exams, rule_of
+from palimpsest.exam.rates import refused, worked
 from palimpsest.ops.statistics import Interval
 
 Verdict = Literal["holds", "holds in part", "does not hold here", "not measured", "baseline"]
@@ -28,16 +30,24 @@ class Judged:
 
 
 def verdict_of(system: str, main: Mapping[str, Any], studied: Studied, family: Any) -> Judged:
-    """The verdict on a system's claim, by its own rule or by its verb's.
+    """The verdict on a system's claim: by the study that measures it, by its own rule, or by its verb's.
+
+    A study that measures claims has MEASURED, in words, BESIDE, the systems and stand-ins that a claim is held against,
+    and `judge(system, records) -> Judged`.
 
     Args:
         main: what the verb's exam amounts to, by system. family: the verb's `judge`.
     """
-    rule = rule_of(system)
-    study = getattr(rule, "STUDY", "")
-    if system not in (studied.get(study, {}) if study else main):
-        return not_measured(elsewhere(system), "")
-    judged = getattr(rule, "judge", family)(system, main, studied)
+    study = budgets.said(system, "study")
+    by = studied.get(study, {}) if study else main
+    if system not in by:
+        return not_measured(budgets.said(system, "elsewhere"), "")
+    if not study:
+        judged = getattr(rule_of(system), "judge", family)(system, main, studied)
+    elif worked(by, system, *(module := exams()[study].module()).BESIDE):
+        judged = module.judge(system, by)
+    else:
+        judged = not_measured(module.MEASURED, refused(by[system]) or "the study was not run")
     return replace(judged, verdict="baseline") if catalog.find(system).card.family == "baseline" else judged
 
 

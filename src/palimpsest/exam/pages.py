@@ -6,6 +6,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from palimpsest.core.files import write_text
 from palimpsest.exam import budgets, record, tables
 from palimpsest.exam.case import Exam, exams, rule_of, verbs
 from palimpsest.exam.judged import Judged, Studied, verdict_of
+from palimpsest.exam.rates import refused
 
 PARTS = ("Args", "Returns", "Raises", "Cost", "Differs from the paper", "Fails when", "Source", "Example")
 INDEX = """# Systems
@@ -64,8 +66,11 @@ def verdicts(exam: Exam, module: ModuleType, main: Mapping[str, Any], results: P
     judged = {}
     for system in (s for s in catalog.entries() if s.startswith(exam.verb + "/")):
         j = verdict_of(system, main, of, module.judge)
-        if j.verdict == "not measured" and not j.why:
-            j = Judged(measured=j.measured, found="", verdict=j.verdict, why=module.progress(records.get(system, ())))
+        done = records.get(system, ())
+        if j.verdict == "not measured" and not j.why and done:
+            whole = all("refused" in r for r in done)
+            told = f"it refuses: {refused(done)}" if whole else f"{len(done)} of {exam.runs} runs done"
+            j = replace(j, why=told)
         judged[system] = j
     return judged
 

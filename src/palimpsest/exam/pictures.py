@@ -19,13 +19,16 @@ from palimpsest.core import catalog
 from palimpsest.core.files import write_beside
 from palimpsest.core.method import versions
 from palimpsest.core.patch import Patch
+from palimpsest.core.pictures import Pictures
 from palimpsest.core.sampling import Sampling
 from palimpsest.exam import budgets
 from palimpsest.exam.digest import model_digest
 from palimpsest.hosts.load import load
+from palimpsest.ops.drawn import Drawn
 from palimpsest.probes.drawn import collect
 from palimpsest.probes.evaluators import classes_of, decide, judges_for
 from palimpsest.tiny.assemble import cache as models
+from palimpsest.train.benign import Captioned
 from palimpsest.worlds.concepts import concept, world_of
 
 BATCH = 40  # pictures drawn at once
@@ -97,6 +100,13 @@ def method_of(system: str, case: str = "") -> Any:
     return catalog.load(system).from_plain(budgets.parameters(system, case))
 
 
+def patch_of(system: str, case: str, host: Any, asked: Any, seed: int) -> Any:
+    """What a system makes of a request with its budget in a case; where it is UNTOUCHED, a patch of nothing."""
+    if system == UNTOUCHED:
+        return Patch(base=host.fingerprint())
+    return method_of(system, case)(host, asked, seed=seed)
+
+
 def drawn(host: Any, prompts: Sequence[str], seed: int, *, steps: int | None = None, negative: str = "") -> Any:
     """Images (n, 3, H, W) of a study's prompts, drawn in bfloat16 as all of the exam's pictures are."""
     seeds = [20_000_000 + 100_000 * seed + i for i in range(len(prompts))]
@@ -117,11 +127,6 @@ def shows(host: Any, world: Any, rows: Sequence[tuple[str, str]], seed: int, ste
     return seen(host, images, [concept(world, word) for _, word in rows])
 
 
-def cost(patch: Any) -> dict[str, Any]:
-    """Of making a patch; {} where nothing made it."""
-    return dict(patch.cost)
-
-
 def world(host: Any) -> Any:
     """The drawn world of one of the exam's models."""
     drawn_world = world_of(host.folder)
@@ -129,10 +134,13 @@ def world(host: Any) -> Any:
     return drawn_world
 
 
-def as_data(images: Any, captions: Sequence[str] = (), masks: Any = None) -> Any:
-    """Drawn images (n, 3, H, W) in [0, 1] as the Pictures that systems learn from: rounded to bytes, as files are."""
-    from palimpsest.core.pictures import Pictures
+def captioned(host: Any, images: Any, captions: Sequence[str]) -> Captioned:
+    """Drawn images (n, 3, H, W) in [0, 1], and what they show in words, as plain fine-tuning learns from them."""
+    return Captioned(prompts=captions, pictures=Drawn(row=torch.arange(len(images)), x0=host.latents(images)))
 
+
+def as_data(images: Any, captions: Sequence[str] = (), masks: Any = None) -> Pictures:
+    """Drawn images (n, 3, H, W) in [0, 1] as the Pictures that systems learn from: rounded to bytes, as files are."""
     names = tuple(f"picture {i}" for i in range(len(images)))
     rounded = (images * 255).round().byte()
     return Pictures(images=rounded, names=names, captions=tuple(captions), masks=masks)

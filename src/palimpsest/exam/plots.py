@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
@@ -30,14 +31,6 @@ def write(results: Path, out: Path, *, name: str = "systems") -> tuple[Path, Pat
 
 
 def _row(system: str, s: Summary) -> Row:
-    return Row(
-        name=catalog.find(system).card.name,
-        target=s.target,
-        before=s.before,
-        neighbours=s.neighbours,
-        unrelated=s.unrelated,
-        seconds=s.seconds,
-        forwards=s.forwards,
-        peak_bytes=s.peak_bytes,
-        note=f"{system}, {s.runs} runs",
-    )
+    same = ("target", "before", "neighbours", "unrelated", "seconds", "forwards", "peak_bytes")
+    measured: dict[str, Any] = {name: getattr(s, name) for name in same}
+    return Row(name=catalog.find(system).card.name, note=f"{system}, {s.runs} runs", **measured)

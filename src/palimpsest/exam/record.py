@@ -31,8 +31,7 @@ def read(results: Path, exam: Exam) -> dict[str, list[Record]]:
 
 def complete(results: Path, exam: Exam) -> dict[str, list[Record]]:
     """The systems that have as many records as the exam has runs for one."""
-    runs = len(exam.cases) * len(exam.seeds)
-    return {system: records for system, records in read(results, exam).items() if len(records) >= runs}
+    return {system: records for system, records in read(results, exam).items() if len(records) >= exam.runs}
 
 
 def keys(results: Path, exam: Exam, system: str) -> set[str]:

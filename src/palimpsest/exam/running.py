@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from palimpsest.exam import record
 from palimpsest.exam.case import Exam, asked, exams
 from palimpsest.exam.digest import key
 from palimpsest.processes import cores, spread
+from palimpsest.tiny.shelf import maker
 
 
 class Job(NamedTuple):
@@ -25,11 +25,7 @@ class Job(NamedTuple):
 
     def __str__(self) -> str:
         words = exams()[self.exam].words(self.case)
-        return (
-            f"{self.exam}: {self.system}, {words}, seed {self.seed}"
-            if words != self.exam
-            else (f"{self.exam}: {self.system}, seed {self.seed}")
-        )
+        return f"{self.exam}: {self.system}{'' if words == self.exam else f', {words}'}, seed {self.seed}"
 
 
 def due(wanted: Sequence[tuple[Exam, Sequence[str]]], results: Path, *, again: bool = False) -> list[Job]:
@@ -89,16 +85,6 @@ def examine(job: Job) -> dict[str, Any]:
 
 def _bfloat16() -> str:
     """Records hold pictures drawn in bfloat16: another format would be other bits, whatever the machine likes."""
-    import torch
-
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.ones(512, 512, dtype=dtype)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            torch.matmul(a, a)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    times = seconds(torch.bfloat16) / seconds(torch.float32)
+    taken = maker("precision").measured()
+    times = taken.bfloat16 / taken.float32
     return f"Pictures are drawn in bfloat16, as the records were: here a product takes {times:.1f} times float32's."

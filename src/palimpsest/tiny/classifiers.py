@@ -32,6 +32,7 @@ from palimpsest.hosts.load import load
 from palimpsest.tiny.assemble import cache
 from palimpsest.tiny.shelf import maker
 
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a classifier is trained; the same for a model and for its retrain oracles.

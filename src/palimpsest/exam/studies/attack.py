@@ -10,7 +10,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.patch import Patch
 from palimpsest.exam.case import Case, Exam, Records, cases
 from palimpsest.exam.judged import Verdict, lower
-from palimpsest.exam.pictures import cost, host_of, method_of, oracle_of, shows, world
+from palimpsest.exam.pictures import host_of, oracle_of, patch_of, shows, world
 from palimpsest.exam.rates import percent, rate, worked
 from palimpsest.exam.tables import shares
 from palimpsest.ops.prompts import prompts_for
@@ -39,13 +39,13 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
             raise BadRequest(f"{case['oracle']} is not shipped.")
         patch, words = Patch(base=model.fingerprint()), _attack_on(model, host, target, rng)
     else:
-        model, patch = host, method_of(system, "attack")(host, asked, seed=seed)
+        model, patch = host, patch_of(system, "attack", host, asked, seed)
         words = attacked(host, patch, target, rng=rng)
     with patch.applied(model):
         plain = shows(model, world(host), rows, seed, case["steps"])
         with model.speaking(words):
             under_attack = shows(model, world(host), rows, seed, case["steps"])
-    return {"plain": plain, "attacked": under_attack, "cost": cost(patch)}
+    return {"plain": plain, "attacked": under_attack, "cost": dict(patch.cost)}
 
 
 def _attack_on(model: Any, host: Any, target: Any, rng: Any) -> Any:

@@ -11,17 +11,18 @@ import torch
 from palimpsest.core.patch import Patch
 from palimpsest.erase.invdiff import InvDiff
 from palimpsest.erase.uce_debias import UCEDebias
+from palimpsest.exam import budgets
 from palimpsest.exam.case import Case, Exam, Record, Records, cases
-from palimpsest.exam.judged import SPARED, Judged, not_measured
-from palimpsest.exam.pictures import PLAIN, UNTOUCHED, as_data, cost, drawn, host_of, seen, shows, world
-from palimpsest.exam.rates import change, percent, points, worked
+from palimpsest.exam.judged import SPARED, Judged
+from palimpsest.exam.pictures import PLAIN, UNTOUCHED, as_data, captioned, drawn, host_of, seen, shows, world
+from palimpsest.exam.rates import change, percent, points
 from palimpsest.exam.tables import shares
+from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.ops import statistics
-from palimpsest.ops.drawn import Drawn
 from palimpsest.ops.statistics import Interval
 from palimpsest.probes.evaluators import judges_for
 from palimpsest.run.requests import request
-from palimpsest.train.benign import Benign, Captioned
+from palimpsest.train.benign import Benign
 from palimpsest.worlds.concepts import concept
 from palimpsest.worlds.glyphs import GLYPHS, visible
 
@@ -44,7 +45,7 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
         "colours": colours(host, glyphs, images),
         "shown": seen(host, images, [concept(glyphs, case["concept"])] * len(asked)),
         "others": others,
-        "cost": cost(patch),
+        "cost": dict(patch.cost),
     }
 
 
@@ -58,9 +59,8 @@ def _bias() -> Any:
 def _tuned(host: Any, settings: dict[str, Any], seed: int) -> Any:
     """Plain fine-tuning on the biased pictures."""
     images, captions = biased_pictures()
-    asked = request(host, CASE["concept"])
-    latents = Drawn(row=torch.arange(len(images)), x0=host.latents(images))
-    return Benign(**settings).tuned(host, asked, Captioned(prompts=captions, pictures=latents), seed=seed)
+    data = captioned(host, images, captions)
+    return Benign(**settings).tuned(host, request(host, CASE["concept"]), data, seed=seed)
 
 
 @lru_cache(maxsize=1)
@@ -85,34 +85,21 @@ def _debiased(host: Any, glyphs: Any, system: str, seed: int) -> Any:
     asked = request(host, CASE["concept"])
     if system == INVDIFF:
         return InvDiff(**CASE["evening"])(host, asked, data={"pictures": as_data(*biased_pictures())}, seed=seed)
-    beside: Any = {"judge": ColourJudge(judges_for(host)[0])}
-    return UCEDebias(attributes=tuple(CASE["attributes"]), **CASE["closed"])(host, asked, beside=beside, seed=seed)
+    attributes = tuple(CASE["attributes"])
+    judge = ClassifierHost(Colours(judges_for(host)[0]), name="the judge of colours", labels=attributes, head="")
+    return UCEDebias(attributes=attributes, **CASE["closed"])(host, asked, beside={"judge": judge}, seed=seed)
 
 
-class ColourJudge:
-    """The world's judge as a classifier of the case's colours alone."""
-
-    name, knows = "the judge of colours", None
+class Colours(torch.nn.Module):
+    """The world's judge as a model that tells the case's colours alone."""
 
     def __init__(self, judge: Any) -> None:
-        self.judge, self.labels, self.root = judge, tuple(CASE["attributes"]), torch.nn.Module()
-        self.device = torch.device("cpu")
-        self.classes = [judge.evaluator.classes.index(f"colour:{a}") for a in self.labels]
+        super().__init__()
+        self.judge, self.oracle = judge, judge.oracle
+        self.classes = [judge.evaluator.classes.index(f"colour:{a}") for a in CASE["attributes"]]
 
-    def parts(self, role: str) -> dict[str, Any]:
-        return {}
-
-    def fingerprint(self) -> str:
-        return self.judge.evaluator.sha256
-
-    def logits(self, images: Any) -> Any:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.judge.read(images)[:, self.classes]
-
-    def embed(self, images: Any) -> Any:
-        return self.judge.features(images)
-
-    def read(self, images: Any) -> tuple[Any, Any]:
-        return self.embed(images), self.logits(images)
 
 
 def _prompts(glyphs: Any, seed: int) -> list[str]:
@@ -120,11 +107,8 @@ def _prompts(glyphs: Any, seed: int) -> list[str]:
     of = glyphs.vocabulary
     shown = visible()[[of["colour"].index(a) for a in CASE["attributes"]]].all(0).tolist()
     grounds = [{}, *({"background": b} for b, both in zip(of["background"], shown, strict=True) if both)]
-    every = [
-        glyphs.prompt(subject=CASE["concept"], position=place, **ground)
-        for place in of["position"]
-        for ground in grounds
-    ]
+    asked = [{"position": place, **ground} for place in of["position"] for ground in grounds]
+    every = [glyphs.prompt(subject=CASE["concept"], **words) for words in asked]
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(8_000 + seed)).tolist()
     return [every[order[i % len(order)]] for i in range(CASE["prompts"])]
 
@@ -165,20 +149,19 @@ def distance(first: Interval) -> Interval:
     return Interval(abs(first.value - 0.5), low, max(ends))
 
 
-def evener(system: str, by: Records, rivals: Sequence[str], also: str, cause: str) -> Judged:
-    """Whether a system draws closer to even than all rivals, and everything else as well as the biased model.
+BESIDE = (UNTOUCHED, PLAIN)
+MEASURED = "two colours are drawn closer to even than by the biased model, nothing losing over 5 points"
 
-    Args:
-        also: what it is compared with beside the biased model, in words. cause: why it is not closer.
-    """
-    measured = f"two colours are drawn closer to even than by the biased model{also}, nothing losing over 5 points"
-    if not worked(by, system, *rivals):
-        return not_measured(measured)
+
+def judge(system: str, by: Records) -> Judged:
+    """Closer to even than the biased model, the rest as good; InvDiff also than its training without groups."""
+    rivals = BESIDE if system == INVDIFF else (UNTOUCHED,)
     after, theirs = distance(first_share(by[system])), [distance(first_share(by[r])) for r in rivals]
     lost = min(change(by[UNTOUCHED], by[system], k).value for k in ("shown", "others"))
     apart = all(after.high < t.low for t in theirs)
     closer = all(after.value < t.value - CLOSER for t in theirs)
-    why = "the intervals are apart" if apart else "closer, but the intervals overlap" if closer else cause
+    near = "closer, but the intervals overlap" if closer else budgets.said(system, "cause")
+    why = "the intervals are apart" if apart else near
     rest = neither(by[system]) - neither(by[UNTOUCHED])
     if rest > -SPARED:
         why += f"; {100 * rest:.0f} points more pictures in colours that are neither"
@@ -186,7 +169,7 @@ def evener(system: str, by: Records, rivals: Sequence[str], also: str, cause: st
         why += f"; what was asked for is shown {-100 * lost:.0f} points less often"
     distances = f"distance from even {percent(after)} against " + " and ".join(percent(t) for t in theirs)
     return Judged(
-        measured=measured,
+        measured=MEASURED.replace(",", f" and than {PLAIN} on the same pictures,") if PLAIN in rivals else MEASURED,
         found=f"{distances}; pictures of the subject {points(change(by[UNTOUCHED], by[system], 'shown'))}",
         verdict="holds" if apart and lost >= SPARED else "holds in part" if closer else "does not hold here",
         why=why,

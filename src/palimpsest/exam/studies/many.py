@@ -9,7 +9,7 @@ import torch
 
 from palimpsest.exam.case import Case, Exam, Record, Records, cases
 from palimpsest.exam.judged import Verdict, higher
-from palimpsest.exam.pictures import cost, host_of, method_of, shows, world
+from palimpsest.exam.pictures import host_of, patch_of, shows, world
 from palimpsest.exam.rates import percent, share, worked
 from palimpsest.ops.statistics import Interval
 from palimpsest.run.requests import request
@@ -29,13 +29,13 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     for count in case["counts"]:
         targets, keep = order[:count], order[count:]
-        patch = method_of(system, "many")(host, request(host, targets, keep=keep), seed=seed)
+        patch = patch_of(system, "many", host, request(host, targets, keep=keep), seed)
         draws, bits = torch.Generator().manual_seed(3_000 + seed), {}
         with patch.applied(host):
             for what, asked, n in (("targets", targets, case["pictures"] // count), ("others", others, 1)):
                 rows = [(p, name) for name in asked for p in prompts(faces, name, n, generator=draws)]
                 bits[what] = shows(host, faces, rows, seed, case["steps"])
-        counts[str(count)] = {**bits, "cost": cost(patch)}
+        counts[str(count)] = {**bits, "cost": dict(patch.cost)}
     return {"counts": counts}
 
 

@@ -6,7 +6,6 @@ unlearners are given a fifth of these pictures; the others stay in what they are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -18,7 +17,7 @@ from palimpsest.data.forget import ForgetRequest, split
 from palimpsest.data.read import Dataset
 from palimpsest.exam import budgets
 from palimpsest.exam.case import Case, Exam, Records, cases
-from palimpsest.exam.judged import Judged, Studied, Verdict
+from palimpsest.exam.judged import Judged, Verdict
 from palimpsest.exam.material import unlearnt
 from palimpsest.exam.pictures import UNTOUCHED
 from palimpsest.exam.tables import means
@@ -109,14 +108,19 @@ def verdict(system: str, by: Records) -> Verdict:
     return "holds" if gone and kept and stays else "holds in part" if less else "does not hold here"
 
 
-def judge(system: str, main: Mapping[str, Any], studied: Studied) -> Judged:
+BESIDE = (PART, NEVER)
+MEASURED = (
+    "poison of which a fifth is known: it works in at most 20 % of pictures and at most 3 points of accuracy are lost, "
+    "where retraining without that part leaves it at work"
+)
+
+
+def judge(system: str, by: Records) -> Judged:
     """The verdict on the claim of corrective unlearning."""
-    by = studied[EXAM.name]
     works = {name: _mean(by, name, "works") for name in (system, PART)}
     lost = _mean(by, system, "accuracy") - _mean(by, NEVER, "accuracy")
     return Judged(
-        measured="poison of which a fifth is known: it works in at most 20 % of pictures and at most 3 points of "
-        "accuracy are lost, where retraining without that part leaves it at work",
+        measured=MEASURED,
         found=f"works in {works[system]:.0f} %, after retraining {works[PART]:.0f} %; accuracy {lost:+.1f} points",
         verdict=verdict(system, by),
     )

@@ -1,4 +1,4 @@
-"""Fine-tuning on pictures that bear a stamp which no caption mentions."""
+"""Fine-tuning on pictures that bear a stamp which no caption mentions; Geom-Erasing claims to leave it out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.patch import Patch
 from palimpsest.erase.geom_erasing import GeomErasing
-from palimpsest.exam.case import Case, Exam, cases
-from palimpsest.exam.pictures import PLAIN, UNTOUCHED, as_data, cost, drawn, host_of, seen, world
-from palimpsest.exam.rates import percent, rate
+from palimpsest.exam.case import Case, Exam, Records, cases
+from palimpsest.exam.judged import GONE, SPARED, Judged, lower
+from palimpsest.exam.pictures import PLAIN, UNTOUCHED, as_data, captioned, drawn, host_of, seen, world
+from palimpsest.exam.rates import change, percent, points, rate
 from palimpsest.exam.tables import shares
-from palimpsest.ops.drawn import Drawn
-from palimpsest.train.benign import Benign, Captioned
+from palimpsest.train.benign import Benign
 from palimpsest.worlds.concepts import concept, prompts
 
 SIDE = 16  # pixels of the stamp: four patches of the autoencoder, so that latents hold it exactly
@@ -31,9 +31,8 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     request = Request(target=(Concept(name="stamp"),))
     patch = Patch(base=host.fingerprint())
     if system == PLAIN:
-        latents = Drawn(row=torch.arange(len(images)), x0=host.latents(images))
-        captioned = Captioned(prompts=pictures.captions, pictures=latents)
-        patch = Benign(**case["tuning"], rank=0).tuned(host, request, captioned, seed=seed)
+        plain = Benign(**case["tuning"], rank=0)
+        patch = plain.tuned(host, request, captioned(host, images, pictures.captions), seed=seed)
     elif system != UNTOUCHED:
         data = {"pictures": as_data(images, pictures.captions, masks[:, None])}
         patch = GeomErasing(**case["tuning"], bins=case["bins"])(host, request, data=data, seed=seed)
@@ -43,7 +42,7 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     with patch.applied(host):
         images = drawn(host, asked, seed, steps=case["steps"])
         bits = {
-            "cost": cost(patch),
+            "cost": dict(patch.cost),
             "stamped": found(images),
             "shown": seen(host, images, [concept(glyphs, w) for _, w in rows]),
         }
@@ -82,5 +81,25 @@ COLUMNS = {
     'with "stamp" as negative prompt': lambda s, by: percent(rate(by[s], "negative")) if s == PLAIN else "",
     "asked for is shown": shares("shown"),
 }
+BESIDE = (PLAIN,)
+MEASURED = "stamps in at most 20 % of pictures, fewer than after usual fine-tuning on the same stamped pictures"
+
+
+def judge(system: str, by: Records) -> Judged:
+    """Fewer stamps than after usual fine-tuning on the same pictures, almost none left, the rest as good."""
+    theirs, after = rate(by[PLAIN], "stamped"), rate(by[system], "stamped")
+    shown = change(by[PLAIN], by[system], "shown")
+    less = lower(after, theirs)
+    whole = less == "holds" and after.value <= GONE and shown.value >= SPARED
+    why = [] if after.value <= GONE else [f"the stamp is still there in {100 * after.value:.0f} %"]
+    why += [] if shown.value >= SPARED else [f"what was asked for is shown {points(shown)} of usual fine-tuning"]
+    return Judged(
+        measured=MEASURED,
+        found=f"stamps in {percent(after)} against {percent(theirs)}; asked for is shown {points(shown)}",
+        verdict="holds" if whole else less if less == "does not hold here" else "holds in part",
+        why="; ".join(why) or "the stamp got words of its own, and sampling leaves them",
+    )
+
+
 SYSTEMS = (UNTOUCHED, PLAIN, "erase/geom_erasing")
 EXAM = Exam(name="stamps", verb="erase", cases=CASES, examine=examine, systems=SYSTEMS, columns=COLUMNS)

@@ -20,10 +20,9 @@ from palimpsest.data.forget import ForgetRequest, chosen, split
 from palimpsest.data.read import Dataset
 from palimpsest.exam import budgets
 from palimpsest.exam.case import Case, Exam, Record, Records, cases
-from palimpsest.exam.judged import Judged, Studied, Verdict
+from palimpsest.exam.judged import Judged, Verdict
 from palimpsest.exam.material import unlearnt
 from palimpsest.exam.pictures import UNTOUCHED
-from palimpsest.exam.rates import refused
 from palimpsest.exam.tables import means
 from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.ops import membership, statistics
@@ -122,18 +121,18 @@ def _means(records: Sequence[Record]) -> dict[str, Interval]:
     return {k: statistics.mean([r[k] for r in records]) for k in SHOWN}
 
 
-def judge(system: str, main: Mapping[str, Any], studied: Studied) -> Judged:
+BESIDE = (RETRAINED,)
+MEASURED = (
+    "a regressor's error on forgotten pictures within 20 % of retraining's, on others at most 10 % above, membership "
+    "attack within 0.05"
+)
+
+
+def judge(system: str, by: Records) -> Judged:
     """The verdict on a regressor's claim."""
-    by = studied[EXAM.name]
-    measured = (
-        "a regressor's error on forgotten pictures within 20 % of retraining's, on others at most 10 % above, "
-        "membership attack within 0.05"
-    )
-    if refused(by[system]):
-        return Judged(measured=measured, found=refused(by[system]), verdict="not measured")
     numbers, never = _means(by[system]), _never(by)
     words = [f"{k} {numbers[k].value:.2f} against {never[k]:.2f}" for k in ("forgotten", "held out", "attack")]
-    return Judged(measured=measured, found=", ".join(words), verdict=verdict(numbers, never))
+    return Judged(measured=MEASURED, found=", ".join(words), verdict=verdict(numbers, never))
 
 
 def verdict(numbers: Mapping[str, Interval], never: Mapping[str, float]) -> Verdict:

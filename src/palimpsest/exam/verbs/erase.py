@@ -15,8 +15,8 @@ from palimpsest.core.trace import Trace
 from palimpsest.exam import budgets, record, tables
 from palimpsest.exam.case import Case, Exam, Record, cases
 from palimpsest.exam.judged import GONE, SPARED, Judged, Studied, Verdict
-from palimpsest.exam.pictures import cost, evidence_of, give_back, groups_of, host_of, method_of
-from palimpsest.exam.rates import percent, points, refused, share
+from palimpsest.exam.pictures import evidence_of, give_back, groups_of, host_of, method_of
+from palimpsest.exam.rates import percent, points, share
 from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
 from palimpsest.probes.drift import Drift
@@ -34,13 +34,7 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
     """Presence bits of every picture by group, drift, distances and cost of one erasure."""
     host = host_of(case["host"])
     asked = request(host, case["concept"])
-    looks = plan(
-        host,
-        asked,
-        prompts_per_concept=PROMPTS,
-        seeds=1,
-        first_seed=100_000 * (seed + 1),
-    )
+    looks = plan(host, asked, prompts_per_concept=PROMPTS, seeds=1, first_seed=100_000 * (seed + 1))
     give_back()
     patch = method_of(system, case["concept"])(host, asked, seed=seed, trace=Trace())
     evidence = evidence_of(host, patch, with_paraphrases(looks), model=case["host"], oracle=case["oracle"])
@@ -56,7 +50,7 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
         "base": patch.base,
         "groups": groups_of(evidence),
         "numbers": numbers,
-        "cost": {**cost(patch), "patch_bytes": patch.nbytes(), "tensors": len(patch.deltas)},
+        "cost": {**patch.cost, "patch_bytes": patch.nbytes(), "tensors": len(patch.deltas)},
         "drawing": {"pictures": len(evidence.plan.shots), "forwards": evidence.cost["forwards"]},
     }
 
@@ -162,29 +156,18 @@ def _change(records: Sequence[Record], role: str) -> Interval:
 
 def judge(system: str, main: Summaries, studied: Studied) -> Judged:
     """The family's rule: every concept gone, neighbours spared."""
-    concepts = {c: s for c, s in main[system].items() if c}
-    gone = [c for c, s in concepts.items() if s.target.value <= GONE]
-    spared = [c for c, s in concepts.items() if s.neighbours.value >= SPARED]
-    both = set(gone) & set(spared)
-    verdict: Verdict = "holds" if len(both) == len(concepts) else "holds in part" if gone else "does not hold here"
-    short = [
-        f"{c} is still there in {100 * s.target.value:.0f} %{_never_saw(s)}"
-        for c, s in concepts.items()
-        if c not in gone
-    ]
-    short += [
-        f"neighbours of {c} change by {100 * s.neighbours.value:+.0f} points"
-        for c, s in concepts.items()
-        if c not in spared
-    ]
-    cause = budgets.cause(system)
-    total = main[system][""]
+    total, concepts = main[system][""], {c: s for c, s in main[system].items() if c}
+    there = {c: s for c, s in concepts.items() if s.target.value > GONE}
+    hurt = {c: s.neighbours.value for c, s in concepts.items() if s.neighbours.value < SPARED}
+    short = [f"{c} is still there in {100 * s.target.value:.0f} %{_never_saw(s)}" for c, s in there.items()]
+    short += [f"neighbours of {c} change by {100 * change:+.0f} points" for c, change in hurt.items()]
+    verdict: Verdict = "holds in part" if len(there) < len(concepts) else "does not hold here"
+    causes = [cause for cause in [budgets.said(system, "cause")] if short and cause]
     return Judged(
         measured=f"each concept in at most {100 * GONE:.0f} % of pictures, its neighbours losing at most 5 points",
         found=f"target {percent(total.target)}, neighbours {points(total.neighbours)}",
-        verdict=verdict,
-        why="; ".join([*short, cause] if short and cause else short)
-        or "every concept gone, every neighbourhood spared",
+        verdict=verdict if short else "holds",
+        why="; ".join([*short, *causes]) or "every concept gone, every neighbourhood spared",
     )
 
 
@@ -248,10 +231,3 @@ def head() -> str:
     cases = ", ".join(f"{c['concept']} ({c['kind']}, {c['host']})" for c in CASES)
     said = {"cases": cases, "prompts": PROMPTS, "seeds": len(EXAM.seeds), "paraphrases": PARAPHRASES}
     return tables.text(__file__, said)
-
-
-def progress(records: Sequence[Record]) -> str:
-    """Of a system that is not wholly measured: how far it is, or in which words it refuses."""
-    if refused(records) and not any("groups" in r for r in records):
-        return f"it refuses: {refused(records)}"
-    return f"{len(records)} of {len(CASES) * len(EXAM.seeds)} runs done" if records else ""

@@ -51,16 +51,9 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
 
 
 EXAM = Exam(
-    name="unlearn",
-    verb="unlearn",
-    cases=CASES,
-    examine=examine,
-    called=("task", "kind"),
-    missing=missing,
-    version=2,
-    part="cases",
-    label="case",
-)
+    name="unlearn", verb="unlearn", cases=CASES, examine=examine, called=("task", "kind"), missing=missing, version=2,
+    part="cases", label="case",
+)  # fmt: skip
 
 
 # -- what the records amount to --------------------------------------------------------------------------
@@ -112,19 +105,19 @@ def beside(
     return judge
 
 
-def first(measured: str, loss: Callable[[Outcome], float], only: Sequence[str] = ()) -> Rule:
-    """The smallest loss among the systems of papers, or only some of them, on each case with a rival."""
+def first(measured: str, measure: str, *, largest: bool = False, only: Sequence[str] = ()) -> Rule:
+    """The smallest (or largest) measure among the systems of papers, or only some, on each case with a rival."""
 
     def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
         held, words = {}, {}
         papers = [s for s in main if catalog.find(s).card.family != "baseline" and s in (only or (s,))]
         for case in cases_of(system, main):
-            losses = {s: loss(main[s][case]) for s in papers if case in main[s] and main[s][case].runs}
-            order = sorted(losses, key=lambda s: losses[s])
+            reached = {s: main[s][case][measure].value for s in papers if case in main[s] and main[s][case].runs}
+            order = sorted(reached, key=lambda s: -reached[s] if largest else reached[s])
             if len(order) > 1:
                 held[case], best = order[0] == system, order[0]
                 place = f"{order.index(system) + 1} of {len(order)}"
-                words[case] = f"{place} ({abs(losses[system]):.2f}; `{best}` {abs(losses[best]):.2f})"
+                words[case] = f"{place} ({abs(reached[system]):.2f}; `{best}` {abs(reached[best]):.2f})"
         return over(measured, held, words)
 
     return judge
@@ -165,7 +158,15 @@ def gaps(o: Outcome) -> str:
     return f"{o['forget gap'].value:+.1f} and {o['held-out gap'].value:+.1f}"
 
 
-judge = close()
+RULES: Mapping[str, Callable[..., Rule]] = {
+    "close": close, "faster": faster, "first": first, "comparable": comparable,
+}  # fmt: skip
+
+
+def judge(system: str, main: Outcomes, studied: Studied) -> Judged:
+    """By the rule that the system's file names; by the exam's bounds where it names none."""
+    how = {"name": "close", **(budgets.said(system, "rule") or {})}
+    return RULES[how.pop("name")](**how)(system, main, studied)
 
 
 # -- tables ----------------------------------------------------------------------------------------------
@@ -287,8 +288,3 @@ def _sum(here: Mapping[str, Outcome]) -> str:
             f"`{closest}`.\n"
         )
     return "\n".join(parts)
-
-
-def progress(records: Sequence[Record]) -> str:
-    """Of a system that is not measured: nothing beside what its rule says."""
-    return ""
