@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -12,10 +13,13 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest, WrongBase
 from palimpsest.core.fingerprint import hook_count
 from palimpsest.core.trace import Trace
+from palimpsest.ops.neighbours import nearest
 from palimpsest.probes.drawn import collect
 from palimpsest.probes.neighbours import DRAWN, Eye, neighbours
 from palimpsest.probes.plan import Plan, plan
-from palimpsest.worlds.concepts import concept, siblings
+from palimpsest.run import load
+from palimpsest.run import request as run_request
+from palimpsest.worlds.concepts import Words, concept, siblings
 from palimpsest.worlds.glyphs import GLYPHS
 
 
@@ -66,23 +70,23 @@ def test_a_plan_says_what_it_can_show() -> None:
     assert "shows a change of" in text
 
 
-def test_models_without_a_world_get_templates_and_the_kept_concepts() -> None:
+def test_models_without_any_words_get_templates_and_the_kept_concepts() -> None:
     asked = Request(target=(Concept(name="Van Gogh", kind="style"),), keep=(Concept(name="Monet", kind="style"),))
     host = Scribe()
     host.knows = None
     made = plan(host, asked, prompts_per_concept=3, seeds=1)
     assert all(p.endswith("Van Gogh") for p in made.groups[0].prompts)
-    near = [g for g in made.groups if g.role == "neighbour"]
-    assert "Monet" in [g.name for g in near]
-    assert len(near) >= 4
-    assert all(g.concept is not None and g.concept.kind == "style" for g in near)
-    assert [g.role for g in made.groups].count("unrelated") == 4
+    assert [(g.name, g.reason) for g in made.groups if g.role == "neighbour"] == [("Monet", "kept by the request")]
+    unrelated = [g for g in made.groups if g.role == "unrelated"]
+    assert len({g.reason for g in unrelated}) == len(unrelated) == 4
+    assert not any(g.concept is not None and g.concept.kind == "style" for g in unrelated)
 
 
 def test_pictures_choose_among_the_nearest_by_text() -> None:
     host, star = Scribe(), concept(GLYPHS, "star")
     subjects = [concept(GLYPHS, w) for w in siblings(GLYPHS, "star")]
-    by_text = neighbours(host, star, subjects, DRAWN)
+    ranked = nearest(host, star, subjects, len(subjects))
+    by_text = neighbours(star, ranked, DRAWN)
     twin, farther = by_text[-1].concept.name, {c.name for c in subjects} - {n.concept.name for n in by_text}
     index = {w: i for i, w in enumerate(GLYPHS.vocabulary["subject"])}
 
@@ -93,7 +97,7 @@ def test_pictures_choose_among_the_nearest_by_text() -> None:
             which[which == index[name]] = index["star"]
         return torch.nn.functional.one_hot(which, len(index)).float()
 
-    found = neighbours(host, star, subjects, 3, eye := Eye(host, embed, pictures=2))
+    found = neighbours(star, ranked, 3, eye := Eye(host, embed, pictures=2))
     assert found[0].concept.name == twin
     assert not farther & {n.concept.name for n in found}
     assert (found[0].place, found[0].drawn, found[0].rank) == (1, DRAWN, DRAWN)
@@ -108,9 +112,10 @@ def test_pictures_choose_among_the_nearest_by_text() -> None:
 
 def test_an_eye_without_features_leaves_the_order_of_the_text() -> None:
     host, star = Scribe(), concept(GLYPHS, "star")
-    subjects = [concept(GLYPHS, w) for w in siblings(GLYPHS, "star")]
+    ranked = Words(GLYPHS).nearest(host, star, avoid=frozenset())
+    assert {c.name for c, _ in ranked} == set(siblings(GLYPHS, "star"))
     blind = Eye(host, lambda images: images.new_zeros(len(images), 0))
-    assert neighbours(host, star, subjects, 4, blind) == neighbours(host, star, subjects, DRAWN)[:4]
+    assert neighbours(star, ranked, 4, blind) == neighbours(star, ranked, DRAWN)[:4]
 
 
 @pytest.mark.parametrize("choice", [{"prompts": 0}, {"seeds": 0}])
@@ -205,3 +210,16 @@ def test_a_model_that_draws_nan_is_refused() -> None:
 
     with pytest.raises(BadRequest, match="draws NaN"):
         collect(Blind(), Scribe(), small_plan(Scribe()), [Reader()])
+
+
+def test_a_drawn_worlds_plan_is_what_it_always_was() -> None:
+    """Committed audits were planned so."""
+    host = load("tiny/sd")
+    asked = run_request(host, "star")
+    assert [c.name for c in asked.keep] == [
+        *("triangle", "heart", "bolt", "flower", "house", "fish", "cloud", "circle")
+    ]
+    groups = plan(host, asked).groups
+    said = json.dumps([[g.role, g.name or None, list(g.prompts), g.seeds] for g in groups])
+    expected = "7c4aa0ab2c59c7b5ec6af13f250e0208b34257930fb316b396d39048566c4c1a"
+    assert hashlib.sha256(said.encode()).hexdigest() == expected, [g.name for g in groups]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
 from palimpsest.cli import options
-from palimpsest.cli.options import Loading, Looking, Reading, refuse_overwriting, say
+from palimpsest.cli.options import Loading, Looking, Reading, refuse_overwriting, request_about, say
 from palimpsest.cli.terminal import tell
 from palimpsest.core.errors import BadRequest
 
@@ -32,9 +32,9 @@ class Audit(Loading, Looking, Reading):
     concept: options.Words = ""
     """What a generator's edit was about: names with commas between, or a CSV file (columns name, kind, prompts)."""
     keep: options.Words = ""
-    """What should have stayed; the model's own neighbours where not given."""
-    kind: Literal["identity", "object", "class", "attribute", "style", "domain"] = "object"
-    """What sort of thing the concept is."""
+    """What should have stayed; the model's own neighbours where not given; "none": nothing."""
+    kind: options.Kind | None = None
+    """What sort of thing the concept is; where not given, as with erase."""
     data: options.Data = ""
     """For a classifier: what it learned from."""
     forget: options.Forget = ""
@@ -84,7 +84,7 @@ class Audit(Loading, Looking, Reading):
             "a classifier; --concept a generator",
         )
         host = self.load(self.before)
-        request = run.request(host, self.concept, keep=self.keep, kind=self.kind)
+        request = request_about(host, self.concept, keep=self.keep, kind=self.kind)
         budget = Budget(sample_steps=self.sample_steps, guidance=self.guidance) if self.resurfacing else None
         oracles = self.load_all(self.oracle)
         return run.case(host, request, look=self.look(), oracles=oracles, resurfacing=budget)

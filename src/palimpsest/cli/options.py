@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from palimpsest.cli.terminal import tell
 from palimpsest.core.errors import BadRequest
 
+Kind = Literal["identity", "object", "class", "attribute", "style", "domain"]
 # A metavar is what stands there: a model, words, a file. `palimpsest COMMAND --help` shows them.
 Model = Annotated[str, arg(metavar="MODEL")]
 Models = Annotated[tuple[str, ...], arg(metavar="MODEL ...")]
@@ -116,6 +117,26 @@ class Reading:
             known = read(data, split=self.split, size=size, skip_unreadable=self.skip_unreadable)
         test = held_out(self.test, data, size=size, skip_unreadable=self.skip_unreadable)
         return host, known, test
+
+
+def request_about(host: Any, target: str, *, keep: str = "", toward: str = "", kind: Kind | None = None) -> Any:
+    """The request that these options make of a generator; says what it takes from the model's own words, and reads
+    them first where that was never done."""
+    from palimpsest import run
+    from palimpsest.machine import cache_folder
+    from palimpsest.probes.lexicon import Lexicon, vocabulary
+    from palimpsest.progress import bars
+
+    words = vocabulary(host)
+    if isinstance(words, Lexicon) and words.unread:
+        tell(f"Reading {words.unread:,} words with the text encoder of {host.name}, once; they are kept in")
+        tell(f"{cache_folder() / 'words'}. On two processor cores this takes a minute or two.")
+        with bars() as progress:
+            words.read(lambda done, total: progress("reading words", done, total))
+    request = run.request(host, target, keep=keep, toward=toward, kind=kind)
+    for line in run.told(host, request, keep=keep, kind=kind):
+        tell(line)
+    return request
 
 
 def own_side(host: Any) -> int | None:

@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from palimpsest.cli import options
-from palimpsest.cli.options import Loading, Looking, Reading, refuse_overwriting, say
+from palimpsest.cli.options import Loading, Looking, Reading, refuse_overwriting, request_about, say
 from palimpsest.cli.terminal import tell
 from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
@@ -25,14 +25,16 @@ WRITTEN = ("patch.safetensors", "receipt.json", "receipt.html", "forget.json")
 class Target:
     target: Positional[options.ConceptNames]
     """The concept, several with commas between, or a CSV file with the columns name, kind, prompts and toward."""
-    kind: Literal["identity", "object", "class", "attribute", "style", "domain"] = "object"
-    """What sort of thing it is; drawn worlds know it themselves."""
+    kind: options.Kind | None = None
+    """What sort of thing it is; where not given, drawn worlds know it, the lists of names that come with this package
+    may, and else it is an object."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keep:
     keep: options.Words = ""
-    """What must stay, with commas between or a CSV file; the model's own neighbours of the target where not given."""
+    """What must stay, with commas between or a CSV file; the model's own neighbours of the target where not given;
+    "none": nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +65,9 @@ class Generator(Loading, Looking):
         for given in filter(is_list, (getattr(self, "target", ""), getattr(self, "keep", ""))):
             for concept in read_concepts(given):
                 tell(f"read     {concept}")
-        words: dict[str, Any] = {name: getattr(self, name) for name in ("keep", "toward") if hasattr(self, name)}
         host = self.load(self.model)
-        request = run.request(host, getattr(self, "target", ""), kind=getattr(self, "kind", "object"), **words)
-        if request.keep and not words.get("keep"):
-            tell(f"Keeping the model's own neighbours: {', '.join(c.name for c in request.keep)}.")
+        said = {name: getattr(self, name, "") for name in ("target", "keep", "toward")}
+        request = request_about(host, **said, kind=getattr(self, "kind", None))
         return run.case(host, request, data=_named(self.data), look=self.look(), oracles=self.load_all(self.oracle))
 
 
@@ -108,7 +108,7 @@ class Other(Loading):
 
         words: dict[str, Any] = {name: getattr(self, name) for name in ("keep", "toward") if hasattr(self, name)}
         host, subject = self.load(self.model), catalog.verbs()[self.verb].subject
-        request = run.request(host, getattr(self, "target", ""), kind=getattr(self, "kind", "object"), **words)
+        request = run.request(host, getattr(self, "target", ""), kind=getattr(self, "kind", None), **words)
         return run.case(host, request, data=_named(self.data), subject=subject)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from palimpsest.core.concept import Concept
+from palimpsest.core.concept import Concept, Kind
 
 
 class Vocabulary(Protocol):
@@ -23,8 +23,8 @@ class Vocabulary(Protocol):
         """Source of the judge that knows these words, as `--judge` takes it; "" where there is none."""
         ...
 
-    def concept(self, word: str) -> Concept:
-        """A word as a Concept with its kind, prompts and labels.
+    def concept(self, word: str, kind: Kind | None = None) -> Concept:
+        """A word as a Concept with its kind, prompts and labels; `kind` serves where the vocabulary leaves it open.
 
         Raises:
             BadRequest: the word is not known; the message names those that come close.
@@ -35,13 +35,11 @@ class Vocabulary(Protocol):
         """Whether the model knows a word; case does not matter."""
         ...
 
-    def siblings(self, concept: Concept) -> tuple[Concept, ...]:
-        """Other words of the same kind: the candidates for neighbours."""
+    def nearest(self, host: Any, concept: Concept, *, avoid: frozenset[str]) -> Sequence[tuple[Concept, float]]:
+        """All other words of the same kind and their text states' cosine with the concept's, nearest first."""
         ...
 
-    def others(
-        self, concepts: Sequence[Concept], *, avoid: frozenset[str] = frozenset()
-    ) -> Sequence[tuple[Concept, str]]:
+    def others(self, concepts: Sequence[Concept], *, avoid: frozenset[str]) -> Sequence[tuple[Concept, str]]:
         """Words of other kinds than these concepts', one of each kind in turn, each with its kind in words; `avoid`:
         names in lower case that are left out."""
         ...

@@ -23,6 +23,7 @@ from palimpsest.hosts.speaking import speaking
 from palimpsest.hosts.text import words_of
 from palimpsest.hosts.walk import Walk
 from palimpsest.hosts.weights import Weights, refuse_adapters
+from palimpsest.hosts.words import WordReader
 
 AS_THE_MODEL = Sampling()
 LATENT_SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -46,6 +47,7 @@ class DiffusionHost(ABC):
 
     network: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    text_layer: ClassVar[int | None] = None  # of CLIP encoders; None: the normalised last one
     token_side: ClassVar[int] = 1  # image sides are multiples of this many latents
     packing: ClassVar[int] = 1  # side of the latent squares that the network reads as one token
     family_defaults: ClassVar[Sampling] = Sampling(steps=50, guidance=7.5)
@@ -74,6 +76,8 @@ class DiffusionHost(ABC):
         if pipeline.vae.config.get("force_upcast", False) and self.dtype == torch.float16:
             pipeline.vae.float()  # this autoencoder overflows in half precision; the pipeline upcasts it as well
         self.weights = Weights(self.root)
+        readable = all(getattr(pipeline, part, None) is not None for part in ("tokenizer", "text_encoder"))
+        self.reader = WordReader(pipeline, self._tokenizers, self.text_layer) if readable else None
 
     # -- what families say -------------------------------------------------------------------------------
 
@@ -112,6 +116,11 @@ class DiffusionHost(ABC):
         return self.encode(once)[rows], self.null(len(prompts), negative)
 
     # -- the model as tensors ----------------------------------------------------------------------------
+
+    @property
+    def _tokenizers(self) -> list[str]:
+        """Their names in the pipeline, beside those of the encoders."""
+        return [name.replace("text_encoder", "tokenizer") for name in self.encoders]
 
     @property
     def denoiser(self) -> Any:
@@ -160,7 +169,6 @@ class DiffusionHost(ABC):
     def settings(self) -> dict[str, Any]:
         """What decides pictures beside tensors, as plain JSON: two models of equal tensors may still draw others."""
         pipe, vae = self.pipeline, self.pipeline.vae.config
-        readers = [name.replace("text_encoder", "tokenizer") for name in self.encoders]
         return {
             "family": type(self).__name__,
             "prediction": self.prediction,
@@ -168,7 +176,7 @@ class DiffusionHost(ABC):
             "autoencoder": {key: vae.get(key) for key in LATENT_SCALES},
             "sample_size": self.denoiser.config.get("sample_size"),
             "empty_prompt_is_zeros": bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
-            "tokenizers": {name: words_of(getattr(pipe, name)) for name in readers if getattr(pipe, name) is not None},
+            "tokenizers": {n: words_of(getattr(pipe, n)) for n in self._tokenizers if getattr(pipe, n) is not None},
             "defaults": asdict(self.defaults),
         }
 

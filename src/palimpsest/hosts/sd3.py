@@ -35,6 +35,7 @@ class SD3Host(FlowHost):
     """
 
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    text_layer = -2
     family_defaults = Sampling(steps=28, guidance=7.0)
 
     def __init__(self, pipeline: Any, *, name: str, folder: Path | None = None) -> None:
@@ -57,8 +58,8 @@ class SD3Host(FlowHost):
 
     def _read(self, prompts: Sequence[str], *, cut: bool) -> Cond:
         pipe = self.pipeline
-        first = read_clip(pipe.tokenizer, pipe.text_encoder, prompts, cut=cut, layer=-2)
-        second = read_clip(pipe.tokenizer_2, pipe.text_encoder_2, prompts, cut=cut, layer=-2)
+        first = read_clip(pipe.tokenizer, pipe.text_encoder, prompts, cut=cut, layer=self.text_layer)
+        second = read_clip(pipe.tokenizer_2, pipe.text_encoder_2, prompts, cut=cut, layer=self.text_layer)
         clip = torch.cat([first.states, second.states], dim=-1)
         further: dict[int, Tensor] = {}
         if pipe.text_encoder_3 is None:

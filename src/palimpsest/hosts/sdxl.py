@@ -22,6 +22,7 @@ class SDXLHost(SDHost):
     """
 
     encoders = ("text_encoder", "text_encoder_2")
+    text_layer = -2
     family_defaults = Sampling(steps=50, guidance=5.0)
 
     def _predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -46,8 +47,12 @@ class SDXLHost(SDHost):
 
     def _read(self, prompts: Sequence[str], *, cut: bool) -> Cond:
         pipe = self.pipeline
-        first = read_clip(pipe.tokenizer, pipe.text_encoder, spelt(pipe.tokenizer, prompts), cut=cut, layer=-2)
-        second = read_clip(pipe.tokenizer_2, pipe.text_encoder_2, spelt(pipe.tokenizer_2, prompts), cut=cut, layer=-2)
+        first = read_clip(
+            pipe.tokenizer, pipe.text_encoder, spelt(pipe.tokenizer, prompts), cut=cut, layer=self.text_layer
+        )
+        second = read_clip(
+            pipe.tokenizer_2, pipe.text_encoder_2, spelt(pipe.tokenizer_2, prompts), cut=cut, layer=self.text_layer
+        )
         states = torch.cat([first.states, second.states], dim=-1)
         return Cond(states=states, lengths=second.lengths, pooled=second.pooled)
 

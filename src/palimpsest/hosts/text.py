@@ -79,6 +79,8 @@ def words_of(tokenizer: Any) -> str:
 def spelt(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     """Prompts with words of several vectors ("<cat>", "<cat>_1", ... of textual inversion) written out."""
     added = tokenizer.added_tokens_encoder
+    if not any(f"{word}_1" in added for word in added):
+        return list(prompts)
     out = []
     for prompt in prompts:
         for word in set(tokenizer.tokenize(prompt)) & set(added):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 from palimpsest.core.concept import Concept, Kind
@@ -100,8 +100,16 @@ def same(a: str, b: str) -> bool:
     return stem(split(a)) in parts(b) or stem(split(b)) in parts(a)
 
 
+def forms(names: Sequence[str]) -> Callable[[str], bool]:
+    """Tells of a name whether it is a form of one of these, as `same` says, without comparing it with each."""
+    wholes = {stem(split(name)) for name in names}
+    runs = frozenset().union(*map(parts, names))
+    return lambda name: stem(split(name)) in runs or not wholes.isdisjoint(parts(name))
+
+
+@lru_cache(maxsize=1 << 16)
 def parts(name: str) -> frozenset[str]:
-    """Every run of a name's words, as stems without blanks: what `same` looks another name up in."""
+    """Every run of a name's words, as stems without blanks: what another name is looked up in."""
     words = split(name)
     return frozenset(stem(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1))
 

@@ -23,6 +23,48 @@ TEMPLATES: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
 )
 """By kind of concept. Each ends with the name, so that the last token is the concept's own."""
 
+_AROUND_THINGS = (
+    *("in a garden", "on a table", "in front of a house", "by a window", "on a beach", "in the snow", "at night"),
+    *("in the rain", "at sunset", "in a forest", "in a field", "on a street", "under a blue sky", "in a museum"),
+    *("on a white background", "seen from above", "seen from the side", "in bright sunlight", "in the fog"),
+    *("beside a tree", "in a small room", "on a wooden floor", "far away", "close up"),
+)
+_MANNERS = ("", "a photo of ", "a painting of ", "a drawing of ", "a picture of ")
+_NOUNS = (
+    *("car", "house", "dress", "chair", "ball", "cup", "door", "flower", "bird", "cat", "boat", "hat", "lamp", "table"),
+    *("shoe", "bottle", "bicycle", "box", "man", "woman", "child", "room", "kite", "statue"),
+)
+_PAINTED = (
+    *("a house by a river", "a portrait of a woman", "a bowl of fruit", "the night sky over a town", "a ship at sea"),
+    *("a forest in autumn", "a crowded street", "a horse in a field", "a vase of flowers", "an old man reading"),
+    *("a bridge", "a mountain lake", "a dancer", "a cat on a chair", "a garden", "a castle on a hill"),
+    *("a table with bread and wine", "a village in winter", "a wheat field", "a storm at sea", "a child with a dog"),
+    *("a cafe at night", "a church", "a train at a station"),
+)
+_POSED = (
+    *("smiling", "reading a book", "at a desk", "on a stage", "in a garden", "wearing a hat", "in profile", "outdoors"),
+    *("in a library", "by a window", "on a horse", "walking down a street", "in black and white", "in a crowd"),
+    *("drinking tea", "looking into the distance", "on the cover of a magazine", "at night", "in front of a mountain"),
+    *("giving a speech", "sitting in an armchair", "in bright sunlight", "on a stamp", "as a statue"),
+)
+_SEEN = (
+    *("at night", "in the early morning", "in the rain", "in winter", "with one person walking", "with birds"),
+    *("under a cloudy sky", "seen from above", "with a small house", "with a red car", "with a dog", "on a sunny day"),
+    *("in thick fog", "in black and white", "with many people", "with nobody there", "with a bridge", "in summer"),
+    *("with old trees", "with a bicycle", "after a storm", "in the evening light", "from far away", "with a bench"),
+)
+SETTINGS: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
+    {
+        "object": tuple(f"{how}{{a}} {where}" for where in _AROUND_THINGS for how in _MANNERS),
+        "class": tuple(f"{how}{{a}} {where}" for where in _AROUND_THINGS for how in _MANNERS),
+        "identity": tuple(f"{how}{{}} {where}" for where in _POSED for how in ("", "a portrait of ", *_MANNERS[1:])),
+        "style": tuple(f"{what}{by}" for what in _PAINTED for by in (" in the style of {}", ", {}", ", art by {}")),
+        "attribute": tuple(f"{how}{{a}} {noun}" for noun in _NOUNS for how in _MANNERS),
+        "domain": tuple(f"{how}{{a}} {when}" for when in _SEEN for how in _MANNERS),
+    }
+)
+"""By kind of concept: the name ({}; {a}: with its article) in another place, pose or light each, a hundred and more."""
+
 
 def filled(concept: Concept) -> tuple[str, ...]:
     """The templates of the concept's kind, filled with its name."""
@@ -37,6 +79,15 @@ def asking(concept: Concept) -> tuple[str, ...]:
 def prompts_for(concept: Concept) -> list[str]:
     """Everything that asks for the concept, each once: its own prompts (else its name) and its kind's templates."""
     return list(dict.fromkeys((*asking(concept), *filled(concept))))
+
+
+def in_settings(concept: Concept) -> tuple[str, ...]:
+    """The settings of the concept's kind, filled with its name; names in small letters get an article."""
+    name = concept.name
+    several = name.endswith("s") and not name.endswith(("ss", "us", "is"))
+    article = "" if name != name.lower() or (several and concept.kind != "attribute") else "a "
+    article = "an " if article and name[:1] in "aeiou" else article
+    return tuple(setting.format(name, a=article + name) for setting in SETTINGS[concept.kind])
 
 
 def answered(request: Request) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palimpsest.core.concept import Concept
 from palimpsest.core.sampling import Sampling
-from palimpsest.ops.neighbours import alike, nearest
+from palimpsest.ops.neighbours import alike
 from palimpsest.ops.prompts import asking
 
 DRAWN = 12  # candidates, by text, whose pictures are looked at
@@ -94,18 +94,20 @@ class Eye:
         return {c.name: self._seen[c.name] for c in concepts}
 
 
-def neighbours(host: Any, target: Concept, candidates: Sequence[Concept], k: int, eye: Eye | None = None) -> list[Near]:
-    """The k candidates closest to a target, closest first.
+def neighbours(target: Concept, ranked: Sequence[tuple[Concept, float]], k: int, eye: Eye | None = None) -> list[Near]:
+    """The k of a target's candidates that are closest to it, closest first.
 
     Without an eye by text alone. With one the `DRAWN` closest by text are drawn, and their pictures decide: names can
     be near in text that look nothing alike, and an edit leaks along both.
 
-    Cost: one text forward of all names; with an eye its pictures of `DRAWN` + 1 concepts.
+    Args:
+        ranked: all candidates with their cosine, nearest first (`core.vocabulary.Vocabulary.nearest`).
+
+    Cost: with an eye its pictures of `DRAWN` + 1 concepts.
     """
-    by_text = nearest(host, target, candidates, k if eye is None else max(k, DRAWN))
     found = [
-        Near(concept=c, target=target.name, text=cosine, rank=rank, of=len(candidates))
-        for rank, (c, cosine) in enumerate(by_text, start=1)
+        Near(concept=c, target=target.name, text=cosine, rank=rank, of=len(ranked))
+        for rank, (c, cosine) in enumerate(ranked[: k if eye is None else max(k, DRAWN)], start=1)
     ]
     if eye is None or len(found) < 2:  # of two centred means one is minus the other
         return found[:k]
@@ -119,7 +121,7 @@ def neighbours(host: Any, target: Concept, candidates: Sequence[Concept], k: int
             target=target.name,
             text=by_name[name].text,
             rank=by_name[name].rank,
-            of=len(candidates),
+            of=len(ranked),
             seen=cosine,
             place=place,
             drawn=len(found),

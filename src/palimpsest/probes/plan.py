@@ -17,16 +17,15 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Denoiser, Vocabulary
 from palimpsest.core.sampling import Sampling
 from palimpsest.ops import statistics
-from palimpsest.ops.listed import everyday
+from palimpsest.ops.listed import same
 from palimpsest.ops.prompts import asking
 from palimpsest.probes.attempt import Budget
+from palimpsest.probes.lexicon import vocabulary
 from palimpsest.probes.neighbours import Eye, Near
 from palimpsest.probes.neighbours import neighbours as neighbours_of
 
 Role = Literal["target", "neighbour", "unrelated", "empty", "paraphrase"]
 ROLES: tuple[Role, ...] = ("target", "neighbour", "unrelated", "empty")  # of an audit; paraphrases are the exam's
-# What models of everyday pictures know and few edits are about; for models without a world of their own.
-EVERYDAY = ("dog", "car", "house", "tree", "bowl of fruit", "mountain lake", "bicycle", "street at night")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +202,7 @@ def plan(
 
     Args:
         host: its text encoder finds the neighbours; nothing is drawn but by the eye. Prompts are of the words that it
-            knows, else templates ask for each concept.
+            knows; of others templates ask for them.
         prompts_per_concept: for each target.
         seeds: pictures a prompt.
         neighbours, unrelated: how many concepts.
@@ -215,8 +214,8 @@ def plan(
     """
     if prompts_per_concept < 1 or seeds < 1:
         raise BadRequest(f"{prompts_per_concept} prompts and {seeds} seeds draw nothing; give at least 1 of each.")
-    words = host.knows
-    near = _neighbours(host, request, neighbours, eye)
+    words = vocabulary(host)
+    near = _neighbours(host, request, words, neighbours, eye)
     far = _unrelated(request, words, unrelated, {c.name.casefold() for c, _ in near})
     avoid = frozenset(c.name for c in request.target)
     found: list[tuple[Role, Concept, str, int]] = [
@@ -241,42 +240,38 @@ def plan(
     )
 
 
-def _neighbours(host: Denoiser, request: Request, k: int, eye: Eye | None) -> list[tuple[Concept, str]]:
+def _neighbours(
+    host: Denoiser, request: Request, words: Vocabulary, k: int, eye: Eye | None
+) -> list[tuple[Concept, str]]:
     """Concepts near the targets, nearest first, each with its reason; then those that the request keeps."""
-    taken = {c.name.casefold() for c in request.target}
-    kept = {c.name.casefold() for c in request.keep}
+    taken = frozenset(c.name.casefold() for c in request.target)
     ranked: dict[str, Near] = {}
-    for target in request.target:
-        others = [c for c in _candidates(request, host.knows, target) if c.name.casefold() not in taken]
-        for near in neighbours_of(host, target, others, k, eye):
+    for target in (t for t in request.target if t.name in words):
+        for near in neighbours_of(target, words.nearest(host, target, avoid=taken), k, eye):
             name = near.concept.name
             if name not in ranked or ranked[name].closeness < near.closeness:
                 ranked[name] = near
     chosen = sorted(ranked.values(), key=lambda near: -near.closeness)[:k]
-    found = [(n.concept, n.reason(kept=n.concept.name.casefold() in kept)) for n in chosen]
+    found = [(c, n.reason(kept=kept)) for n in chosen for c, kept in [_as_kept(n.concept, request)]]
     names = {c.name.casefold() for c, _ in found}
     return found + [(c, "kept by the request") for c in request.keep if c.name.casefold() not in names][: (k + 1) // 2]
 
 
-def _candidates(request: Request, words: Vocabulary | None, target: Concept) -> list[Concept]:
-    """The model's words of the target's kind; where nobody knows them what the request keeps, and everyday words."""
-    if words is None:
-        named = {c.name.casefold(): c for c in (*everyday(target), *request.keep)}
-        return list(named.values())
-    return list(words.siblings(target)) if target.name in words else []
+def _as_kept(concept: Concept, request: Request) -> tuple[Concept, bool]:
+    """The concept as the request keeps it, in whatever form of its name, and whether it does."""
+    mine = [c for c in request.keep if c.name.casefold() == concept.name.casefold()]
+    mine += [c for c in request.keep if same(c.name, concept.name)]
+    return (mine[0], True) if mine else (concept, False)
 
 
-def _unrelated(request: Request, words: Vocabulary | None, k: int, near: set[str]) -> list[tuple[Concept, str]]:
+def _unrelated(request: Request, words: Vocabulary, k: int, near: set[str]) -> list[tuple[Concept, str]]:
     """Concepts of other kinds than the targets: of each other kind in turn."""
     taken = near | {c.name.casefold() for c in (*request.target, *request.keep)}
-    if words is None:
-        common = [w for w in EVERYDAY if w.casefold() not in taken][:k]
-        return [(Concept(name=w), "an everyday thing") for w in common]
     return list(words.others(request.target, avoid=frozenset(taken)))[:k]
 
 
-def _prompts(words: Vocabulary | None, concept: Concept, n: int, avoid: frozenset[str], salt: int) -> tuple[str, ...]:
-    if words is not None and concept.name in words:
-        generator = torch.Generator().manual_seed(1009 * n + salt)
-        return tuple(words.prompts(concept, n, generator=generator, avoid=avoid))
-    return tuple(dict.fromkeys(asking(concept)))[:n]
+def _prompts(words: Vocabulary, concept: Concept, n: int, avoid: frozenset[str], salt: int) -> tuple[str, ...]:
+    if concept.name not in words:
+        return tuple(dict.fromkeys(asking(concept)))[:n]
+    generator = torch.Generator().manual_seed(1009 * n + salt)
+    return tuple(words.prompts(concept, n, generator=generator, avoid=avoid))

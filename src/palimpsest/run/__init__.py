@@ -8,7 +8,7 @@ from palimpsest.run.cases import Case, case
 from palimpsest.run.do import RECORD_FILE, Done, do, erase, perform, system_of, unlearn
 from palimpsest.run.drawing import doctor, sample
 from palimpsest.run.looking import Look, plan
-from palimpsest.run.requests import concepts, request
+from palimpsest.run.requests import concepts, request, told
 
 __all__ = [
     "RECORD_FILE",
@@ -28,5 +28,6 @@ __all__ = [
     "request",
     "sample",
     "system_of",
+    "told",
     "unlearn",
 ]

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, TypedDict
+from typing import Annotated, Any, Literal, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from palimpsest.core.concept import Concept, Kind
 from palimpsest.core.declared import OPEN, read
 from palimpsest.core.errors import BadRequest
+from palimpsest.ops.neighbours import nearest
 from palimpsest.worlds.faces import FACES
 from palimpsest.worlds.glyphs import GLYPHS
 from palimpsest.worlds.picture import Pictures
@@ -81,13 +82,13 @@ class Words:
     def judge(self) -> str:
         return f"tiny/{self.world.name}"
 
-    def concept(self, word: str) -> Concept:
-        return concept(self.world, word)
+    def concept(self, word: str, kind: Kind | None = None) -> Concept:
+        return concept(self.world, word)  # which knows the kind
 
     def __contains__(self, word: str) -> bool:
         return key_of(self.world, word) is not None
 
-    def others(self, concepts: Sequence[Concept], *, avoid: frozenset[str] = frozenset()) -> list[tuple[Concept, str]]:
+    def others(self, concepts: Sequence[Concept], *, avoid: frozenset[str]) -> list[tuple[Concept, str]]:
         keys = {key_of(self.world, c.name) for c in concepts}
         kinds = [k for k in self.world.vocabulary if k not in keys and not k.endswith("2") and k != "relation"]
         out = self.world.held_out
@@ -100,8 +101,9 @@ class Words:
             (self.concept(c[i]), f"a {k}") for i in turns for k, c in zip(kinds, columns, strict=True) if i < len(c)
         ]
 
-    def siblings(self, concept: Concept) -> tuple[Concept, ...]:
-        return tuple(self.concept(word) for word in siblings(self.world, concept.name))
+    def nearest(self, host: Any, concept: Concept, *, avoid: frozenset[str]) -> list[tuple[Concept, float]]:
+        others = [self.concept(w) for w in siblings(self.world, concept.name) if w.casefold() not in avoid]
+        return nearest(host, concept, others, len(others))
 
     def prompts(
         self, concept: Concept, n: int, *, generator: torch.Generator, avoid: frozenset[str] = frozenset()

@@ -1,0 +1,95 @@
+"""What a pipeline makes of single words: the whole words of its tokenizers, and the state of each text's last one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palimpsest.hosts.text import spelt, words_of
+from palimpsest.hosts.weights import Weights
+
+END, START = "</w>", "\u2581"  # of whole words: after them (byte-pair vocabularies of CLIP), before them (T5's pieces)
+LETTERS = 3  # that a word has at least
+ROWS = 1024  # tokens that go through the text encoder at once
+
+
+class WordReader:
+    """Reads words as a pipeline does, by its first text encoder, a CLIP one in every family that has a host here.
+
+    The further encoders of SDXL, SD3 and Flux are eight to fifty times as large, and would say little else of which
+    words lie near each other.
+
+    Args:
+        pipeline: its `tokenizer` and `text_encoder` are read when they are asked, and may be changed.
+        readers: names of all its tokenizers.
+        layer: index of the hidden layer that the denoiser reads; None: the normalised last one.
+    """
+
+    def __init__(self, pipeline: Any, readers: Sequence[str], layer: int | None) -> None:
+        self._pipeline, self._layer = pipeline, layer
+        self._readers = readers
+        self._weights = Weights(pipeline.text_encoder)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The whole words of the model's tokenizers: letters only, three at least, in lower case, sorted.
+
+        In a byte-pair vocabulary ends of words ("tion") look like whole ones and are among them.
+        """
+        found = {word.lower() for tokenizer in self._tokenizers for word in map(_word, tokenizer.get_vocab())}
+        return tuple(sorted(word for word in found if len(word) >= LETTERS and word.isalpha()))
+
+    @property
+    def sha256(self) -> str:
+        """Of what decides `words` and `read`: the encoder's tensors, the tokenizers, the layer."""
+        parts = (self._weights.fingerprint(), self._layer, *map(words_of, self._tokenizers))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> tuple[Tensor, Tensor]:
+        """(n, d) float32 on the CPU: the state of each text's last token; (n,) int64: how many tokens each has.
+
+        The encoder is causal, so these are the states that prompts have up to there. Texts of equal length share a
+        batch: nothing is padded, and the end token is left out.
+
+        Args:
+            progress: is told (texts read, texts in all).
+
+        Cost: one forward of n short texts, `ROWS` tokens at a time.
+        """
+        tokenizer, encoder = self._pipeline.tokenizer, self._pipeline.text_encoder
+        longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        tokens = tokenizer(spelt(tokenizer, texts), truncation=True, max_length=longest, return_attention_mask=False)
+        ids = [row[:-1] for row in tokens.input_ids]
+        lengths = torch.tensor([len(row) for row in ids])
+        order, states, done = lengths.argsort(stable=True), None, 0
+        while done < len(ids):
+            length = int(lengths[order[done]])
+            rows = order[done : done + max(1, ROWS // length)]
+            rows = rows[lengths[rows] == length]
+            batch = torch.tensor([ids[i] for i in rows.tolist()], device=encoder.device)
+            out = encoder(batch, output_hidden_states=self._layer is not None)
+            last = (out.last_hidden_state if self._layer is None else out.hidden_states[self._layer])[:, -1]
+            states = torch.empty(len(ids), last.shape[1]) if states is None else states
+            states[rows] = last.float().cpu()
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(ids))
+        assert states is not None, "there is at least one text"
+        return states, lengths - 1
+
+    @property
+    def _tokenizers(self) -> list[Any]:
+        return [t for t in (getattr(self._pipeline, name, None) for name in self._readers) if t is not None]
+
+
+def _word(token: str) -> str:
+    """The word that a token is; "" for what is none, or may be a part of one."""
+    if token.endswith(END):
+        word = token.removesuffix(END)
+        return word if word.isascii() else ""  # other bytes are written in letters that are not theirs
+    return token.removeprefix(START) if token.startswith(START) else ""
