@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from palimpsest.core.errors import Damaged, Unsupported
+from palimpsest.core.errors import PalimpsestError, Unsupported
 from palimpsest.hosts.pipelines import assembled
 from palimpsest.hosts.sd import SDHost
 from palimpsest.hosts.sdxl import SDXLHost
 from palimpsest.hosts.source import Family, Source, first_line, keys_of, quiet
+from palimpsest.hosts.weights import entire
 
 NETWORK = "model.diffusion_model."
 SIGNS = {  # part of a tensor's name that only checkpoints of this pipeline have, the most telling first
@@ -39,18 +40,17 @@ def _load(source: Source) -> Any:
     )
     if name not in HOSTS:
         raise Unsupported(f"{path} is a checkpoint of a {name}, which loads from a folder only. {convert}")
+    cls = getattr(diffusers, name)
     try:
         with quiet():
-            pipeline = getattr(diffusers, name).from_single_file(str(path), local_files_only=True)
+            pipeline = entire(lambda: cls.from_single_file(str(path), local_files_only=True), path)
+    except PalimpsestError:
+        raise
     except Exception as e:  # diffusers looks for configuration and tokenizer in the local cache and fails variously
         raise Unsupported(
             f"{path} could not be loaded on its own ({first_line(e)}). A checkpoint file carries neither its "
             f"tokenizer nor its configuration. {convert}"
         ) from e
-    modules = [m for m in pipeline.components.values() if hasattr(m, "named_parameters")]
-    lost = [key for m in modules for key, p in m.named_parameters() if p.is_meta]
-    if lost:
-        raise Damaged(f"{len(lost)} tensors of {path} are not in it, first {lost[0]!r}; fetch the file again.")
     return assembled(pipeline.to(source.dtype), source, HOSTS[name], None)
 
 
