@@ -176,11 +176,37 @@ def test_arrays_in_every_layout(tmp_path: Path) -> None:
         ({"images": np.zeros((6, 8, 8), np.float32) - 0.1}, "are float32 from -0.1 to -0.1, a range that is not known"),
         ({"images": np.zeros((6, 3, 8, 3), np.uint8)}, "expected .n, H, W"),
         ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, "has no pictures"),
+        ({"images": np.zeros((6, 0, 8, 3), np.uint8)}, "each side at least 1 pixel"),
+        ({"images": np.zeros((6, 8, 0), np.float32)}, "each side at least 1 pixel"),
+        ({"masks": np.zeros((6, 0, 0), np.uint8)}, "each side at least 1 pixel"),
+        ({"masks": np.zeros((0, 8, 8), np.uint8)}, "6 pictures and 'masks' of .0, 8, 8."),
     ],
 )
 def test_wrong_arrays_are_told(change: dict[str, np.ndarray], words: str) -> None:
     with pytest.raises(BadRequest, match=words):
         from_arrays(arrays() | change)
+
+
+@pytest.mark.parametrize("key", ["images", "labels", "names", "classes", "captions", "identity", "masks", "camera"])
+def test_arrays_of_any_shape_and_type_are_read_or_told(key: str) -> None:
+    shapes = [(), (0,), (6,), (1,), (6, 0), (6, 1), (6, 0, 0), (6, 8, 0, 3), (6, 3, 0, 0), (6, 1, 8, 3), (6, 3, 1, 8)]
+    shapes += [(6, 8, 1), (6, 1, 1), (6, 1, 4000, 3), (6, 8, 8), (6, 8, 8, 1), (0, 8, 8, 3), (3, 8, 8, 3)]
+    whole = {**arrays(), "masks": np.ones((6, 8, 8), np.uint8), "captions": np.array(list("abcdef"))}
+    for shape in shapes:
+        for kind in ("u1", "u2", "i8", "f2", "f8", "?", "c8", "U3", "S3", "M8[s]", "V4"):
+            for size in (None, 5):
+                try:
+                    read = from_arrays({**whole, key: np.zeros(shape, kind)}, size=size).samples
+                except BadRequest:
+                    continue
+                assert min(read.images.shape) > 0
+                assert read.pixels().isfinite().all()
+
+
+def test_a_row_of_pixels_is_a_picture() -> None:
+    row = np.arange(6 * 9, dtype=np.uint8).reshape(6, 1, 9)
+    assert from_arrays({**arrays(), "images": row}).samples.images.shape == (6, 3, 1, 9)
+    assert from_arrays({**arrays(), "images": row}, size=4).samples.images.shape == (6, 3, 4, 4)
 
 
 def test_arrays_with_objects_or_damage_are_refused(tmp_path: Path) -> None:

@@ -40,9 +40,11 @@ class Pictures:
 
     def __post_init__(self) -> None:
         n = len(self.images)
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[1] != 3:
-            shape = tuple(self.images.shape)
-            raise BadRequest(f"Pictures are {self.images.dtype} {shape}; expected uint8 of shape (n, 3, H, W).")
+        shape = tuple(self.images.shape)
+        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
+            raise BadRequest(
+                f"Pictures are {self.images.dtype} {shape}; expected uint8 of shape (n, 3, H, W), no side 0."
+            )
         if len(self.names) != n:
             raise BadRequest(f"{n} pictures come with {len(self.names)} names; give one for every picture.")
         facts = {"labels": self.labels, "captions": self.captions, "masks": self.masks, **self.columns}

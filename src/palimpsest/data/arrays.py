@@ -47,7 +47,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray], *, size: int | None = None, wh
     n = len(arrays["images"]) if arrays["images"].ndim else 0
     if not n:
         raise BadRequest(f"{where} has no pictures (there are none in 'images').")
-    for name in ("labels", "identity", "names", "captions"):
+    for name in ("labels", "identity", "names", "captions", "masks"):
         if name in arrays and (arrays[name].ndim < 1 or len(arrays[name]) != n):
             raise BadRequest(
                 f"{where} has {n} pictures and {name!r} of {arrays[name].shape}; give one for each picture."
@@ -93,10 +93,10 @@ def _as_colour(images: np.ndarray, where: str) -> Tensor:
     """(n, 3, H, W) uint8; unsigned integers are scaled by their range, floats from [0, 1]."""
     kind, shape = images.dtype, images.shape
     last, first = len(shape) == 4 and shape[3] == 3, len(shape) == 4 and shape[1] == 3
-    if len(shape) not in (3, 4) or (len(shape) == 4 and last == first) or kind.kind not in "buf":
+    if len(shape) not in (3, 4) or (len(shape) == 4 and last == first) or kind.kind not in "buf" or 0 in shape:
         raise BadRequest(
             f"Pictures of {where} are {kind} {shape}; expected (n, H, W), (n, H, W, 3) or (n, 3, H, W) in uint8, "
-            "uint16 or floats in [0, 1]."
+            "uint16 or floats in [0, 1], each side at least 1 pixel."
         )
     if kind.kind == "f" and not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
         raise BadRequest(
