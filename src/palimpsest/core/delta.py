@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.errors import Damaged
+
+D = TypeVar("D", bound="Delta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,7 @@ class Delta:
     """An additive change of one tensor: `new = old + dense(old.shape)`, computed in float32 or wider."""
 
     kind: ClassVar[str]
+    scales: ClassVar[str] = "value"  # the tensor that is multiplied where the whole is
 
     def fits(self, shape: torch.Size | None = None) -> None:
         """Takes no memory of the tensor's size.
@@ -42,8 +45,8 @@ class Delta:
         self.fits(shape)
         return self._dense(shape)
 
-    def scaled(self, factor: float) -> Delta:
-        raise NotImplementedError(f"{type(self).__name__} cannot be scaled")
+    def scaled(self: D, factor: float) -> D:
+        return replace(self, **{self.scales: getattr(self, self.scales) * factor})
 
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -85,15 +88,13 @@ class Dense(Delta):
     def _dense(self, shape: torch.Size) -> Tensor:
         return self.value
 
-    def scaled(self, factor: float) -> Dense:
-        return Dense(value=self.value * factor)
-
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Delta):
     """`up @ down`: up (out, r), down (r, in); in = the product of all axes but the first, so it serves convolutions."""
 
     kind: ClassVar[str] = "low_rank"
+    scales: ClassVar[str] = "up"
     up: Tensor
     down: Tensor
 
@@ -112,9 +113,6 @@ class LowRank(Delta):
 
     def _dense(self, shape: torch.Size) -> Tensor:
         return (self.up @ self.down).reshape(shape)
-
-    def scaled(self, factor: float) -> LowRank:
-        return LowRank(up=self.up * factor, down=self.down)
 
     def rank(self) -> int:
         return self.up.shape[1]
@@ -142,9 +140,6 @@ class Rows(Delta):
     def _dense(self, shape: torch.Size) -> Tensor:
         return torch.zeros(shape, dtype=self.value.dtype).index_add_(0, self.index, self.value)
 
-    def scaled(self, factor: float) -> Rows:
-        return Rows(index=self.index, value=self.value * factor)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sparse(Delta):
@@ -168,9 +163,6 @@ class Sparse(Delta):
     def _dense(self, shape: torch.Size) -> Tensor:
         n = shape.numel()
         return torch.zeros(n, dtype=self.value.dtype).index_add_(0, self.index, self.value).reshape(shape)
-
-    def scaled(self, factor: float) -> Sparse:
-        return Sparse(index=self.index, value=self.value * factor)
 
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
