@@ -77,7 +77,7 @@ def test_dialects(text: str, tmp_path: Path) -> None:
         ('name,prompts\nstar,"a star\n', "not a list of concepts.*Quotes must be closed"),
         ('name,prompts\nstar,"a" star\n', "not a list of concepts"),
         ("name,kind,name\nstar,,moon\n", "two columns 'name'"),
-        ("name\nst\0ar\n", "it holds null characters"),
+        ("name\nst\0ar\n", "line 2 holds a null character"),
     ],
 )
 def test_what_is_no_list_is_refused(text: str, word: str, tmp_path: Path) -> None:

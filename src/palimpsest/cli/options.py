@@ -25,6 +25,7 @@ Name = Annotated[str, arg(metavar="NAME")]
 PatchFile = Annotated[Path, arg(metavar="PATCH")]
 Folder = Annotated[Path, arg(metavar="FOLDER")]
 File = Annotated[Path, arg(metavar="FILE")]
+Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...")]
 ReceiptFile = Annotated[Path, arg(metavar="RECEIPT")]
 OptionalPatch = Annotated[Path | None, arg(metavar="PATCH")]
 OptionalFolder = Annotated[Path | None, arg(metavar="FOLDER")]
@@ -75,11 +76,18 @@ class Looking:
     """Draw as many seeds as a change of so many points in any one other concept needs to be seen 9 times of 10."""
     stop_early: bool = False
     """Look four times and stop drawing as soon as every answer is clear; intervals and p allow for the looks."""
+    prompts_file: Files = ()
+    """Prompts of your own, drawn besides: CSV as papers publish them (I2P, COCO, UnlearnDiffAtk, ...), JSON, or text
+    with one a line. A row's seed and guidance are used; without a seed it gets --seeds of them."""
 
     def look(self) -> Any:
-        """How much an audit looks at, as the verbs take it."""
+        """How much an audit looks at, as the verbs take it; says what was read of files of prompts."""
+        from palimpsest.data.prompts import read_prompts
         from palimpsest.run import Look
 
+        files = tuple(map(read_prompts, self.prompts_file))
+        for line in (line for file in files for line in file.told()):
+            tell(line)
         return Look(
             prompts=self.prompts,
             seeds=self.seeds,
@@ -88,6 +96,7 @@ class Looking:
             judges=self.judge,
             sees=self.sees,
             stop_early=self.stop_early,
+            prompts_files=files,
         )
 
 

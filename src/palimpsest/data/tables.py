@@ -56,11 +56,14 @@ def read_table(path: str | Path, what: str) -> Table:
     """
     place = Path(path).expanduser()
     try:
-        text = place.read_bytes().decode("utf-8-sig")
-        if "\0" in text:
-            raise ValueError("it holds null characters")
+        content = place.read_bytes()
     except (OSError, ValueError) as e:
         raise BadRequest(f"{place} cannot be read as {what}: {e}. Give a CSV file in UTF-8.") from e
+    return table_of(decoded(content, place, what), place, what)
+
+
+def table_of(text: str, place: Path, what: str) -> Table:
+    """The same of a text; `place` names it in messages."""
     mark = max(BETWEEN, key=lambda mark: _width(text, mark))
     rows = _cells(text, mark, place, what)
     heads = tuple(cell.casefold() for cell in rows[0][1]) if rows else ()
@@ -71,6 +74,26 @@ def read_table(path: str | Path, what: str) -> Table:
                 f"cell that holds {'a tab' if mark == chr(9) else repr(mark)}."
             )
     return Table(place, heads, tuple(rows))
+
+
+def decoded(content: bytes, place: Path, what: str) -> str:
+    """The text of a file in UTF-8, with or without a mark.
+
+    Raises:
+        BadRequest: it is none; the message names the line.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = content.count(b"\n", 0, e.start) + 1
+        raise BadRequest(
+            f"{place} cannot be read as {what}: line {line} has the byte 0x{content[e.start]:02x}, which is no UTF-8 "
+            "(it may be Latin-1 or UTF-16). Save the file as UTF-8."
+        ) from e
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise BadRequest(f"{place} cannot be read as {what}: line {line} holds a null character. Give a file in UTF-8.")
+    return text
 
 
 def _width(text: str, mark: str) -> int:

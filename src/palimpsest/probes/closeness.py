@@ -27,10 +27,10 @@ class Closeness(Probe):
         plan, found = evidence.plan, []
         for judge in evidence.featured():
             features = evidence("before", judge, "features")
-            vectors = {g.name: features[plan.rows(group=i)] for i, g in enumerate(plan.groups) if g.name}
+            vectors = {g.name: features[plan.rows(group=i)] for i, g in enumerate(plan.groups) if g.concept is not None}
             if len(vectors) < 3:  # of two centred means one is minus the other
                 continue
-            role = {g.name: g.role for g in plan.groups}
+            role = {g.name: g.role for g in plan.groups if g.concept is not None}
             near: dict[str, tuple[float, str]] = {}
             for target in plan.request.target:
                 for name, cosine in alike(vectors, target.name):

@@ -9,7 +9,6 @@ from palimpsest.ops import statistics
 from palimpsest.probes.broken import KINDS
 from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.evidence import Probe
-from palimpsest.probes.plan import ROLES
 
 
 class Collapse(Probe):
@@ -17,7 +16,7 @@ class Collapse(Probe):
 
     One colour: root mean square deviation from the mean colour under 4 grey levels. Noise: neighbouring pixels
     correlate less than 0.25. Same as another: the picture of another prompt is within 5 grey levels at 16 x 16.
-    Interval: Wilson; p: McNemar's exact test, corrected by Holm over the roles.
+    Interval: Wilson; p: McNemar's exact test, corrected by Holm over the roles and files of prompts.
     """
 
     name = "collapse"
@@ -26,12 +25,9 @@ class Collapse(Probe):
     needs = ("collapse",)
 
     def run(self, evidence: Drawn) -> list[Reading]:
-        """One reading for each role."""
+        """One reading for each role and file of prompts."""
         found = []
-        for role in ROLES:
-            rows = evidence.plan.rows(role=role)
-            if not len(rows):
-                continue
+        for role, name, rows, _ in evidence.plan.scopes():
             before, after = (evidence(which, "collapse")[rows] for which in ("before", "after"))
             n = len(rows)
             level = 1 - (1 - statistics.LEVEL) / evidence.plan.looks
@@ -40,6 +36,7 @@ class Collapse(Probe):
             found.append(
                 Reading(
                     name="collapse",
+                    concept=name,
                     role=role,
                     value=round(100 * rate.value, 3),
                     low=round(100 * rate.low, 3),

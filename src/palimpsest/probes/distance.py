@@ -9,9 +9,10 @@ from torch import Tensor
 from palimpsest.core.reading import Reading
 from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.evidence import Probe
-from palimpsest.probes.plan import ROLES
 
 _FEWEST = 8  # pictures below which a distance between distributions says nothing
+_MOST = 4_000  # pictures above which the matrix of all pairs takes gigabytes
+_SMALL = 1_000  # pictures up to which all pairs cost nothing
 _FLIPS = 999
 
 
@@ -31,20 +32,21 @@ class Distance(Probe):
     needs = ("features",)
 
     def run(self, evidence: Drawn) -> list[Reading]:
-        """Up to two readings for each role and judge; roles with fewer than 8 pictures are left out."""
+        """Up to two readings for each role, or file of prompts, and judge; those with fewer than 8 pictures are left
+        out, and of more than 4,000 so many, evenly spread."""
         found = []
         for judge in evidence.featured():
             features = {which: evidence(which, judge, "features") for which in ("before", "after", "other")}
-            for role in ROLES:
-                rows, twins = evidence.plan.rows(role=role), evidence.plan.twin_rows(role=role)
+            for role, name, rows, twins in evidence.plan.scopes():
                 if len(rows) < _FEWEST:
                     continue
+                rows, twins = spread(rows), spread(twins)
                 before, after = features["before"][rows], features["after"][rows]
                 firsts = torch.tensor(evidence.plan.twins)[twins]
                 one, other, edited = features["before"][firsts], features["other"][twins], features["after"][firsts]
                 value, null = kernel(before, after)
                 floor = float(np.quantile(kernel(one, other)[1], 0.95)) * len(twins) / len(rows)
-                common = {"role": role, "evaluator": evidence.evaluators[judge]}
+                common = {"concept": name, "role": role, "evaluator": evidence.evaluators[judge]}
                 found.append(
                     Reading(
                         name="kernel distance",
@@ -66,6 +68,11 @@ class Distance(Probe):
                         )
                     )
         return found
+
+
+def spread(rows: Tensor) -> Tensor:
+    """At most `_MOST` rows, evenly spread."""
+    return rows if len(rows) <= _MOST else rows[torch.linspace(0, len(rows) - 1, _MOST).long()]
 
 
 def kernel(a: Tensor, b: Tensor) -> tuple[float, np.ndarray]:
@@ -95,6 +102,8 @@ def frechet(a: Tensor, b: Tensor) -> float:
     """
     a, b = a.double(), b.double()
     x, y = (a - a.mean(0)) / (len(a) - 1) ** 0.5, (b - b.mean(0)) / (len(b) - 1) ** 0.5
+    if min(len(x), len(y)) > max(_SMALL, x.shape[1]):  # the same singular values, from matrices as wide as features
+        x, y = torch.linalg.qr(x, mode="r").R, torch.linalg.qr(y, mode="r").R
     root = torch.linalg.svdvals(x @ y.T).sum()
     return max(0.0, float((a.mean(0) - b.mean(0)).square().sum() + x.square().sum() + y.square().sum() - 2 * root))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from palimpsest.core.concept import Concept
 from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.patch import Patch, diff
 from palimpsest.core.trace import Trace
@@ -21,7 +22,7 @@ from palimpsest.probes.broken import kinds
 from palimpsest.probes.evaluators import Judge, classes_of, decide
 from palimpsest.probes.evidence import Evidence, norms, parts, refuse_broken, rounded
 from palimpsest.probes.gallery import Gallery
-from palimpsest.probes.plan import Plan, Shot
+from palimpsest.probes.plan import LISTED, Plan, Shot, batches
 
 _WHO = {
     "before": "untouched model",
@@ -59,6 +60,15 @@ class Drawn(Evidence):
                 classes = classes_of(evaluator, group.concept) if group.concept is not None else []
                 if classes:
                     found.append((g, name, classes))
+        return found
+
+    def listed(self) -> list[tuple[int, str, list[int], Concept]]:
+        """(group, judge, classes, target) wherever a judge knows a target, which is looked for in prompts of a file."""
+        found = []
+        for g, group in enumerate(self.plan.groups):
+            for name, target in product(self.evaluators, self.plan.request.target if group.role == LISTED else ()):
+                if classes := classes_of(self.evaluators[name], target):
+                    found.append((g, name, classes, target))
         return found
 
     def featured(self) -> list[str]:
@@ -153,9 +163,8 @@ def _distances(plan: Plan, shown: Mapping[str, Tensor], read: Mapping[str, Tenso
     judges = [judge for which, judge, name in map(parts, read) if (which, name) == ("before", "features")]
     for which in ("after", "other"):
         if which in shown:
-            pairs = slice(None) if which == "after" else list(plan.twins)
-            apart = shown["before"][pairs].float() - shown[which].float()
-            found[f"{which}/drift"] = rounded(apart.flatten(1).square().mean(1).sqrt(), DIGITS)
+            pairs = list(range(len(shown["before"])) if which == "after" else plan.twins)
+            found[f"{which}/drift"] = rounded(_apart(shown["before"], shown[which], pairs), DIGITS)
             for judge in judges:
                 mine, theirs = (read[f"{w}/{judge}/features"] for w in ("before", which))
                 distance = (1 - F.cosine_similarity(mine[pairs], theirs)).clamp(min=0)
@@ -167,6 +176,16 @@ def _distances(plan: Plan, shown: Mapping[str, Tensor], read: Mapping[str, Tenso
     return found
 
 
+def _apart(before: Tensor, then: Tensor, rows: Sequence[int], block: int = 64) -> Tensor:
+    """(n,) root mean square difference of pictures from the rows of `before` that they belong to, block by block:
+    thousands of pictures as floats would take many times their own memory."""
+    found = []
+    for i in range(0, len(then), block):
+        apart = before[list(rows[i : i + block])].float() - then[i : i + block].float()
+        found.append(apart.flatten(1).square().mean(1).sqrt())
+    return torch.cat(found)
+
+
 def _draw(
     host: Any, which: str, shots: Sequence[Shot], *, gallery: Gallery, plan: Plan, trace: Trace, batch: int
 ) -> Tensor:
@@ -175,15 +194,16 @@ def _draw(
     with ExitStack() as stack:
         if hasattr(host, "parts") and missing:
             stack.enter_context(trace.watching(host))
-        for i in range(0, len(missing), batch):
-            now = missing[i : i + batch]
+        done = 0
+        for now in batches(missing, batch):
             images = host.sample(
                 [s.prompt for s in now],
                 [s.seed for s in now],
-                plan.sampling,
+                plan.how(now[0]),
                 batch=batch,
-                progress=partial(_tell, trace, _WHO[which], i, len(now), len(missing)),
+                progress=partial(_tell, trace, _WHO[which], done, len(now), len(missing)),
             )
+            done += len(now)
             if not bool(torch.isfinite(images).all()):
                 raise BadRequest(
                     f"The {_WHO[which]} draws NaN instead of pictures (first asked: {now[0].prompt!r}): its weights or "

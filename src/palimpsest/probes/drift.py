@@ -6,7 +6,7 @@ from palimpsest.core.reading import Evaluator, Reading
 from palimpsest.ops import statistics
 from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.evidence import Probe
-from palimpsest.probes.plan import ROLES
+from palimpsest.probes.plan import Scope
 
 _INVISIBLE = 1.0  # grey levels
 _SAME = 1e-3  # of the distance to another seed
@@ -27,27 +27,23 @@ class Drift(Probe):
     needs = ("drift",)
 
     def run(self, evidence: Drawn) -> list[Reading]:
-        """One reading for each role and each way to measure."""
+        """One reading for each role and file of prompts, and each way to measure."""
         judges = [judge for judge in evidence.evaluators if evidence.has("after", judge, "drift")]
-        return [
-            _reading(evidence, judge, role)
-            for judge in ("", *judges)
-            for role in ROLES
-            if len(evidence.plan.rows(role=role))
-        ]
+        return [_reading(evidence, judge, scope) for judge in ("", *judges) for scope in evidence.plan.scopes()]
 
 
-def _reading(evidence: Drawn, judge: str, role: str) -> Reading:
+def _reading(evidence: Drawn, judge: str, scope: Scope) -> Reading:
     path = (judge, "drift") if judge else ("drift",)
     evaluator: Evaluator | None = evidence.evaluators[judge] if judge else None
-    rows, level = evidence.plan.rows(role=role), 1 - (1 - statistics.LEVEL) / evidence.plan.looks
+    rows, level = scope.rows, 1 - (1 - statistics.LEVEL) / evidence.plan.looks
     moved = statistics.mean(evidence("after", *path)[rows].numpy(), level)
-    scale = evidence("other", *path)[evidence.plan.twin_rows(role=role)]
+    scale = evidence("other", *path)[scope.twins]
     floor = float(scale.mean()) if len(scale) else None
     rest = None if floor is None else round(floor, 4)
     return Reading(
         name="feature drift" if judge else "pixel drift",
-        role=role,
+        concept=scope.name,
+        role=scope.role,
         value=round(moved.value, 4),
         low=round(max(0.0, moved.low), 4),
         high=round(moved.high, 4),

@@ -25,7 +25,7 @@ FOLDER = ".pictures"  # beside the receipt, until it is written
 
 
 class Gallery:
-    """Drawn pictures by set, prompt and seed; in memory, and batch by batch in a folder where one is given.
+    """Drawn pictures by set, prompt, seed and guidance; in memory, and batch by batch in a folder where one is given.
 
     Args:
         folder: of the batches; None keeps them in memory only.
@@ -35,7 +35,7 @@ class Gallery:
 
     def __init__(self, folder: Path | None = None, key: str = "", *, resume: bool = False) -> None:
         self.folder, self.key = folder, key
-        self._held: dict[tuple[str, str, int], Tensor] = {}
+        self._held: dict[tuple[str, str, int, float | None], Tensor] = {}
         if folder is None or not folder.is_dir():
             return
         for file in sorted(folder.glob("*.safetensors")):
@@ -44,16 +44,16 @@ class Gallery:
 
     def missing(self, which: str, shots: Sequence[Shot]) -> list[Shot]:
         """Shots of a set that are not drawn yet."""
-        return [s for s in shots if (which, s.prompt, s.seed) not in self._held]
+        return [s for s in shots if _of(which, s) not in self._held]
 
     def add(self, which: str, shots: Sequence[Shot], pictures: Tensor) -> None:
         """Keeps (n, 3, H, W) uint8 pictures of shots."""
         for shot, picture in zip(shots, pictures, strict=True):
-            self._held[which, shot.prompt, shot.seed] = picture
+            self._held[_of(which, shot)] = picture
         if self.folder is None or not shots:
             return
-        said = {"key": self.key, "of": json.dumps([which, [[s.prompt, s.seed] for s in shots]])}
-        path = self.folder / f"{which}-{shots[0].seed}.safetensors"
+        said = {"key": self.key, "of": json.dumps([which, [_of(which, s)[1:] for s in shots]])}
+        path = self.folder / f"{which}-{shots[0].seed}-{len(self)}.safetensors"
         try:
             write_beside(path, lambda tmp: save_file({"pictures": pictures.contiguous()}, tmp, said))
         except PalimpsestError:
@@ -63,7 +63,10 @@ class Gallery:
 
     def hang(self, which: str, shots: Sequence[Shot]) -> Tensor:
         """(n, 3, H, W) uint8 of shots that are all drawn."""
-        return torch.stack([self._held[which, s.prompt, s.seed] for s in shots])
+        pictures = torch.stack([self._held[_of(which, s)] for s in shots])
+        # What hangs is what is held: no picture takes memory twice.
+        self._held.update({_of(which, s): picture for s, picture in zip(shots, pictures, strict=True)})
+        return pictures
 
     def clear(self) -> None:
         """Removes the folder: the audit is finished."""
@@ -84,8 +87,13 @@ class Gallery:
                 pictures = f.get_tensor("pictures")
         except (SafetensorError, KeyError, ValueError, OSError):
             return False
-        self._held.update({(which, p, s): x for (p, s), x in zip(of, pictures, strict=True)})
+        self._held.update({(which, p, s, g): x for (p, s, g), x in zip(of, pictures, strict=True)})
         return True
+
+
+def _of(which: str, shot: Shot) -> tuple[str, str, int, float | None]:
+    """What a picture is of."""
+    return which, shot.prompt, shot.seed, shot.guidance
 
 
 def key(host: Any, edited: Any, plan: Plan, oracle: Any = None) -> str:

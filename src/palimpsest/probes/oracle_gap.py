@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from palimpsest.core.reading import Reading
 from palimpsest.ops import statistics
-from palimpsest.probes.distance import kernel
+from palimpsest.probes.distance import kernel, spread
 from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.evidence import Probe
-from palimpsest.probes.plan import ROLES
 
 _FEWEST = 8
 GAP = "gap to a model that never saw it"
@@ -27,19 +26,20 @@ class OracleGap(Probe):
     needs = ("features",)
 
     def run(self, evidence: Drawn) -> list[Reading]:
-        """For each judge a gap for each role."""
+        """For each judge a gap for each role and file of prompts."""
         found = []
         for judge in evidence.featured():
             if not evidence.has("oracle", judge, "features"):
                 continue
             before, after, never = (evidence(which, judge, "features") for which in ("before", "after", "oracle"))
-            for role in ROLES:
-                rows = evidence.plan.rows(role=role)
+            for role, name, rows, _ in evidence.plan.scopes():
                 if len(rows) < _FEWEST:
                     continue
+                rows = spread(rows)
                 found.append(
                     Reading(
                         name=GAP,
+                        concept=name,
                         role=role,
                         value=float(f"{kernel(after[rows], never[rows])[0]:.5g}"),
                         before=float(f"{kernel(before[rows], never[rows])[0]:.5g}"),

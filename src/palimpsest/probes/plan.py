@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from itertools import count
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 
@@ -24,8 +25,10 @@ from palimpsest.probes.lexicon import vocabulary
 from palimpsest.probes.neighbours import Eye, Near
 from palimpsest.probes.neighbours import neighbours as neighbours_of
 
-Role = Literal["target", "neighbour", "unrelated", "empty", "paraphrase"]
+Role = Literal["target", "neighbour", "unrelated", "empty", "listed", "paraphrase"]
 ROLES: tuple[Role, ...] = ("target", "neighbour", "unrelated", "empty")  # of an audit; paraphrases are the exam's
+LISTED: Role = "listed"  # prompts that users bring
+Seed = Annotated[int, declared.Within(0, 2**64 - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +36,17 @@ class Group:
     """The pictures that ask for one concept.
 
     Args:
-        role: target, neighbour (close to a target), unrelated, empty (the empty prompt), or paraphrase (a target in
-            other words).
-        concept: what is asked for; None for the empty prompt.
+        role: target, neighbour (close to a target), unrelated, empty (the empty prompt), listed (prompts of a file
+            that the user brought), or paraphrase (a target in other words).
+        concept: what is asked for; None for the empty prompt and for prompts of a file.
         prompts: sentences that ask for it.
-        seeds: pictures a prompt.
+        seeds: pictures a prompt; one that brings its own seed has one picture.
         reason: why this concept is here, in words for the reader.
+        file: what the file of prompts is called; "" where the audit chose them.
+        row_seeds, row_guidance: of each prompt of a file, None where its row gives none; () where no row does.
+
+    Raises:
+        BadRequest: not one seed or scale for each prompt.
     """
 
     role: Role
@@ -46,24 +54,63 @@ class Group:
     prompts: tuple[str, ...]
     seeds: int
     reason: str = ""
+    file: str = ""
+    row_seeds: tuple[Seed | None, ...] = ()
+    row_guidance: tuple[float | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what, values in (("seeds", self.row_seeds), ("guidance", self.row_guidance)):
+            if values and len(values) != len(self.prompts):
+                raise BadRequest(f"{len(values)} {what} for {len(self.prompts)} prompts; give one for each.")
 
     @property
     def name(self) -> str:
-        return "" if self.concept is None else self.concept.name
+        return self.file if self.concept is None else self.concept.name
+
+    @cached_property
+    def pictures(self) -> tuple[tuple[str, int | None, float | None, int], ...]:
+        """Of each picture, prompt by prompt: the prompt, its own seed and guidance, and when its turn comes: those of
+        every prompt's first seed before any second one, those of a file in any order."""
+        n = len(self.prompts)
+        seeds, scales = self.row_seeds or (None,) * n, self.row_guidance or (None,) * n
+        rows = [
+            (s * n + i, prompt, seed, scale)
+            for i, (prompt, seed, scale) in enumerate(zip(self.prompts, seeds, scales, strict=True))
+            for s in range(self.seeds if seed is None else 1)
+        ]
+        keys = sorted(row[0] for row in rows)
+        # Files are often sorted: an audit that stops early must not have seen their beginning alone.
+        order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0)).tolist()
+        turns = dict(zip(keys, order if self.role == LISTED else range(len(keys)), strict=True))
+        return tuple((prompt, seed, scale, turns[key]) for key, prompt, seed, scale in rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """One picture to draw: group is an index into the plan's groups."""
+    """One picture to draw: group is an index into the plan's groups; guidance is its own, None: the plan's."""
 
     group: int
     prompt: str
     seed: int
+    guidance: float | None = None
+
+
+class Scope(NamedTuple):
+    """Pictures that are read together: those of a role, or of one file of prompts, whose name is `name`.
+
+    `rows` are of the plan's shots, `twins` of its twins.
+    """
+
+    role: Role
+    name: str
+    rows: torch.Tensor
+    twins: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All pictures of one audit. Every picture has a seed of its own, so that pictures are independent.
+    """All pictures of one audit. Every picture has a seed of its own, so that pictures are independent; only rows of a
+    user's file of prompts may bring seeds that others have as well.
 
     Args:
         request: what the edit was asked to do.
@@ -105,10 +152,12 @@ class Plan:
         """Every picture of the last look, and whether this look has it."""
         rows = []
         for g, group in enumerate(self.groups):
-            n = len(group.prompts)
-            now = math.ceil(n * group.seeds * self.look / self.looks)
-            rows += [(g, p, s * n + i < now) for i, p in enumerate(group.prompts) for s in range(group.seeds)]
-        return tuple((Shot(group=g, prompt=p, seed=self.first_seed + i), drawn) for i, (g, p, drawn) in enumerate(rows))
+            now = math.ceil(len(group.pictures) * self.look / self.looks)
+            rows += [(g, *picture, turn < now) for *picture, turn in group.pictures]
+        return tuple(
+            (Shot(group=g, prompt=p, seed=self.first_seed + i if seed is None else seed, guidance=scale), drawn)
+            for i, (g, p, seed, scale, drawn) in enumerate(rows)
+        )
 
     @cached_property
     def shots(self) -> tuple[Shot, ...]:
@@ -117,18 +166,22 @@ class Plan:
 
     @cached_property
     def _twins(self) -> tuple[tuple[int, Shot], ...]:
-        """(row of `shots`, the shot under another seed): the first picture of each prompt, every second one of the
-        empty prompt, which is one prompt with many seeds; half of them tell its noise."""
-        row_of = {shot.seed: row for row, shot in enumerate(self.shots)}
-        start = {g: next(s.seed for s, _ in self._all if s.group == g) for g in {s.group for s in self.shots}}
-        firsts = [
-            shot
-            for shot, _ in self._all
-            if (shot.seed - start[shot.group]) % (self.groups[shot.group].seeds if self.groups[shot.group].name else 2)
-            == 0
-        ]
-        first = self.first_seed + len(self._all)
-        return tuple((row_of[s.seed], replace(s, seed=first + i)) for i, s in enumerate(firsts) if s.seed in row_of)
+        """(row of `shots`, the shot under another seed): the first picture of each prompt of a concept, every second
+        one of other groups, where many pictures are of one prompt or every one is of another; half tell the noise."""
+        start: dict[int, int] = {}
+        firsts = []
+        for i, (shot, _) in enumerate(self._all):
+            group = self.groups[shot.group]
+            if (i - start.setdefault(shot.group, i)) % (2 if group.concept is None else group.seeds) == 0:
+                firsts.append(i)
+        row_of = dict(zip((i for i, (_, drawn) in enumerate(self._all) if drawn), range(len(self._all)), strict=False))
+        taken = {seed for group in self.groups for seed in group.row_seeds}
+        free = (seed for seed in count(self.first_seed + len(self._all)) if seed not in taken)
+        return tuple(
+            (row_of[i], replace(self._all[i][0], seed=seed))
+            for i, seed in zip(firsts, free, strict=False)
+            if i in row_of
+        )
 
     @cached_property
     def twins(self) -> tuple[int, ...]:
@@ -148,10 +201,21 @@ class Plan:
         ]
         return torch.tensor(chosen, dtype=torch.long)
 
+    def scopes(self) -> list[Scope]:
+        """Every role that has pictures, then every file of prompts."""
+        found = [Scope(role, "", self.rows(role=role), self.twin_rows(role=role)) for role in ROLES]
+        files = [g for g, group in enumerate(self.groups) if group.role == LISTED]
+        found += [Scope(LISTED, self.groups[g].name, self.rows(group=g), self.twin_rows(group=g)) for g in files]
+        return [scope for scope in found if len(scope.rows)]
+
     def twin_rows(self, *, role: str | None = None, group: int | None = None) -> torch.Tensor:
         """(k,) int64 rows of `twins` whose picture belongs to a role or to a group."""
         chosen = set(self.rows(role=role, group=group).tolist())
         return torch.tensor([i for i, row in enumerate(self.twins) if row in chosen], dtype=torch.long)
+
+    def how(self, shot: Shot) -> Sampling:
+        """How one of its pictures is sampled."""
+        return self.sampling if shot.guidance is None else replace(self.sampling, guidance=shot.guidance)
 
     def pictures(self, sets: int = 2) -> int:
         """How many pictures are drawn in all."""
@@ -163,7 +227,7 @@ class Plan:
         lines = [f"{self.pictures()} pictures: {n} before, {n} after, {floor} for the noise floor"]
         for group in self.groups:
             tests = sum(g.role == group.role for g in self.groups)
-            n = len(group.prompts) * group.seeds
+            n = len(group.pictures)
             sees = f"shows a change of {100 * statistics.detectable(n, tests=tests):.0f} points" if group.name else ""
             lines.append(f"  {group.role:10} {group.name or '(no prompt)':20} {n:4} pictures  {sees}".rstrip())
             lines[-1] += f"; {group.reason}" if group.name else f"  {group.reason}"
@@ -177,6 +241,14 @@ class Plan:
     def from_plain(plain: Mapping[str, Any]) -> Plan:
         """Raises Damaged where a field is missing, unknown or of another type."""
         return declared.fitted(dict(plain), Plan, "the plan")
+
+
+def batches(shots: Sequence[Shot], size: int) -> list[list[Shot]]:
+    """Shots that are drawn together: at most `size`, all with the same guidance."""
+    apart: dict[float | None, list[Shot]] = {}
+    for shot in shots:
+        apart.setdefault(shot.guidance, []).append(shot)
+    return [alike[i : i + size] for alike in apart.values() for i in range(0, len(alike), size)]
 
 
 def plan(

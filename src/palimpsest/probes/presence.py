@@ -15,13 +15,14 @@ from palimpsest.probes.evidence import Probe
 
 
 class Presence(Probe):
-    """Presence of each concept in the pictures that ask for it, in percent, before and after.
+    """Presence of each concept in the pictures that ask for it, in percent, before and after; and of each target in
+    the pictures of a user's own prompts, whatever they ask for.
 
     Interval: Wilson's for the rate, Tango's score interval for the paired change (`change`). Floor: how far
     two seed sets of the untouched model lie apart; `detail["seeds apart"]` is the p of Fisher's test that they do so by
     chance. p: McNemar's exact test of the same-seed pairs, corrected by Benjamini and Hochberg over the concepts of a
-    role (targets, neighbours and unrelated ones answer different questions). An audit that may stop early spends its
-    level over its looks (`probes.stopping`).
+    role (targets, neighbours, unrelated ones and prompts of files answer different questions). An audit that may stop
+    early spends its level over its looks (`probes.stopping`).
     """
 
     name = "presence"
@@ -30,7 +31,8 @@ class Presence(Probe):
     needs = ("present",)
 
     def run(self, evidence: Drawn) -> list[Reading]:
-        """One reading for each concept and judge, then one for all neighbours and one for all unrelated concepts."""
+        """For each judge one reading of each concept, one of all neighbours, one of all unrelated concepts, and one of
+        each target in each file of prompts."""
         found = []
         for judge in evidence.evaluators:
             asked = [(g, classes) for g, j, classes in evidence.asked() if j == judge]
@@ -39,6 +41,9 @@ class Presence(Probe):
                 several = [(g, c) for g, c in asked if evidence.plan.groups[g].role == role]
                 if len(several) > 1:
                     readings.append(_of(evidence, judge, several))
+            readings += [
+                _of(evidence, judge, [(g, c)], target.name) for g, j, c, target in evidence.listed() if j == judge
+            ]
             found += _corrected(readings)
         return found
 
@@ -54,8 +59,8 @@ def _corrected(readings: Sequence[Reading]) -> list[Reading]:
     return found
 
 
-def _of(evidence: Drawn, judge: str, asked: Sequence[tuple[int, list[int]]]) -> Reading:
-    """The reading of one concept, or of several of one role together."""
+def _of(evidence: Drawn, judge: str, asked: Sequence[tuple[int, list[int]]], target: str = "") -> Reading:
+    """The reading of one concept, of several of one role together, or of a target in the prompts of one file."""
     plan = evidence.plan
     before, after, other = [
         torch.cat([_hits(evidence, judge, which, g, classes) for g, classes in asked])
@@ -67,6 +72,7 @@ def _of(evidence: Drawn, judge: str, asked: Sequence[tuple[int, list[int]]]) -> 
     change = statistics.paired(before.numpy(), after.numpy(), level)
     floor = statistics.rate_floor(shown + again, n + len(other), n, level)
     group = plan.groups[asked[0][0]]
+    one = f"{target} in {group.name}" if target else group.name
     detail: dict[str, object] = {"seeds apart": float(f"{statistics.unlike(shown, n, again, len(other)):.4g}")}
     if len(asked) > 1:
         detail["concepts"] = [plan.groups[g].name for g, _ in asked]
@@ -74,7 +80,7 @@ def _of(evidence: Drawn, judge: str, asked: Sequence[tuple[int, list[int]]]) -> 
         detail["instead"] = _instead(evidence, judge, asked[0][0], asked[0][1])
     return Reading(
         name="presence",
-        concept=group.name if len(asked) == 1 else "",
+        concept=one if len(asked) == 1 else "",
         role=group.role,
         value=_percent(rate.value),
         low=_percent(rate.low),

@@ -13,6 +13,7 @@ _COLUMNS = (
     "name", "concept", "role", "evaluator", "value", "low", "high", "before", "floor", "p", "n", "unit", "verdict",
 )  # fmt: skip
 _CHANGE = ("value", "low", "high")
+INSIDE = 1_000_000  # characters of a receipt that a page carries; longer ones lie beside it
 _KINDS = {"json": "application/json", "csv": "text/csv"}
 
 
@@ -33,13 +34,15 @@ def table(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def files(data: Mapping[str, Any]) -> dict[str, str]:
-    """What a receipt's page offers: the receipt itself, on one line, and its readings as a table."""
+    """What a receipt's page offers: the receipt itself, on one line, unless it would fill the page, and its readings as
+    a table."""
     rows: list[list[Any]] = [[*_COLUMNS, *(f"change_{k}" for k in _CHANGE)]]
     for r in data["readings"]:
         change = r["change"]
         limits = [None] * len(_CHANGE) if change is None else [change[k] for k in _CHANGE]
         rows.append([*(r[c] for c in _COLUMNS), *limits])
-    return {"receipt.json": whole(data), "readings.csv": table(rows)}
+    inside = {"receipt.json": text} if len(text := whole(data)) <= INSIDE else {}
+    return {**inside, "readings.csv": table(rows)}
 
 
 def whole(data: Mapping[str, Any]) -> str:

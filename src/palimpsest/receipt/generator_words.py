@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from palimpsest.core.reading import Reading, Series
 from palimpsest.probes.oracle_gap import NEVER as NEVER_SAW
-from palimpsest.probes.plan import Plan
+from palimpsest.probes.plan import LISTED, Plan
 from palimpsest.probes.resurfacing import EDITED, INVERTED, NAMES, NEVER, RELEARNT
 from palimpsest.probes.verdict import LEVEL, verdict
 
@@ -51,6 +51,7 @@ def sentences(readings: Sequence[Reading], targets: Sequence[str], plan: Plan) -
         said.append(_say("unsure", text + ": read their noise floor with care."))
     for role, what in (("neighbour", "Close to it"), ("unrelated", "Unrelated")):
         said += _others([r for r in presence if r.role == role], what)
+    said += [_listed(r) for r in presence if r.role == LISTED]
     said += _collapse(collapse)
     said += _oracle(readings)
     said += [_resurfaced(r) for r in readings if r.name in NAMES]
@@ -142,12 +143,22 @@ def _others(found: list[Reading], what: str) -> list[dict[str, str]]:
     return said
 
 
+def _listed(r: Reading) -> dict[str, str]:
+    """A target in the pictures of prompts that the user brought."""
+    moved = {"changed": "", "unchanged": ", which is no change", "cannot tell": ", too few pictures to tell a change"}
+    text = (
+        f"The user's own prompts: {r.concept}, {r.value:.0f} % ({percent(r.low, r.high)}) of {r.n} pictures show it, "
+        f"before {r.before or 0:.0f} %{moved[verdict(r)]}."
+    )
+    return _say("plain", text)
+
+
 def _unreadable(found: list[Reading]) -> list[dict[str, str]]:
     """Pictures that are none in the untouched model already: neither change nor calm means anything there."""
     broken = [r for r in found if (r.before or 0.0) >= BROKEN and r.value >= BROKEN]
     if not broken:
         return []
-    where = _names([f"{r.before:.0f} % of the {r.role} pictures (after: {r.value:.0f} %)" for r in broken])
+    where = _names([f"{r.before:.0f} % of {_pictures(r)} (after: {r.value:.0f} %)" for r in broken])
     text = (
         f"Alarm: {where} are one colour, noise or copies in the untouched model already: nothing can be read from them"
     )
@@ -160,8 +171,12 @@ def _collapse(found: list[Reading]) -> list[dict[str, str]]:
         return []
     if not worse:
         return [_say("good", "No sign of collapse: pictures did not turn into noise, one colour or copies.")]
-    where = _names([f"{r.value:.0f} % of the {r.role} pictures (before {r.before or 0:.0f} %)" for r in worse])
+    where = _names([f"{r.value:.0f} % of {_pictures(r)} (before {r.before or 0:.0f} %)" for r in worse])
     return [_say("bad", f"Over-erasure alarm: {where} are noise, one colour or copies of another.")]
+
+
+def _pictures(r: Reading) -> str:
+    return f"the pictures of {r.concept}" if r.role == LISTED else f"the {r.role} pictures"
 
 
 def _oracle(readings: Sequence[Reading]) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from palimpsest.probes.evidence import Evidence
 from palimpsest.receipt.document import alike, look, picture_hash, sealed
-from palimpsest.receipt.downloads import whole
+from palimpsest.receipt.downloads import files
 from palimpsest.receipt.finding import Finding, differs, same
 from palimpsest.receipt.subject import Pair
 
@@ -40,7 +40,7 @@ def thumbnails(
         The receipt with `shown` filled and sealed again, and "set/row" -> WebP bytes.
     """
     pictures: dict[str, bytes] = {}
-    spent = len(whole(data).encode())
+    spent = len(files(data).get("receipt.json", "").encode())
     for row in _chosen(pairs):
         pair = {f"{which}/{row}": encode(evidence.gallery[which][row]) for which in ("before", "after")}
         spent += sum(map(len, pair.values()))

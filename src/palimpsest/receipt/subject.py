@@ -37,12 +37,14 @@ class Section:
 
     Args:
         title, note: for the reader. readings: names of those that it tells.
+        role: tells readings of this role alone, which then stand in no other section; "": those of all others.
         form: figures (large, at the top), pairs (pictures before and after), table, matrix, or curves.
     """
 
     title: str
     readings: tuple[str, ...] = ()
     note: str = ""
+    role: str = ""
     form: Form = "table"
 
 

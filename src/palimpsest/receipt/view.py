@@ -10,6 +10,7 @@ from typing import Any
 
 from palimpsest.core.reading import Curve, Reading
 from palimpsest.probes.evidence import Evidence
+from palimpsest.probes.plan import LISTED
 from palimpsest.probes.weights import Weights
 from palimpsest.receipt import charts
 from palimpsest.receipt.document import evaluators_of, reading
@@ -76,7 +77,7 @@ def _told(data: Mapping[str, Any], subject: type[Subject], kept: Evidence) -> li
     found = []
     for row in data["readings"]:
         r, mood = reading(row, evaluators), _MOODS[row["verdict"]]
-        if r.role == "target" and mood == "changed":
+        if r.role in ("target", LISTED) and mood == "changed":
             mood = "wanted" if subject.wanted(r, kept) else "changed"
         found.append(_Told(reading=r, verdict=row["verdict"], mood=mood))
     return found
@@ -92,7 +93,12 @@ def _section(
     section: Section, subject: type[Subject], kept: Evidence, told: Sequence[_Told], sources: Mapping[str, str]
 ) -> dict[str, Any]:
     """A section with its content, which is empty where there is nothing to tell."""
-    mine = [t for t in told if t.reading.name in section.readings]
+    apart = {s.role for s in subject.sections if s.role and section.form == "table"} - {section.role}
+    mine = [
+        t
+        for t in told
+        if t.reading.name in section.readings and t.reading.role not in apart and section.role in ("", t.reading.role)
+    ]
     content: Any
     if section.form == "figures":
         mood = {id(t.reading): t.mood for t in told}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.printable import printable
+from palimpsest.data.prompts import PromptFile, read_prompts
 from palimpsest.probes import plan as planning
 from palimpsest.probes.evaluators import judge, judges_for
 from palimpsest.probes.forecast import needed
@@ -26,6 +29,8 @@ class Look:
         sees: a change of so many points, in any one neighbour or unrelated concept, is to be seen 9 times of 10; seeds
             are raised to what that needs.
         stop_early: look four times, and stop drawing as soon as every answer is clear.
+        prompts_files: of prompts of one's own (`data.prompts.read_prompts`), drawn besides. Rows that bring a seed are
+            drawn once with it, the others with `seeds` seeds; a row's own guidance goes before `guidance`.
     """
 
     prompts: int = 20
@@ -35,6 +40,7 @@ class Look:
     judges: tuple[str, ...] = ()
     sees: float | None = None
     stop_early: bool = False
+    prompts_files: tuple[str | Path | PromptFile, ...] = ()
 
 
 def plan(host: Any, asked: Request, look: Look | None = None) -> planning.Plan:
@@ -58,14 +64,50 @@ def plan(host: Any, asked: Request, look: Look | None = None) -> planning.Plan:
         )
 
     found = with_seeds(look.seeds)
-    if look.sees is None:
-        return found
+    if look.sees is not None:
+        found = with_seeds(_enough(found, look))
+    return replace(found, groups=(*found.groups, *_listed(look)))
+
+
+def _enough(found: planning.Plan, look: Look) -> int:
+    """Seeds a prompt with which the plan's other concepts show the change that is to be seen."""
+    assert look.sees is not None
     if not 0 < look.sees <= 100:
         raise BadRequest(f"sees is {look.sees:g}; it must be points above 0, at most 100.")
     others = [g for g in found.groups if g.role in ("neighbour", "unrelated")] or list(found.groups)
     tests = max(sum(g.role == o.role for g in others) for o in others)
     pictures = needed(look.sees / 100, tests)
-    return with_seeds(max(look.seeds, math.ceil(pictures / min(len(g.prompts) for g in others))))
+    return max(look.seeds, math.ceil(pictures / min(len(g.prompts) for g in others)))
+
+
+def _listed(look: Look) -> list[planning.Group]:
+    """One group for each file of prompts.
+
+    Raises:
+        BadRequest: a file that cannot be read, or two of one name: the receipt calls them by it.
+    """
+    files = [f if isinstance(f, PromptFile) else read_prompts(f) for f in look.prompts_files]
+    names = [file.path.name for file in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadRequest(f"Two files of prompts are called {printable(twice)}; give each a name of its own.")
+    return [_group(file, look.seeds) for file in files]
+
+
+def _group(file: PromptFile, seeds: int) -> planning.Group:
+    columns = {what: tuple(getattr(row, what) for row in file.rows) for what in ("seed", "guidance")}
+    given = {what: values if any(v is not None for v in values) else () for what, values in columns.items()}
+    left = f"; left out: {'; '.join(file.omitted())}" if file.left_out else ""
+    return planning.Group(
+        role=planning.LISTED,
+        concept=None,
+        prompts=tuple(row.prompt for row in file.rows),
+        seeds=seeds,
+        reason=f"prompts that the user brought, {len(file.rows):,} rows of a file with sha256 {file.sha256}{left}",
+        file=printable(file.path.name),
+        row_seeds=given["seed"],
+        row_guidance=given["guidance"],
+    )
 
 
 def _eye(host: Any, asked: Request, look: Look) -> Eye:

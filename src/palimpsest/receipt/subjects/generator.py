@@ -27,7 +27,7 @@ from palimpsest.probes.evidence import Probe, unkept
 from palimpsest.probes.gallery import Gallery, key
 from palimpsest.probes.leakage import Leakage
 from palimpsest.probes.oracle_gap import GAP, NEVER, OracleGap, OraclePresence
-from palimpsest.probes.plan import Plan, plan
+from palimpsest.probes.plan import LISTED, Group, Plan, plan
 from palimpsest.probes.presence import Presence
 from palimpsest.probes.resurfacing import NAMES, resurfacing
 from palimpsest.probes.stopping import collect_until_clear
@@ -69,6 +69,10 @@ class Generator(Subject):
         "neighbour": ("Neighbours", "What lies closest to it in the model, and what was asked to stay."),
         "unrelated": ("Unrelated", "Other kinds of concept. None of it should move."),
         "empty": ("Empty prompt", "What the model draws unasked."),
+        LISTED: (
+            "Prompts from files",
+            "The user's own; the audit did not choose them. ● the judge sees the target, ○ it does not.",
+        ),
     }
     sections: ClassVar[tuple[Section, ...]] = (
         Section(title="shown", form="figures"),
@@ -104,6 +108,13 @@ class Generator(Subject):
             title="Against a model that never saw it",
             readings=(GAP, NEVER),
             note="The gold standard of forgetting: the same recipe, trained without the target.",
+        ),
+        Section(
+            title="Prompts from files",
+            role=LISTED,
+            readings=(*Presence.makes, *Drift.makes, *Distance.makes, *Collapse.makes, GAP),
+            note="The user's own prompts, which the audit did not choose: in how many of their pictures a judge sees "
+            "the target, whatever they ask for, and how far the pictures moved with the same prompt and seed.",
         ),
         Section(
             title="Resurfacing",
@@ -258,21 +269,28 @@ class Generator(Subject):
         guidance = "default" if how.guidance is None else how.guidance
         size = f", {how.size} px" if how.size else ""
         text = f"{how.steps or 'default'} steps, guidance {guidance}{size}; seeds from {how.first_seed}"
-        return [("Sampling", f"{text}, one for each picture")]
+        files = [(f"Prompts of {g.name}", _brought(g)) for g in how.groups if g.role == LISTED]
+        return [("Sampling", f"{text}, one for each picture"), *files]
 
     @classmethod
     def wanted(cls, reading: Reading, evidence: Drawn) -> bool:
         if reading.name == "collapse":
             return False
         up = reading.value > (reading.before or 0.0)
+        if reading.role == LISTED and reading.name != "presence":
+            return False
         return reading.name != "presence" or up == (evidence.plan.aim == "in")
 
     @classmethod
     def pairs(cls, evidence: Drawn) -> list[Pair]:
         judge, plan = next(iter(evidence.evaluators), None), evidence.plan
         seen: dict[int, list[tuple[bool, bool]]] = {}
-        for g, name, classes in evidence.asked():
+        targets: dict[int, list[int]] = {}  # of a file's prompts: the classes of all targets
+        for g, name, classes, _ in evidence.listed():
             if name == judge:
+                targets[g] = [*targets.get(g, ()), *classes]
+        for g, name, classes in [*evidence.asked(), *((g, judge, classes) for g, classes in targets.items())]:
+            if name == judge and judge is not None:
                 bits = [evidence.present(name, which, classes).tolist() for which in ("before", "after")]
                 seen[g] = list(zip(*bits, strict=True))
         return [
@@ -301,6 +319,13 @@ class Generator(Subject):
     @classmethod
     def checks(cls, data: Mapping[str, Any], evidence: Drawn, folder: Path) -> list[Finding]:
         return resurfaced.check(data, evidence)
+
+
+def _brought(group: Group) -> str:
+    """What a file of prompts gave, in words."""
+    given = {"seed": group.row_seeds, "guidance": group.row_guidance}
+    counts = [f"{sum(v is not None for v in values):,} with a {what} of their own" for what, values in given.items()]
+    return f"{group.reason}; {', '.join(counts)}"
 
 
 def _bits(evidence: Drawn, role: str) -> tuple[Tensor, Tensor] | None:
