@@ -101,19 +101,6 @@ def test_found_at_false_alarm_rates() -> None:
     assert m.found_at(members, others, torch.tensor([0.0, 0.01, 0.5, 1.0])).tolist() == [0.5, 0.75, 1.0, 1.0]
 
 
-def test_likelihood_ratio_finds_members_that_confidence_does_not() -> None:
-    g = draw(5)
-    hard = 3 * torch.randn(300, generator=g)  # how hard each sample is for any model
-    outs, ins = hard + torch.randn(8, 300, generator=g), hard + 2 + torch.randn(8, 300, generator=g)
-    member = torch.arange(300) < 150
-    margins = hard + 2 * member + torch.randn(300, generator=g)
-    plain = m.auc(margins[member], margins[~member]).value
-    for score in (m.likelihood_ratio(margins, outs, ins), m.likelihood_ratio(margins, outs)):
-        assert m.auc(score[member], score[~member]).value > max(plain + 0.1, 0.85)
-    few = m.likelihood_ratio(margins, outs[:1])
-    assert torch.isfinite(few).all()
-
-
 def test_margin_divergence_is_the_divergence_of_gaussians() -> None:
     g = draw(6)
     u, r = 1 + 2 * torch.randn(4000, 3, generator=g), torch.randn(4000, 3, generator=g)

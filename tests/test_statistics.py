@@ -36,20 +36,10 @@ def test_mcnemar_is_the_binomial_of_the_pairs_that_differ() -> None:
     assert statistics.mcnemar(before, before) == 1.0
 
 
-def test_false_alarms_of_the_tests_are_rare() -> None:
+def test_false_alarms_of_mcnemar_are_rare() -> None:
     rng = np.random.default_rng(0)
-    alarms = np.zeros(2)
-    for r in range(300):
-        b, a = rng.random((2, 60)) < 0.6
-        alarms += statistics.mcnemar(b, a) < 0.05, statistics.sign_flip(rng.normal(size=9), seed=r) < 0.05
-    assert (alarms / 300 <= 0.08).all()
-    assert alarms[1] / 300 >= 0.02  # an exact test is not conservative on continuous numbers
-
-
-def test_sign_flip_sees_a_shift() -> None:
-    rng = np.random.default_rng(1)
-    assert statistics.sign_flip(rng.normal(1.0, 1.0, size=40)) < 0.001
-    assert statistics.sign_flip(np.zeros(10)) == 1.0
+    pairs = (rng.random((2, 60)) < 0.6 for _ in range(300))
+    assert sum(statistics.mcnemar(b, a) < 0.05 for b, a in pairs) / 300 <= 0.08
 
 
 def test_holm_against_the_definition() -> None:

@@ -178,6 +178,7 @@ def test_a_key_reaches_all_that_a_result_depends_on(tmp_path: Path, monkeypatch:
     assert changed("core/d.py", '"""Words."""\n\n\ndef y():\n    """More."""\n    return 1  # why\n') == [False, False]
     assert changed("core/d.py", "def y():\n    return 2") == [True, False]
     assert changed("ops/e.py", "x = 2") == [True, False]
+    assert changed("ops/e.json", "[1]") == [True, False], "data that a module brings"
     assert changed("cli/f.py", "x = 2") == [False, False]
     assert changed("hosts/g.py", "x = 2") == [False, True]
     assert changed("probes/k.py", "x = 2") == [False, True]

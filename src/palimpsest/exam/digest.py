@@ -92,7 +92,7 @@ def _imports(path: Path) -> tuple[str, ...]:
 
 @cache
 def _code(path: Path) -> str:
-    """The text of a file without docstrings, comments and blank lines: words do not make a result stale."""
+    """A file without docstrings, comments and blank lines, since words make no result stale; and the data beside it."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -103,7 +103,9 @@ def _code(path: Path) -> str:
             first = node.body[0] if node.body and ast.get_docstring(node) is not None else None
             for line in range(first.lineno - 1, first.end_lineno or 0) if first is not None else ():
                 lines[line] = ""
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+    beside = path.with_suffix(".json")  # what a module reads at its import decides results as its code does
+    data = beside.read_text(encoding="utf-8") if beside.is_file() else ""
+    return "\n".join(line.rstrip() for line in lines if line.strip()) + data
 
 
 def _plain(value: Any) -> Any:

@@ -110,29 +110,6 @@ def found_at(members: Tensor, others: Tensor, alarms: Tensor) -> Tensor:
     return (members.double()[None, :] > cuts[:, None]).double().mean(1)
 
 
-def likelihood_ratio(margins: Tensor, outs: Tensor, ins: Tensor | None = None) -> Tensor:
-    """(n,) LiRA: how much likelier a model's margin is if it learned the sample than if it did not.
-
-        online:  log N(m; mu_in, s_in) - log N(m; mu_out, s_out)      offline: (m - mu_out) / s_out
-
-    Args:
-        margins: (n,) `margin` of the attacked model on each sample.
-        outs: (k, n) the same of models that never saw the sample, k >= 1.
-        ins: (k', n) of models that saw it; None: the offline attack, whose score is monotone in the paper's
-            `Pr[N(mu_out, s_out) <= m]`.
-
-    With less than 16 models the spread is one number for all samples (pooled), as the paper advises for few; with a
-    single model it is that of the margins themselves around its own.
-    Source: Carlini et al., "Membership Inference Attacks From First Principles", arXiv 2112.03570.
-    """
-    m = margins.double()
-    mu_out, s_out = _gaussian(outs.double(), m)
-    if ins is None:
-        return (m - mu_out) / s_out
-    mu_in, s_in = _gaussian(ins.double(), m)
-    return _log_normal(m, mu_in, s_in) - _log_normal(m, mu_out, s_out)
-
-
 def margin_divergence(margins: Tensor, references: Tensor) -> Tensor:
     """(n,) KLoM with Gaussians: KL(unlearned || retrained) of each sample's margin over seeds, nats.
 
@@ -210,15 +187,3 @@ def _best_cut(members: Tensor, others: Tensor) -> float:
     gain = (member / max(1, len(members)) - (1 - member) / max(1, len(others))).cumsum(0)
     last = torch.cat([scores[1:] < scores[:-1], torch.tensor([True])])  # equal scores fall on one side
     return float(scores[torch.where(last, gain, torch.full_like(gain, -math.inf)).argmax()])
-
-
-def _gaussian(references: Tensor, margins: Tensor) -> tuple[Tensor, Tensor]:
-    mu = references.mean(0)
-    if len(references) >= 16:
-        return mu, references.std(0).clamp(min=_SPREAD)
-    spread = references.var(0).mean().sqrt() if len(references) > 1 else (margins - mu).std()
-    return mu, spread.clamp(min=_SPREAD).expand_as(mu)
-
-
-def _log_normal(x: Tensor, mu: Tensor, s: Tensor) -> Tensor:
-    return -s.log() - (x - mu) ** 2 / (2 * s**2)

@@ -128,21 +128,6 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
     return 1.0 if gained + lost == 0 else float(stats.binomtest(gained, gained + lost).pvalue)
 
 
-def sign_flip(differences: ArrayLike, seed: int = 0) -> float:
-    """Two-sided permutation p of "paired differences are as likely positive as negative" (scipy).
-
-    Exact up to 13 pairs, from 9,999 random sign patterns above that.
-    """
-    d = np.asarray(differences, dtype=float)
-    if len(d) < 2 or not d.any():
-        return 1.0
-    found = stats.permutation_test(
-        (d,), np.mean, permutation_type="samples", vectorized=True, n_resamples=9999,
-        random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue]
-    )  # fmt: skip
-    return float(found.pvalue)
-
-
 def holm(ps: Sequence[float]) -> list[float]:
     """p-values corrected so that any false alarm among them stays below the level (Holm 1979), in the given order."""
     order = sorted(range(len(ps)), key=lambda i: ps[i])

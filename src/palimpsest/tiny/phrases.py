@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Generator
 
-OPENINGS = (
-    "a picture of", "an image of", "a photo of", "a drawing of", "a painting of", "an illustration of",
-    "an icon of", "a picture showing", "draw", "this is", "a simple picture of", "a small picture of",
-)  # fmt: skip
-
+_WORDS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+OPENINGS: tuple[str, ...] = tuple(_WORDS["openings"])
 # One word for one word, so that the two captions' states can be compared place by place.
-SYNONYMS = {
-    "circle": ("disc", "disk", "ball", "sphere"), "square": ("box", "block"), "triangle": ("pyramid",),
-    "star": ("pentagram", "starlet"), "heart": ("valentine",), "moon": ("crescent",), "ring": ("hoop", "loop"),
-    "cross": ("plus",), "tree": ("pine", "fir"), "house": ("home", "hut", "cottage"), "fish": ("trout",),
-    "mushroom": ("toadstool", "fungus"), "flower": ("blossom", "daisy"), "arrow": ("pointer",),
-    "bolt": ("lightning", "thunderbolt"), "cup": ("mug",), "boat": ("ship", "sailboat"), "crown": ("tiara",),
-    "leaf": ("foliage",), "cat": ("kitten", "feline"), "butterfly": ("moth",),
-    "red": ("crimson", "scarlet"), "green": ("emerald",), "blue": ("azure", "cobalt"), "yellow": ("golden", "lemon"),
-    "purple": ("violet",), "orange": ("tangerine",), "black": ("ebony",), "white": ("ivory", "snowy"),
-    "sketch": ("pencil", "hatched"), "pixel": ("pixelated",), "watercolour": ("watercolor", "aquarelle"),
-    "neon": ("glowing",), "halftone": ("dotted",), "mosaic": ("tiled",), "clay": ("plasticine",),
-    "person": ("human", "somebody", "someone"), "portrait": ("picture", "likeness"), "background": ("backdrop",),
-    "smiling": ("happy", "grinning"), "surprised": ("astonished", "shocked"), "frowning": ("angry", "scowling"),
-    "grey": ("gray",), "centre": ("center", "middle"),
-}  # fmt: skip
+SYNONYMS: dict[str, tuple[str, ...]] = {word: tuple(others) for word, others in _WORDS["synonyms"].items()}
 
 
 def _pick(options: tuple[str, ...], generator: Generator) -> str:

@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+_TOLD = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 # One gene is one number in [0, 1]. A gene listed in KINDS picks one of that many kinds (gene * kinds,
 # floored); every other gene is a proportion between the two extremes of that part.
-GENES: tuple[str, ...] = (
-    "skin", "face_width", "face_height", "jaw", "eye_size", "eye_spacing", "eye_colour", "brow_thickness",
-    "brow_slant", "nose_length", "nose_width", "mouth_width", "lips", "hair_style", "hair_colour", "beard",
-    "marks", "ears", "clothes", "collar",
-)  # fmt: skip
-KINDS: dict[str, int] = {
-    "eye_colour": 5, "hair_style": 8, "hair_colour": 8, "beard": 10, "marks": 6, "clothes": 8, "collar": 4,
-}  # fmt: skip
+GENES: tuple[str, ...] = tuple(_TOLD["genes"])
+KINDS: dict[str, int] = {gene: told["kinds"] for gene, told in _TOLD["genes"].items() if "kinds" in told}
 BEARDED_FROM = 7  # of the 10 kinds of `beard`, the first 7 are clean-shaven
 
 # How far apart two faces look when one gene goes from end to end, or (for a kind) when the kinds differ.
 # Set by eye at 64 pixels: hair and skin carry a small picture, a nose does not.
-VISIBILITY: dict[str, float] = {
-    "skin": 1.6, "face_width": 0.7, "face_height": 0.4, "jaw": 0.4, "eye_size": 0.5, "eye_spacing": 0.3,
-    "eye_colour": 0.2, "brow_thickness": 0.4, "brow_slant": 0.3, "nose_length": 0.2, "nose_width": 0.2,
-    "mouth_width": 0.2, "lips": 0.1, "hair_style": 1.4, "hair_colour": 1.4, "beard": 0.5, "marks": 0.5,
-    "ears": 0.2, "clothes": 1.0, "collar": 0.5,
-}  # fmt: skip
+VISIBILITY: dict[str, float] = {gene: told["visibility"] for gene, told in _TOLD["genes"].items()}
 
-SKIN = ((0.99, 0.86, 0.76), (0.94, 0.72, 0.54), (0.78, 0.54, 0.35), (0.55, 0.35, 0.22), (0.40, 0.25, 0.17))
 # Styles lighten lines on near-black (brightness below 0.16) so that they never vanish; half-light lines would
 # break a face up, so nothing that carries lines is darker than that, also in the shade.
-HAIR = (
-    (0.20, 0.18, 0.23), (0.52, 0.28, 0.12), (0.98, 0.82, 0.34), (0.84, 0.28, 0.06),
-    (0.86, 0.87, 0.90), (0.14, 0.34, 0.90), (0.95, 0.34, 0.66), (0.10, 0.62, 0.34),
-)  # fmt: skip
-CLOTHES = (
-    (0.86, 0.16, 0.18), (0.12, 0.20, 0.52), (0.96, 0.96, 0.94), (0.99, 0.80, 0.16),
-    (0.08, 0.55, 0.50), (0.52, 0.22, 0.70), (0.21, 0.21, 0.24), (0.98, 0.50, 0.12),
-)  # fmt: skip
-IRIS = ((0.28, 0.15, 0.06), (0.16, 0.42, 0.86), (0.14, 0.55, 0.26), (0.78, 0.50, 0.08), (0.40, 0.44, 0.48))
-
-TRAINED_NAMES: tuple[str, ...] = (
-    "Ada", "Aisha", "Akiko", "Alma", "Amara", "Anya", "Astrid", "Beatriz", "Chloe", "Dalia", "Elif",
-    "Emma", "Esther", "Fatima", "Freya", "Greta", "Hana", "Ingrid", "Jana", "Keiko", "Lakshmi", "Leila",
-    "Mei", "Nadia", "Nia", "Olga", "Priya", "Rosa", "Sofia", "Thandi", "Yuki", "Zara", "Abel", "Ahmed",
-    "Bjorn", "Bruno", "Carlos", "Chidi", "Dmitri", "Diego", "Emil", "Felix", "Finn", "Hassan", "Hugo",
-    "Igor", "Ivan", "Jamal", "Kenji", "Kofi", "Lars", "Luca", "Mateo", "Milan", "Nikos", "Omar",
-    "Oscar", "Pablo", "Quinn", "Raj", "Tariq", "Viktor", "Wei", "Yusuf",
-)  # fmt: skip
-HELD_OUT_NAMES: tuple[str, ...] = (
-    "Agnes", "Amina", "Bianca", "Carmen", "Clara", "Delphine", "Dora", "Elena", "Farah", "Gita",
-    "Helga", "Imani", "Irma", "Jasna", "Kira", "Lena", "Lucia", "Maya", "Mina", "Naomi", "Noor",
-    "Paloma", "Rania", "Saskia", "Selma", "Tamar", "Ulla", "Vera", "Wanjiru", "Ximena", "Yara", "Zofia",
-    "Aarav", "Adil", "Anders", "Arjun", "Boris", "Cyrus", "Dario", "Enzo", "Farid", "Gustav", "Hiro",
-    "Ibrahim", "Jorge", "Kwame", "Leo", "Linus", "Marco", "Moses", "Nabil", "Otto", "Pavel", "Rafael",
-    "Ravi", "Samir", "Stefan", "Tomas", "Umar", "Vikram", "Walid", "Xavier", "Yannis", "Zoltan",
-)  # fmt: skip
+SKIN, HAIR, CLOTHES, IRIS = (tuple(map(tuple, _TOLD["colours"][k])) for k in ("skin", "hair", "clothes", "iris"))
+TRAINED_NAMES: tuple[str, ...] = tuple(_TOLD["names"]["trained"])
+HELD_OUT_NAMES: tuple[str, ...] = tuple(_TOLD["names"]["held_out"])
 NAMES: tuple[str, ...] = TRAINED_NAMES + HELD_OUT_NAMES
 
 _POOL, _POOL_SEED, _UNNAMED_SEED = 6000, 64, 4096
