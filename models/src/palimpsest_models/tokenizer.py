@@ -75,7 +75,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
                 position += 1
 
 
-def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
+def write_tokenizer(folder: Path, words: Iterable[str], *, length: int = MAX_LENGTH) -> None:
     """Write a CLIP tokenizer folder (`vocab.json`, `merges.txt`, configuration) in which each word is one token.
 
     Any other string falls back to shorter pieces and at last to bytes, so everything encodes.
@@ -94,7 +94,7 @@ def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
     settings = {
         **special,
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": MAX_LENGTH,
+        "model_max_length": length,
         "do_lower_case": True,
         "clean_up_tokenization_spaces": True,
     }
