@@ -44,7 +44,7 @@ PROCESSOR = {
     "image_mean": [0.5] * 3,
     "image_std": [0.5] * 3,
 }
-SHARES = {"prefix": 1.0, "own": 0.3, "mate": 0.5, "alike": 0.3, "picture": 0.5, "words": 1.0}
+SHARES = {"prefix": 1.0, "own": 0.3, "mate": 0.5, "alike": 0.3, "picture": 1.0, "words": 1.0}
 
 
 class Heads(nn.Module):
@@ -223,9 +223,9 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/clip"), help="the checkpoint, the pictures and the model"
     )
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--pictures", type=int, default=256, help="in a batch")
-    parser.add_argument("--captions", type=int, default=128, help="of them that have one")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--pictures", type=int, default=128, help="in a batch")
+    parser.add_argument("--captions", type=int, default=64, help="of them that have one")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=150, help="seconds between checkpoints")
