@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/clip"), help="the checkpoint, the pictures and the model"
     )
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--pictures", type=int, default=128, help="in a batch")
     parser.add_argument("--captions", type=int, default=64, help="of them that have one")
     parser.add_argument("--lr", type=float, default=2e-3)
