@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,7 +14,6 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.parts import parameters
 from palimpsest.train.asked import Asked
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
@@ -77,9 +75,6 @@ class AllButOne(FineTune):
         needs="Denoiser",
         claim="Erases the target effectively and preserves the model's generation; an alternative may take its place.",
     )
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return parameters(host, self.train, "All but One")
 
     def prepare(
         self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace

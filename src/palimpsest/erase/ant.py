@@ -20,7 +20,6 @@ from palimpsest.core.pictures import Material
 from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered
 from palimpsest.ops.saliency import marked, masked, packed, salient, shared
 from palimpsest.ops.trajectories import Visited
@@ -124,9 +123,6 @@ class ANT(FineTune):
         super().__post_init__()
         if self.rank and self.share < 1:
             raise BadRequest("ANT masks single weights, and a low-rank change moves them all: with rank, set share=1.")
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return parameters(host, self.train, "ANT")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         prompts = [p for p, _ in answered(request)]

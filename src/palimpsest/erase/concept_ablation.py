@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,7 +18,6 @@ from palimpsest.ops.anchors import staying
 from palimpsest.ops.contexts import in_context
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.parts import parameters
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -106,9 +105,6 @@ class ConceptAblation(FineTune):
         needs="Denoiser",
         claim="Prevents the generation of a style, instance or memorised picture while related concepts are preserved.",
     )
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return parameters(host, self.train, "Concept Ablation")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         n = min(self.pictures, self.steps * self.batch)

@@ -18,7 +18,6 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import away_from, output_error
 from palimpsest.ops.listed import everyday
 from palimpsest.ops.neighbours import nearest
-from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, holds, prompts_for
 from palimpsest.train.asked import Asked
 from palimpsest.train.finetune import FineTune
@@ -86,6 +85,7 @@ class CRCE(FineTune):
     guidance: float = 3.0
     walk_steps: Count = 50
 
+    train: ClassVar = "xattn"
     quick: ClassVar = {"steps": 2, "batch": 2, "draws": 1, "walk_steps": 3}
 
     card = Card(
@@ -97,9 +97,6 @@ class CRCE(FineTune):
         needs="Denoiser",
         claim="Erases a concept with what else means it, and keeps what only looks like it.",
     )
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return parameters(host, "xattn", "CRCE")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         corefs, retains = [], []

@@ -22,7 +22,6 @@ from palimpsest.ops.anchors import staying
 from palimpsest.ops.contexts import in_context
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.parts import parameters
 from palimpsest.ops.surgery import without_conflict
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import Gradients, TrainStep
@@ -119,9 +118,6 @@ class DomainCorrection(FineTune):
         super().__post_init__()
         if self.warmup >= 1:
             raise BadRequest(f"warmup is {self.warmup}; it is a share of the steps, below 1.")
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return parameters(host, self.train, "DoCo")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         n = min(self.pictures, self.steps * self.batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
@@ -17,7 +16,6 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.parts import parameters
 from palimpsest.ops.trajectories import Visited, visit
 from palimpsest.train.asked import Asked
 from palimpsest.train.finetune import FineTune
@@ -82,9 +80,6 @@ class ESD(FineTune):
         needs="Denoiser",
         claim="Removes a concept from the weights for good, on par with Safe Latent Diffusion, given only its name.",
     )
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return parameters(host, self.train, "ESD")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Asked:
         return Asked.prepare(host, request, self.walk_steps, self.guidance)

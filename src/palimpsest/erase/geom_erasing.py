@@ -21,7 +21,6 @@ from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, draw, noised
 from palimpsest.ops.guidance import classifier_free, output_error
-from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, holds, kept, prompts_for, swapped
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
@@ -117,9 +116,6 @@ class GeomErasing(FineTune):
         negative = hook.read(Params)["negative"]
         with guiding(host, hook, lambda: against(host, negative)):
             yield
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return parameters(host, self.train, "Geom-Erasing")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         if "pictures" not in data:

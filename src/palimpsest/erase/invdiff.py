@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +17,6 @@ from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, draw, noise_errors, noised
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import asking
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep, minimise
@@ -84,6 +82,7 @@ class InvDiff(FineTune):
     guidance: float = 7.5
     walk_steps: int = 50
 
+    train: ClassVar = "attention"
     quick: ClassVar = {"steps": 2, "batch": 2, "groups": 2, "pictures": 24, "walk_steps": 3}
 
     card = Card(
@@ -96,9 +95,6 @@ class InvDiff(FineTune):
         claim="Reduces biases on three benchmarks without labels of the bias, while keeping image quality.",
         reads=("pictures?",),
     )
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return parameters(host, "attention", self.card.name)
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Grouped:
         if "pictures" not in data:

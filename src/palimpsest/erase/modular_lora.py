@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -16,7 +15,6 @@ from palimpsest.core.patch import Patch, merge
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.parts import parameters
 from palimpsest.train.asked import Asked
 from palimpsest.train.benign import Benign, Captioned
 from palimpsest.train.finetune import FineTune
@@ -78,9 +76,6 @@ class ModularLoRA(FineTune):
         needs="Denoiser",
         claim="Benign fine-tuning brings erased concepts back; a safety LoRA that is trained apart keeps them out.",
     )
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return parameters(host, self.train, "Modular LoRA")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Asked:
         return Asked.prepare(host, request, self.walk_steps, self.guidance)

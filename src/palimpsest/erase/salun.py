@@ -18,7 +18,6 @@ from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.drawn import Drawn, Noised, draw, noised
 from palimpsest.ops.guidance import classifier_free, output_error
-from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, kept
 from palimpsest.ops.saliency import marked, masked, packed, salient
 from palimpsest.train.finetune import FineTune
@@ -111,9 +110,6 @@ class SalUn(FineTune):
         super().__post_init__()
         if self.rank:
             raise BadRequest(f"rank is {self.rank}; SalUn masks single weights, and a low-rank change moves them all.")
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return parameters(host, self.train, "SalUn")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         n = min(self.pictures, self.steps * self.batch)

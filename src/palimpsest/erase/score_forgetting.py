@@ -23,7 +23,6 @@ from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import classifier_free, output_error
 from palimpsest.ops.listed import everyday
-from palimpsest.ops.parts import parameters
 from palimpsest.ops.prompts import answered, filled, kept
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import Gradients, TrainStep
@@ -99,6 +98,7 @@ class ScoreForgetting(FineTune):
 
     apart: ClassVar[bool] = True
 
+    train: ClassVar = "full"
     quick: ClassVar = {"steps": 2, "batch": 16}
 
     card = Card(
@@ -126,9 +126,6 @@ class ScoreForgetting(FineTune):
         start = hook.read(Params)["start"]
         with guiding(host, hook, lambda: one_step(start)):
             yield
-
-    def trains(self, host: Denoiser) -> Sequence[str]:
-        return parameters(host, "full", "SFD")
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Prepared:
         pairs = answered(request)

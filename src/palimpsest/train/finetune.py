@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,6 +14,7 @@ from palimpsest.core.method import ModelEdit, Work
 from palimpsest.core.patch import Hook, Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
+from palimpsest.ops.parts import parameters
 from palimpsest.train.training import Fitted, Training
 
 
@@ -20,11 +22,18 @@ from palimpsest.train.training import Fitted, Training
 class FineTune(ModelEdit, Training, ABC):
     """A system that minimises a loss over some of the model's tensors, as `Training` says."""
 
+    train = "full"  # which parameters of a denoiser; no field here, since not every paper has a choice
+
     def __post_init__(self) -> None:
         Training.__post_init__(self)  # it checks all fields, as the other base does
 
     def planned(self, data: Material) -> Work:
         return Training.planned(self, data)
+
+    def trains(self, host: Any) -> Sequence[str]:
+        """Here, the group of a denoiser's parameters that `train` names."""
+        which: Any = self.train
+        return parameters(host, which, self.card.name)
 
     def hooks(self, request: Request, data: Material, fitted: Fitted) -> tuple[Hook, ...]:
         """What the patch brings besides its weights: rules of sampling, an adapter; here, nothing."""
