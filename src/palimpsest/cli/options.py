@@ -71,7 +71,9 @@ class Looking:
     guidance: Number = None
     """Scale of classifier-free guidance; the model's own default where not given."""
     judge: Annotated[tuple[str, ...], arg(metavar="JUDGE ...")] = ()
-    """Evaluators: folders of classifiers or CLIP models, or "nudenet". Drawn worlds bring their own."""
+    """Evaluators: folders of classifiers or CLIP models, or nudenet, beside what the model brings: the reader of its
+    drawn world, else the untouched model itself (own; own:100 for at most 100 forwards a picture). none leaves that
+    out."""
     sees: Number = None
     """Draw as many seeds as a change of so many points in any one other concept needs to be seen 9 times of 10."""
     stop_early: bool = False

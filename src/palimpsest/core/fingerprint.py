@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+HARMLESS = ("transformers.", "palimpsest.core.trace")  # modules whose hooks change nothing
+
 
 def tensors_of(root: nn.Module) -> dict[str, Tensor]:
     """Every parameter and persistent buffer, by name, in sorted order; shared tensors under each of their names."""
@@ -46,13 +48,13 @@ def hook_count(root: nn.Module) -> int:
     """How many hooks and instance-level forwards hang on a model's modules.
 
     Those of the model's own library are not counted: transformers hangs hooks that collect hidden states on a text
-    encoder when it is first asked for them, and they change nothing.
+    encoder when it is first asked for them, and they change nothing. Nor are those that count forwards (`core.trace`).
     """
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
     def ours(module: nn.Module) -> int:
         hooks = [hook for kind in kinds for hook in getattr(module, kind).values()]
-        return sum(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
+        return sum(not str(getattr(hook, "__module__", "")).startswith(HARMLESS) for hook in hooks)
 
     return sum(ours(m) + ("forward" in m.__dict__) for m in root.modules())
 

@@ -233,6 +233,10 @@ class Denoiser(Host, Protocol):
         """n rows of the unconditional partner: the negative prompt as classifier-free guidance uses it."""
         ...
 
+    def guided(self, guidance: float) -> bool:
+        """Whether sampling at this scale runs an unconditional branch, which doubles its forwards."""
+        ...
+
     def walk(
         self,
         prompts: Sequence[str],

@@ -19,6 +19,8 @@ class Evaluator:
         threshold: probability from which a class counts as present; None where the largest one wins.
         classes: the class list that was used.
         licence: of the weights, since some judges restrict their use.
+        judges_itself: it is the audited model, untouched. Nobody from outside says how often it errs: its errors are
+            estimated from its own pictures (asked for against read), and widen intervals.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Evaluator:
     threshold: float | None = None
     classes: tuple[str, ...] = ()
     licence: str = ""
+    judges_itself: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -22,6 +22,7 @@ from palimpsest.probes.broken import kinds
 from palimpsest.probes.evaluators import Judge, classes_of, decide
 from palimpsest.probes.evidence import Evidence, norms, parts, refuse_broken, rounded
 from palimpsest.probes.gallery import Gallery
+from palimpsest.probes.own_judge import OwnJudge
 from palimpsest.probes.plan import LISTED, Plan, Shot, batches
 
 _WHO = {
@@ -218,13 +219,15 @@ def _tell(trace: Trace, who: str, before: int, now: int, pictures: int, done: in
     trace.tell(f"drawing: {who}", before + now * done // total, pictures)
 
 
-def _read(judge: Judge, pictures: Tensor, trace: Trace, batch: int = 64) -> tuple[Tensor, Tensor]:
+def _read(judge: Judge, pictures: Tensor, trace: Trace) -> tuple[Tensor, Tensor]:
     """(n, classes) bool and (n, d) float32 of one judge for a set of pictures."""
     present, features = [], []
+    batch = 16 if judge.evaluator.judges_itself else 64  # it takes as long as drawing them
     for i in range(0, len(pictures), batch):
         images = pictures[i : i + batch].float() / 255
-        present.append(decide(judge.evaluator, judge.read(images)))
-        features.append(judge.features(images).float().flatten(1))
+        with trace.watching(judge.host) if isinstance(judge, OwnJudge) else nullcontext():
+            present.append(decide(judge.evaluator, judge.read(images)))
+            features.append(judge.features(images).float().flatten(1))
         trace.tell(f"reading: {judge.evaluator.name}", min(i + batch, len(pictures)), len(pictures))
     return torch.cat(present), torch.cat(features)
 

@@ -1,11 +1,11 @@
-"""Judges: who reads a picture back. One protocol for the worlds' oracles, classifiers, CLIP and NudeNet."""
+"""Judges: who reads a picture back. One protocol for worlds' oracles, classifiers, CLIP, NudeNet and a model itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,11 +14,18 @@ from torch.nn import functional
 from palimpsest.core.concept import Concept
 from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.fingerprint import fingerprint
-from palimpsest.core.host import Classifier, Matcher
+from palimpsest.core.host import Classifier, Denoiser, Matcher
 from palimpsest.core.reading import Evaluator
 from palimpsest.ops.names import meant
 from palimpsest.ops.prompts import asking
 from palimpsest.worlds.concepts import World
+
+if TYPE_CHECKING:
+    from palimpsest.probes.plan import Plan
+
+OWN = "own"  # source of the audited model as its own judge
+NOBODY = "none"  # named among judges: none that the model brings
+FORWARDS = 64  # of it for each picture, at most, where nobody says
 
 
 @runtime_checkable
@@ -68,7 +75,18 @@ def classes_of(evaluator: Evaluator, concept: Concept) -> list[int]:
             f"{concept.name!r} may mean {both} of {evaluator.name}. Say which by the number or the whole label: "
             f"Concept(name={concept.name!r}, labels=({places[0]},)), or the column `labels` of a list of concepts."
         )
-    return list(places or meant(concept.name, [c.rpartition(":")[2] for c in classes]))
+    return list(places or meant(concept.name, [word_of(c) for c in classes]))
+
+
+def kind_of(label: str) -> str:
+    """What a class "subject:star" is one of; "" where its label says none."""
+    kind, colon, _ = label.partition(":")
+    return kind if colon else ""
+
+
+def word_of(label: str) -> str:
+    """What a class "subject:star" shows."""
+    return label.partition(":")[2] or label
 
 
 class OracleJudge:
@@ -154,20 +172,40 @@ class MatcherJudge:
         return (self.host.scale * self.features(images) @ self.texts.T).softmax(1)
 
 
-def judges_for(host: Any) -> list[Judge]:
-    """The judges that a model brings along: the oracle of the drawn world it was trained on, if any."""
+def judges_for(host: Any, plan: Plan | None = None) -> list[Judge]:
+    """The judges that a model brings along: the oracle of the drawn world it was trained on, else the model itself.
+
+    Args:
+        host: the untouched model.
+        plan: of the audit; without one nobody says what may be seen, and a model of no drawn world brings nobody.
+    """
     known = getattr(host, "knows", None)
-    return [] if known is None or not known.judge else [judge(known.judge)]
+    if known is not None and known.judge:
+        return [judge(known.judge)]
+    return [] if plan is None or not isinstance(host, Denoiser) else [itself(host, plan)]
 
 
-def judge(source: str, concepts: Sequence[Concept] = ()) -> Judge:
+def itself(host: Denoiser, plan: Plan) -> Judge:
+    """The untouched model as the judge of the pictures of a plan; reading one costs no more than drawing it."""
+    steps = plan.sampling.over(host.defaults).steps or 1
+    return judge(f"{OWN}:{rows_of(host, plan) * steps}", plan.concepts, host)
+
+
+def rows_of(host: Denoiser, plan: Plan) -> int:
+    """Forwards that one step of drawing a picture of a plan takes: 2 with an unconditional branch, else 1."""
+    return 2 if host.guided(plan.sampling.over(host.defaults).guidance or 1.0) else 1
+
+
+def judge(source: str, concepts: Sequence[Concept] = (), host: Any = None) -> Judge:
     """Loads a judge from local files.
 
     Args:
         source: "tiny/glyphs" or "tiny/faces" for the shipped oracles, "nudenet", a folder of an image classifier or
-            CLIP model, or what an installed package adds: the name of its entry point in the group
-            "palimpsest.judges", a function of (source, concepts); after a colon it may say more.
-        concepts: what a CLIP model has to tell apart.
+            CLIP model, "own" for the audited model itself (after a colon the forwards for each picture, at most), or
+            what an installed package adds: the name of its entry point in the group "palimpsest.judges", a function
+            of (source, concepts); after a colon it may say more.
+        concepts: what a CLIP model or the audited model has to tell apart.
+        host: the audited model, untouched.
 
     Raises:
         BadRequest: nothing of the kind there.
@@ -176,8 +214,11 @@ def judge(source: str, concepts: Sequence[Concept] = ()) -> Judge:
     from palimpsest.hosts.load import load
     from palimpsest.worlds.concepts import WORLDS
 
+    name, colon, more = source.partition(":")
+    if name == OWN:
+        return _own(host, concepts, more if colon else str(FORWARDS))
     for point in entry_points(group="palimpsest.judges"):
-        if point.name == source.partition(":")[0]:
+        if point.name == name:
             return point.load()(source, concepts)
     if source.startswith("tiny/"):
         if source[5:] not in WORLDS:
@@ -189,7 +230,7 @@ def judge(source: str, concepts: Sequence[Concept] = ()) -> Judge:
         return NudeNetJudge()
     if not (Path(source).expanduser() / "config.json").is_file():
         raise BadRequest(
-            f"There is no judge at {source!r}: give nudenet, tiny/glyphs, tiny/faces, or the folder of an image "
+            f"There is no judge at {source!r}: give own, nudenet, tiny/glyphs, tiny/faces, or the folder of an image "
             "classifier or CLIP model (with config.json and safetensors weights)."
         )
     host = load(source)
@@ -198,6 +239,19 @@ def judge(source: str, concepts: Sequence[Concept] = ()) -> Judge:
     if not isinstance(host, Classifier):
         raise Unsupported(f"{source} is not an image classifier; judges are classifiers or CLIP models.")
     return ClassifierJudge(host, source=source)
+
+
+def _own(host: Any, concepts: Sequence[Concept], forwards: str) -> Judge:
+    from palimpsest.probes.own_judge import OwnJudge, Race
+
+    if not isinstance(host, Denoiser):
+        raise BadRequest(
+            "The judge `own` is the audited model itself, and it must be a diffusion or flow model that draws pictures "
+            "of prompts."
+        )
+    if not forwards.isdecimal() or not 0 < int(forwards) < 10**6:
+        raise BadRequest(f"own:{forwards} does not say how many forwards a picture may take: write own:64, say.")
+    return OwnJudge(host, concepts, Race(forwards=int(forwards)))
 
 
 def _oracle(world: World) -> OracleJudge:

@@ -76,6 +76,17 @@ def bringing_back(plan: Plan, speed: Speed, budget: Budget, *, oracle: bool = Fa
     return (drawn + 1.5 * speed.step * budget.trained(targets=targets, oracle=oracle)) / 60
 
 
+def judging(plan: Plan, speed: Speed, forwards: int, rows: int, *, oracle: bool = False) -> str:
+    """What reading the pictures takes where the untouched model itself judges, in plain words.
+
+    Args:
+        forwards: for each picture, at most. rows: forwards in a step of drawing.
+    """
+    about = plan.pictures(3 if oracle else 2) * forwards * speed.step / rows / 60
+    text = f"Judging: the untouched model reads each picture itself, by at most {forwards} forwards of its denoiser"
+    return f"{text}; {_minutes(about)} at most."
+
+
 def lines(
     plan: Plan,
     speed: Speed | None = None,

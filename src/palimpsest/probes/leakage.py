@@ -7,7 +7,7 @@ import torch
 from palimpsest.core.concept import Concept
 from palimpsest.core.reading import MatrixRow, Reading
 from palimpsest.probes.drawn import Drawn
-from palimpsest.probes.evaluators import classes_of
+from palimpsest.probes.evaluators import classes_of, word_of
 from palimpsest.probes.evidence import Probe
 
 
@@ -84,4 +84,4 @@ def _gained(evidence: Drawn, judge: str, known: set[int]) -> dict[str, list[int]
     ).amax(0)  # (classes,)
     names = evidence.evaluators[judge].classes
     order = sorted((i for i in range(len(names)) if i not in known and moved[i] >= 0.1), key=lambda i: -float(moved[i]))
-    return {names[i].rpartition(":")[2]: [i] for i in order[:4]}
+    return {word_of(names[i]): [i] for i in order[:4]}

@@ -143,6 +143,11 @@ class Plan:
             raise BadRequest("The plan has no picture to draw; give at least one prompt and one seed.")
 
     @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """Those that are drawn, in order."""
+        return tuple(g.concept for g in self.groups if g.concept is not None)
+
+    @property
     def sampling(self) -> Sampling:
         """How its pictures are sampled."""
         return Sampling(steps=self.steps, guidance=self.guidance, size=self.size, negative=self.negative)

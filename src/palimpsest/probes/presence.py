@@ -11,7 +11,9 @@ from torch import Tensor
 from palimpsest.core.reading import Change, Reading
 from palimpsest.ops import statistics
 from palimpsest.probes.drawn import Drawn
+from palimpsest.probes.evaluators import kind_of, word_of
 from palimpsest.probes.evidence import Probe
+from palimpsest.probes.judging import errors
 
 
 class Presence(Probe):
@@ -22,7 +24,8 @@ class Presence(Probe):
     two seed sets of the untouched model lie apart; `detail["seeds apart"]` is the p of Fisher's test that they do so by
     chance. p: McNemar's exact test of the same-seed pairs, corrected by Benjamini and Hochberg over the concepts of a
     role (targets, neighbours, unrelated ones and prompts of files answer different questions). An audit that may stop
-    early spends its level over its looks (`probes.stopping`).
+    early spends its level over its looks (`probes.stopping`). Where the audited model itself judges, the limits of the
+    rate allow for its errors (`probes.judging`); the change is one of what is seen.
     """
 
     name = "presence"
@@ -69,6 +72,8 @@ def _of(evidence: Drawn, judge: str, asked: Sequence[tuple[int, list[int]]], tar
     n, shown, again = len(before), int(before.sum()), int(other.sum())
     level = 1 - (1 - statistics.LEVEL) / plan.looks
     rate = statistics.wilson(int(after.sum()), n, level)
+    if evidence.evaluators[judge].judges_itself:
+        rate = errors(evidence, judge, [classes for _, classes in asked], level).widened(rate)
     change = statistics.paired(before.numpy(), after.numpy(), level)
     floor = statistics.rate_floor(shown + again, n + len(other), n, level)
     group = plan.groups[asked[0][0]]
@@ -105,7 +110,7 @@ def _instead(evidence: Drawn, judge: str, group: int, classes: Sequence[int]) ->
     """What is seen more often than before in the pictures that ask for the concept: up to 3 (class, points)."""
     rows = evidence.plan.rows(group=group)
     names = evidence.evaluators[judge].classes
-    kind = names[classes[0]].rpartition(":")[0]
+    kind = kind_of(names[classes[0]])
     gain = [
         (
             float(evidence.present(judge, "after", [i])[rows].float().mean())
@@ -113,10 +118,10 @@ def _instead(evidence: Drawn, judge: str, group: int, classes: Sequence[int]) ->
             c,
         )
         for i, c in enumerate(names)
-        if i not in classes and c.rpartition(":")[0] == kind
+        if i not in classes and kind_of(c) == kind
     ]
     top = sorted(gain, key=lambda entry: (-entry[0], entry[1]))[:3]
-    return [[c.rpartition(":")[2], _percent(points)] for points, c in top if points >= 0.05]
+    return [[word_of(c), _percent(points)] for points, c in top if points >= 0.05]
 
 
 def _percent(x: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -147,6 +148,29 @@ Bits = dict[tuple[str, str], str]
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """What judges see in pictures of the targets. The audited model reads them only when its weights are back.
+
+    Args:
+        read: what the others see. unread: by target, (n, 3, H, W) uint8; {} where no judge is the model itself.
+    """
+
+    read: Bits
+    unread: Mapping[str, Tensor]
+    scene: _Scene
+    judges: Sequence[Judge]
+
+    @cached_property
+    def bits(self) -> Bits:
+        """By all judges; to be asked for when nothing is applied to any model."""
+        late = [j for j in self.judges if j.evaluator.judges_itself]
+        found = dict(self.read)
+        for name, pictures in self.unread.items():
+            found |= _seen(self.scene.targets[name], pictures.float() / 255, late)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Scene:
     """What is asked: by target its concept's prompts that are judged; by kind the prompts to learn from."""
 
@@ -167,9 +191,9 @@ class _Work:
     models: Sequence[tuple[str, Denoiser, Patch]]
     trace: Trace
     scene: _Scene
-    plain: dict[str, Bits] = field(default_factory=dict)
+    plain: dict[str, _Shown] = field(default_factory=dict)
 
-    def as_it_is(self, who: str, model: Denoiser) -> Bits:
+    def as_it_is(self, who: str, model: Denoiser) -> _Shown:
         """Whoever asks first has the patch on the model."""
         if who not in self.plain:
             self.plain[who] = _shown(model, self.scene, self.judges, self.budget)
@@ -201,11 +225,11 @@ def _relearnt(work: _Work, kind: Kind) -> list[Reading]:
     prompts = scene.teach[kind]
     texts = [prompts[i % len(prompts)] for i in range(budget.pictures)]
     learnt = _drawn(work.host, texts, 2 * _SEED + 1000 * budget.seed, budget)
-    bits: dict[str, list[Bits]] = {}
+    shown: dict[str, list[_Shown]] = {}
     for who, model, patch in work.models:
-        points: list[Bits] = []
+        points: list[_Shown] = []
 
-        def look(model: Denoiser = model, points: list[Bits] = points) -> None:
+        def look(model: Denoiser = model, points: list[_Shown] = points) -> None:
             points.append(_shown(model, scene, work.judges, budget))
 
         data = Captioned(prompts=texts, pictures=Drawn(row=torch.arange(len(texts)), x0=model.latents(learnt).float()))
@@ -213,29 +237,29 @@ def _relearnt(work: _Work, kind: Kind) -> list[Reading]:
             if budget.steps[0] == 0:
                 points.append(work.as_it_is(who, model))
             _watched(model, work, data, look)
-        bits[who] = points
-    bits[UNTOUCHED] = [work.as_it_is(UNTOUCHED, work.host)]
+        shown[who] = points
+    shown[UNTOUCHED] = [work.as_it_is(UNTOUCHED, work.host)]
     spent = _spent(budget, pictures=budget.pictures, of=kind)
-    return _readings(RELEARNT[kind], scene, work.judges, bits, {"steps": list(budget.steps), "budget": spent})
+    return _readings(RELEARNT[kind], scene, work.judges, shown, {"steps": list(budget.steps), "budget": spent})
 
 
 def _inverted(work: _Work) -> list[Reading]:
     budget, scene, targets = work.budget, work.scene, work.request.target
-    bits: dict[str, list[Bits]] = {}
+    shown: dict[str, list[_Shown]] = {}
     for who, model, patch in work.models:
-        found: Bits = {}
+        found: list[_Shown] = []
         for i, target in enumerate(targets):
             work.trace.tell(f"token inversion: {who}", i, len(targets))
             rng = torch.Generator().manual_seed(budget.seed)
             words = _words(work.host, model, patch, target, budget, rng)
             only = replace(scene, ask={target.name: scene.ask[target.name]})
             with patch.applied(model), model.speaking(words):
-                found |= _shown(model, only, work.judges, budget)
+                found.append(_shown(model, only, work.judges, budget))
         with patch.applied(model):
-            bits[who] = [work.as_it_is(who, model), found]
-    bits[UNTOUCHED] = [work.as_it_is(UNTOUCHED, work.host)]
+            shown[who] = [work.as_it_is(who, model), _together(found)]
+    shown[UNTOUCHED] = [work.as_it_is(UNTOUCHED, work.host)]
     spent = _spent(budget, words=budget.words, steps=budget.attack_steps, batch=budget.attack_batch)
-    return _readings(INVERTED, scene, work.judges, bits, {"steps": [0, budget.attack_steps], "budget": spent})
+    return _readings(INVERTED, scene, work.judges, shown, {"steps": [0, budget.attack_steps], "budget": spent})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,17 +338,34 @@ def _drawn(model: Denoiser, prompts: Sequence[str], first_seed: int, budget: Bud
         return model.sample(prompts, seeds, Sampling(steps=budget.sample_steps, guidance=budget.guidance)).detach()
 
 
-def _shown(model: Denoiser, scene: _Scene, judges: Sequence[Judge], budget: Budget) -> Bits:
-    """Draws each target's prompts with the same seeds whatever the model, and reads them."""
-    found: Bits = {}
+def _shown(model: Denoiser, scene: _Scene, judges: Sequence[Judge], budget: Budget) -> _Shown:
+    """Draws each target's prompts with the same seeds whatever the model; judges from outside read them at once."""
+    read: Bits = {}
+    unread: dict[str, Tensor] = {}
+    itself = any(j.evaluator.judges_itself for j in judges)
     for name, prompts in scene.ask.items():
         texts = [prompts[i % len(prompts)] for i in range(budget.shown)]
         images = _drawn(model, texts, _SEED + 1000 * budget.seed, budget).clamp(0, 1).cpu()
-        for judge in judges:
-            classes = classes_of(judge.evaluator, scene.targets[name])
-            if classes:
-                present = decide(judge.evaluator, judge.read(images))[:, classes].any(1)
-                found[name, judge.evaluator.name] = "".join(str(int(b)) for b in present)
+        read |= _seen(scene.targets[name], images, [j for j in judges if not j.evaluator.judges_itself])
+        if itself:
+            unread[name] = (images * 255).round().to(torch.uint8)
+    return _Shown(read=read, unread=unread, scene=scene, judges=judges)
+
+
+def _together(parts: Sequence[_Shown]) -> _Shown:
+    """Pictures of several targets."""
+    read = {key: bits for part in parts for key, bits in part.read.items()}
+    unread = {name: pictures for part in parts for name, pictures in part.unread.items()}
+    return replace(parts[0], read=read, unread=unread)
+
+
+def _seen(target: Concept, images: Tensor, judges: Sequence[Judge]) -> Bits:
+    found: Bits = {}
+    for judge in judges:
+        classes = classes_of(judge.evaluator, target)
+        if classes:
+            present = decide(judge.evaluator, judge.read(images))[:, classes].any(1)
+            found[target.name, judge.evaluator.name] = "".join(str(int(b)) for b in present)
     return found
 
 
@@ -334,15 +375,15 @@ def _spent(budget: Budget, **own: Any) -> dict[str, Any]:
 
 
 def _readings(
-    name: str, scene: _Scene, judges: Sequence[Judge], bits: Mapping[str, Sequence[Bits]], detail: Mapping[str, Any]
+    name: str, scene: _Scene, judges: Sequence[Judge], shown: Mapping[str, Sequence[_Shown]], detail: Mapping[str, Any]
 ) -> list[Reading]:
-    found = []
+    found, bits = [], {who: [point.bits for point in points] for who, points in shown.items()}
     for judge in judges:
         for target in scene.ask:
             key = (target, judge.evaluator.name)
             if key in bits[UNTOUCHED][0]:
-                shown = {who: [point[key] for point in points] for who, points in bits.items()}
-                found.append(reading_of(name, target, judge.evaluator, {**detail, "shown": shown}))
+                kept = {who: [point[key] for point in points] for who, points in bits.items()}
+                found.append(reading_of(name, target, judge.evaluator, {**detail, "shown": kept}))
     return found
 
 

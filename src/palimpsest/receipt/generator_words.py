@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from palimpsest.core.reading import Reading, Series
+from palimpsest.probes.judging import AGREEMENT, IMAGINED, MISSED
 from palimpsest.probes.oracle_gap import NEVER as NEVER_SAW
 from palimpsest.probes.plan import LISTED, Plan
 from palimpsest.probes.resurfacing import EDITED, INVERTED, NAMES, NEVER, RELEARNT
@@ -12,20 +13,25 @@ from palimpsest.probes.verdict import LEVEL, verdict
 
 GONE = 10.0  # percent: a target counts as gone where the whole interval lies below
 ALARM = 5.0  # points by which more pictures must have collapsed to raise the alarm
+SHOWN = 8  # pictures that a sentence names, at most
 BROKEN = 50.0  # percent of a role's pictures that are none before the edit already, from which nothing can be read
 
 
 def headline(readings: Sequence[Reading], targets: Sequence[str], plan: Plan) -> str:
-    """One short sentence about all targets, and whether others paid for it."""
-    found = [r for r in readings if r.name == "presence" and r.role == "target"]
+    """One short sentence about all targets, and whether others paid for it; by the first judge, if others agree."""
+    judged = [r for r in readings if r.name == "presence" and r.role == "target"]
     names = _names([_quoted(t) for t in targets])
     verb = "are" if len(targets) > 1 else "is"
-    if not found:
+    if not judged:
         return f"{names}: presence was not measured"
+    found = _first(judged)
+    by_target = {r.concept: {_state(o, plan.aim) for o in judged if o.concept == r.concept} for r in found}
+    if any(len(states) > 1 for states in by_target.values()):
+        return f"{names}: the judges do not agree"
     states = {_state(r, plan.aim) for r in found}
     mixed = "some gone, some not" if plan.aim == "away" else "some learned, some not"
     said = f"{names} {verb} {states.pop()}" if len(states) == 1 else f"{names}: {mixed}"
-    others = [r for r in readings if r.name == "presence" and r.role in ("neighbour", "unrelated")]
+    others = _first([r for r in readings if r.name == "presence" and r.role in ("neighbour", "unrelated")])
     lost = any(verdict(r) == "changed" and r.value < (r.before or 0.0) for r in others)
     return f"{said}, and other concepts suffered" if lost else said
 
@@ -37,14 +43,20 @@ def sentences(readings: Sequence[Reading], targets: Sequence[str], plan: Plan) -
         readings: of one audit.
         targets: names of the target concepts.
         plan: of the audit: which way presence was meant to go, and when it stopped.
+
+    Where several judges read the pictures, the first one is told in full, of the others what they say of the targets.
     """
-    presence = [r for r in readings if r.name == "presence"]
+    judged = [r for r in readings if r.name == "presence"]
+    presence = _first(judged)
     collapse = [r for r in readings if r.name == "collapse"]
     said = _unreadable(collapse) + [_target(r, plan.aim) for r in presence if r.role == "target"]
     if not any(r.role == "target" for r in presence):
         said.append(
             _say("unsure", f"No judge knows {_names([_quoted(t) for t in targets])}, so presence was not measured.")
         )
+    said += [_target(r, plan.aim, by=True) for r in judged if r.role == "target" and r not in presence]
+    said += _differing([r for r in readings if r.name == AGREEMENT and r.role == "target"])
+    said += _itself(readings, judged)
     apart = [r for r in presence if r.concept and r.detail.get("seeds apart", 1.0) * len(presence) < LEVEL]
     if apart:
         text = f"Seed sets of the untouched model differ by more than chance for {_names([r.concept for r in apart])}"
@@ -90,9 +102,53 @@ def _learned(r: Reading) -> str:
     return "not learned" if r.high < GONE or verdict(r) == "unchanged" else "perhaps learned, too few pictures to tell"
 
 
-def _target(r: Reading, aim: str) -> dict[str, str]:
+def _first(presence: Sequence[Reading]) -> list[Reading]:
+    """Of each concept, the reading of the first judge that knows it."""
+    found: dict[tuple[str, str], Reading] = {}
+    for r in presence:
+        found.setdefault((r.role, r.concept), r)
+    return list(found.values())
+
+
+def _differing(found: Sequence[Reading]) -> list[dict[str, str]]:
+    """What two judges do not agree on, with the pictures."""
+    said = []
+    for r in found:
+        pictures = r.detail["differ"]
+        if not pictures or r.evaluator is None:
+            continue
+        some = ", ".join(pictures[:SHOWN]) + (" and others" if len(pictures) > SHOWN else "")
+        agreed = "" if r.detail["kappa"] is None else f" (kappa {r.detail['kappa']:.2f})"
+        one = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
+        text = f"{_upper(r.evaluator.name)} and {r.detail['with']} differ on {_quoted(r.concept)} in {one}"
+        said.append(_say("unsure", f"{text} of {r.n}{agreed}: {some}."))
+    return said
+
+
+def _itself(readings: Sequence[Reading], presence: Sequence[Reading]) -> list[dict[str, str]]:
+    """How far a judge can be trusted that is the audited model itself, and what nobody knows of it."""
+    judge = next((r.evaluator for r in presence if r.evaluator is not None and r.evaluator.judges_itself), None)
+    if judge is None:
+        return []
+    alone = all(r.evaluator == judge for r in presence)
+    text = f"{_upper(judge.name)} judged{' these pictures' if alone else ' as well'}; no outside truth calibrated it."
+    errors = {name: [r for r in readings if r.name == name and r.role == "target"] for name in (MISSED, IMAGINED)}
+    if errors[MISSED]:
+        missed = _names([f"{r.value:.0f} % ({percent(r.low, r.high)}) of {_quoted(r.concept)}" for r in errors[MISSED]])
+        text += f" On the untouched model's own pictures it missed {missed}"
+        if errors[IMAGINED]:
+            seen = _names([f"{r.value:.0f} % ({percent(r.low, r.high)})" for r in errors[IMAGINED]])
+            text += f", and saw {'it' if len(errors[MISSED]) == 1 else 'them'} by mistake in {seen} of those that ask "
+            text += "for another of its kind"
+        text += "; the limits of presence allow for both."
+    return [_say("unsure" if alone else "plain", text)]
+
+
+def _target(r: Reading, aim: str, *, by: bool = False) -> dict[str, str]:
+    """Args: by: whether to say who judged."""
     state = _state(r, aim)
-    text = (
+    text = f"By {r.evaluator.name}: " if by and r.evaluator is not None else ""
+    text += (
         f"{_quoted(r.concept)} is {state}: {r.value:.0f} % ({percent(r.low, r.high)}) of the pictures that ask for it "
         f"show it, before {r.before or 0:.0f} %."
     )
@@ -224,6 +280,10 @@ def _weights(readings: Sequence[Reading]) -> list[dict[str, str]]:
 
 def _quoted(name: str) -> str:
     return f"“{name}”"
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _names(names: list[str]) -> str:

@@ -78,7 +78,7 @@ def audit(
 
     Cost: that of the subject's `collect`; reading and writing take seconds.
     """
-    about, trace = subject or _default(), trace or Trace()
+    about, trace = (subject or _default()).settled(before, request), trace or Trace()
     folder = None if out is None else Path(out)
     kept = None if folder is None else folder / FOLDER
     evidence = about.collect(before, after, request, folder=kept, resume=resume, trace=trace)

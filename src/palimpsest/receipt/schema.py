@@ -75,8 +75,12 @@ class EditedPatch(TypedDict):
     bytes: Count
 
 
-class Judged(TypedDict):
-    """An evaluator, and what loads it again."""
+class _Itself(TypedDict, total=False):
+    judges_itself: bool
+
+
+class Judged(_Itself):
+    """An evaluator, and what loads it again; before judges could be the audited model, nothing said that one is not."""
 
     name: str
     version: str

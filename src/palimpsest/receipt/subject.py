@@ -111,6 +111,10 @@ class Subject(ABC):
     compared: ClassVar[Mapping[str, str]]
     attempts: ClassVar[tuple[str, ...]] = ()
 
+    def settled(self, before: Any, request: Request) -> Subject:
+        """The subject with everything that it leaves open chosen for a model and a request."""
+        return self
+
     @abstractmethod
     def collect(
         self, before: Any, after: Any, request: Request, *, folder: Path | None, resume: bool, trace: Trace
@@ -189,8 +193,12 @@ class Subject(ABC):
         """Findings about what only this subject's receipts state."""
         return []
 
-    def ready(self, data: Mapping[str, Any], kept: Evidence) -> tuple[Subject | None, list[Finding]]:
-        """The subject with everything that `again` takes, None where something is missing; and what was found of it."""
+    def ready(self, data: Mapping[str, Any], kept: Evidence, before: Any) -> tuple[Subject | None, list[Finding]]:
+        """The subject with everything that `again` takes, None where something is missing; and what was found of it.
+
+        Args:
+            before: the untouched model; None where it is not there.
+        """
         return self, []
 
     @classmethod

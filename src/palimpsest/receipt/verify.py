@@ -94,7 +94,7 @@ def verify(
     found += guarded(kind.name, lambda: kind.checks(data, kept, path.parent), "plan")
     page, told = _page(data, path.with_name(HTML_FILE))
     found += told
-    ready, told = about.ready(data, kept)
+    ready, told = about.ready(data, kept, host)
     found += told or [same("evaluators", "there are none, as stated", "evaluators")]
     if remeasure == "none":
         return [*found, *_unasked(data), *_vouched(data)]

@@ -25,8 +25,10 @@ from palimpsest.data.dataset import Dataset, aligned
 from palimpsest.data.forget import ForgetRequest, record, repeated, resolved, split, told
 from palimpsest.ops.statistics import Interval, wilson
 from palimpsest.probes.attempt import Budget
+from palimpsest.probes.evaluators import Judge, rows_of
+from palimpsest.probes.forecast import judging, time_host
 from palimpsest.probes.forecast import lines as foresee
-from palimpsest.probes.forecast import time_host
+from palimpsest.probes.own_judge import OwnJudge
 from palimpsest.probes.plan import Plan
 from palimpsest.receipt.make import Receipt
 from palimpsest.receipt.make import audit as measure
@@ -104,24 +106,33 @@ class GeneratorCase(Case):
     def plan(self) -> Plan:
         return plan(self.host, self.request, self.look)
 
+    @cached_property
+    def judges(self) -> list[Judge]:
+        return judges(self.host, self.plan, self.look)
+
     @property
     def material(self) -> Material:
         return Material({name: data.samples for name, data in self.data.items()})
 
     def check(self) -> None:
-        _ = self.plan  # an impossible plan costs nothing
+        _ = self.judges  # an impossible plan and a judge that is not there cost nothing
 
     def forecast(self, method: ModelEdit | None) -> str:
         """See `Case.forecast`; draws a few pictures to take the time."""
         speed = time_host(self.host, self.plan)
         lines = foresee(self.plan, speed, oracle=bool(self.oracles), resurfacing=self.resurfacing)
+        lines += [
+            judging(self.plan, speed, j.most, rows_of(self.host, self.plan), oracle=bool(self.oracles))
+            for j in self.judges
+            if isinstance(j, OwnJudge)
+        ]
         pace = f"one forward of the denoiser takes {500 * speed.step:.0f} ms here"
         return "\n".join([*lines, *_work(method, Material(), pace)])
 
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
         subject = generator.Generator(
             plan=self.plan,
-            judges=judges(self.host, self.plan, self.look),
+            judges=self.judges,
             oracle=self.oracles[0] if self.oracles else None,
             stop_early=self.look.stop_early,
             resurfacing=self.resurfacing,

@@ -12,7 +12,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.printable import printable
 from palimpsest.data.prompts import PromptFile, read_prompts
 from palimpsest.probes import plan as planning
-from palimpsest.probes.evaluators import judge, judges_for
+from palimpsest.probes.evaluators import NOBODY, OWN, Judge, itself, judge, judges_for
 from palimpsest.probes.forecast import needed
 from palimpsest.probes.neighbours import PICTURES, Eye
 
@@ -25,7 +25,8 @@ class Look:
         prompts: for each target; neighbours and unrelated concepts get two fifths each.
         seeds: pictures a prompt.
         steps, guidance: of sampling; None is the model's own default.
-        judges: folders of classifiers or CLIP models, or "nudenet"; a drawn world's oracle is always there.
+        judges: folders of classifiers or CLIP models, or "nudenet", beside what the model brings: its drawn world's
+            oracle, else itself ("own", or "own:100" for at most 100 forwards a picture). "none" leaves that out.
         sees: a change of so many points, in any one neighbour or unrelated concept, is to be seen 9 times of 10; seeds
             are raised to what that needs.
         stop_early: look four times, and stop drawing as soon as every answer is clear.
@@ -112,14 +113,37 @@ def _group(file: PromptFile, seeds: int) -> planning.Group:
 
 def _eye(host: Any, asked: Request, look: Look) -> Eye:
     """Looks with the first judge; without any, with what the model's own autoencoder keeps of a picture."""
-    own = judges_for(host) or [judge(source, asked.target) for source in look.judges[:1]]
+    own = judges_for(host) or [judge(source, asked.target) for source in _outside(look)[:1]]
     few = max(1, min(PICTURES, look.prompts * look.seeds // 10))  # a quick look stays quick
     embed = own[0].features if own else host.latents
     return Eye(host, embed, pictures=few, steps=look.steps, guidance=look.guidance)
 
 
-def judges(host: Any, chosen: planning.Plan, look: Look | None) -> list[Any]:
-    """Who reads the pictures: the drawn world's oracle where there is one, and those that the look names, told of
-    every concept that is drawn."""
-    told = [g.concept for g in chosen.groups if g.concept is not None]
-    return [*judges_for(host), *(judge(source, told) for source in (look or Look()).judges)]
+def judges(host: Any, chosen: planning.Plan, look: Look | None) -> list[Judge]:
+    """Who reads the pictures, told of every concept that is drawn; the first one decides what the receipt says.
+
+    First the drawn world's oracle where there is one, then those that the look names, then the model itself: whoever
+    comes from outside goes before it.
+
+    Raises:
+        BadRequest: a judge is named twice.
+    """
+    look = look or Look()
+    nobody, told = NOBODY in look.judges, chosen.concepts
+    oracle = [] if nobody else judges_for(host)
+    outside = [judge(source, told, host) for source in _outside(look)]
+    named = [source for source in look.judges if source.partition(":")[0] == OWN]
+    mine = [itself(host, chosen) if source == OWN else judge(source, told, host) for source in named]
+    if not (oracle or mine or nobody):
+        mine = judges_for(host, chosen)
+    found = [*oracle, *outside, *mine]
+    names = [j.evaluator.name for j in found]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise BadRequest(f"The judge {twice[0]!r} is named twice; each reads the pictures once.")
+    return found
+
+
+def _outside(look: Look) -> list[str]:
+    """Judges that are named and are not the model itself."""
+    return [s for s in look.judges if s != NOBODY and s.partition(":")[0] != OWN]

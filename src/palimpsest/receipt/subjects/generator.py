@@ -25,6 +25,7 @@ from palimpsest.probes.drift import Drift
 from palimpsest.probes.evaluators import Judge, judge, judges_for
 from palimpsest.probes.evidence import Probe, unkept
 from palimpsest.probes.gallery import Gallery, key
+from palimpsest.probes.judging import AGREEMENT, IMAGINED, MISSED, Agreement, JudgeErrors
 from palimpsest.probes.leakage import Leakage
 from palimpsest.probes.oracle_gap import GAP, NEVER, OracleGap, OraclePresence
 from palimpsest.probes.plan import LISTED, Group, Plan, plan
@@ -46,7 +47,8 @@ class Generator(Subject):
 
     Args:
         plan: which pictures to draw; by default `probes.plan.plan(before, request)`.
-        judges: who reads the pictures; by default the oracle of the drawn world that the model knows, else none.
+        judges: who reads the pictures; by default the oracle of the drawn world that the model knows, else the
+            untouched model itself.
         oracle: a model that never saw the target, to compare with.
         stop_early: look four times, and stop drawing as soon as every answer is clear.
         resurfacing: also try to bring the targets back, at this budget.
@@ -61,7 +63,8 @@ class Generator(Subject):
     name: ClassVar[str] = "generator"
     counted: ClassVar[str] = "pictures"
     probes: ClassVar[tuple[Probe, ...]] = (
-        Presence(), Leakage(), Drift(), Distance(), Collapse(), OracleGap(), OraclePresence(), Closeness(), Weights(),
+        Presence(), JudgeErrors(), Agreement(), Leakage(), Drift(), Distance(), Collapse(), OracleGap(),
+        OraclePresence(), Closeness(), Weights(),
     )  # fmt: skip
     attempts: ClassVar[tuple[str, ...]] = NAMES
     roles: ClassVar[Mapping[str, tuple[str, str]]] = {
@@ -88,6 +91,13 @@ class Generator(Subject):
             note="In how many pictures a judge sees what their prompt asks for. The ring is the untouched model, the "
             "dot the edited one with its 95 % interval, the band the noise floor: how far two seed sets of the "
             "untouched model lie apart.",
+        ),
+        Section(
+            title="Judges",
+            readings=(MISSED, IMAGINED, AGREEMENT),
+            note="How far the judges can be trusted. Where the untouched model itself judges, its errors are those on "
+            "its own pictures: not seen in pictures that ask for a concept, and seen in pictures that ask for another "
+            "of its kind. Where there are several judges: how often each says of a concept what the first one says.",
         ),
         Section(
             title="Drift",
@@ -156,6 +166,14 @@ class Generator(Subject):
             "collapse).",
         ),
         (
+            "The model as its own judge",
+            "Where nobody from outside judges, the untouched model does: a picture shows the concept under whose "
+            "prompt that model removes noise from it best, among those of one kind and none of them. The edited model "
+            "never judges. No outside truth has calibrated it on this model: its errors are known only from its own "
+            "pictures, as far as these show what they were asked for, and the limits of presence allow for them. What "
+            "the model cannot tell apart, or does not know, it cannot judge.",
+        ),
+        (
             "Verdict",
             "Changed: p is below 0.05. Unchanged: it is not, and the whole interval of the change lies within the "
             "noise floor. Cannot tell: neither; more pictures are needed.",
@@ -180,23 +198,25 @@ class Generator(Subject):
     def collect(
         self, before: Any, after: Any, request: Request, *, folder: Path | None, resume: bool, trace: Trace
     ) -> Drawn:
-        chosen = self.plan or plan(before, request)
-        chosen = replace(chosen, resurfacing=self.resurfacing)
+        about = self.settled(before, request)
+        assert about.plan is not None
+        chosen, judges = about.plan, list(about.judges or ())
         gallery = Gallery(folder, key(before, after, chosen, self.oracle), resume=resume)
         draw = collect_until_clear if self.stop_early else collect
-        return draw(before, after, chosen, self.known(before), oracle=self.oracle, gallery=gallery, trace=trace)
+        return draw(before, after, chosen, judges, oracle=self.oracle, gallery=gallery, trace=trace)
 
-    def known(self, before: Any) -> list[Judge]:
-        """The judges that read the pictures of an untouched model."""
-        return judges_for(before) if self.judges is None else list(self.judges)
+    def settled(self, before: Any, request: Request) -> Generator:
+        chosen = replace(self.plan or plan(before, request), resurfacing=self.resurfacing)
+        judges = judges_for(before, chosen) if self.judges is None else self.judges
+        return replace(self, plan=chosen, judges=tuple(judges))
 
     def sources(self, before: Any) -> dict[str, str]:
-        return {j.evaluator.name: j.source for j in self.known(before)}
+        return {j.evaluator.name: j.source for j in self.judges or ()}
 
     def beyond(self, before: Any, after: Any, request: Request, trace: Trace) -> list[Reading]:
         if self.resurfacing is None:
             return []
-        judges = self.known(before)
+        judges = list(self.settled(before, request).judges or ())
         return resurfacing(before, after, request, self.resurfacing, judges=judges, oracle=self.oracle, trace=trace)
 
     @classmethod
@@ -223,16 +243,15 @@ class Generator(Subject):
         evidence = collect(before, after, kept.plan, judges, rows=rows, trace=trace)
         return Again(evidence=evidence, rows={"before": rows, "after": rows})
 
-    def ready(self, data: Mapping[str, Any], kept: Drawn) -> tuple[Generator | None, list[Finding]]:
+    def ready(self, data: Mapping[str, Any], kept: Drawn, before: Any) -> tuple[Generator | None, list[Finding]]:
         given = {j.evaluator.name: j for j in self.judges or ()}
-        concepts = [g.concept for g in kept.plan.groups if g.concept is not None]
         used, found = [], []
         for name, stated in kept.evaluators.items():
             what, source = f"evaluator {name}", data["evaluators"][name]["source"]
             try:
                 if name not in given and not source:
                     raise BadRequest("the receipt does not say where to load it")
-                loaded = given[name] if name in given else judge(source, concepts)
+                loaded = given[name] if name in given else judge(source, kept.plan.concepts, before)
             except (PalimpsestError, OSError, ValueError) as e:
                 found.append(lacking(what, str(e), "evaluators"))
                 continue
@@ -283,14 +302,13 @@ class Generator(Subject):
 
     @classmethod
     def pairs(cls, evidence: Drawn) -> list[Pair]:
-        judge, plan = next(iter(evidence.evaluators), None), evidence.plan
+        plan = evidence.plan
         seen: dict[int, list[tuple[bool, bool]]] = {}
-        targets: dict[int, list[int]] = {}  # of a file's prompts: the classes of all targets
+        targets: dict[tuple[int, str], list[int]] = {}  # of a file's prompts: the classes of all targets
         for g, name, classes, _ in evidence.listed():
-            if name == judge:
-                targets[g] = [*targets.get(g, ()), *classes]
-        for g, name, classes in [*evidence.asked(), *((g, judge, classes) for g, classes in targets.items())]:
-            if name == judge and judge is not None:
+            targets.setdefault((g, name), []).extend(classes)
+        for g, name, classes in [*evidence.asked(), *((*of, classes) for of, classes in targets.items())]:
+            if g not in seen:
                 bits = [evidence.present(name, which, classes).tolist() for which in ("before", "after")]
                 seen[g] = list(zip(*bits, strict=True))
         return [
@@ -308,7 +326,7 @@ class Generator(Subject):
 
     @classmethod
     def rates(cls, evidence: Drawn) -> Rates:
-        """Rates pooled over all concepts of a role, by the first judge."""
+        """Rates pooled over all concepts of a role, each by the first judge that knows it."""
         target = _bits(evidence, "target")
         if target is None:
             raise BadRequest("no judge knows the target, so there is nothing to compare")
@@ -329,19 +347,22 @@ def _brought(group: Group) -> str:
 
 
 def _bits(evidence: Drawn, role: str) -> tuple[Tensor, Tensor] | None:
-    """(before, after) bits of all pictures of a role; None where the first judge knows none of its concepts."""
-    plan, judge = evidence.plan, next(iter(evidence.evaluators), None)
-    asked = [(g, c) for g, j, c in evidence.asked() if j == judge and plan.groups[g].role == role]
-    if judge is None or not asked:
+    """(before, after) bits of all pictures of a role; None where no judge knows any of its concepts."""
+    plan = evidence.plan
+    first: dict[int, tuple[str, list[int]]] = {}
+    for g, name, classes in evidence.asked():
+        if plan.groups[g].role == role:
+            first.setdefault(g, (name, classes))
+    if not first:
         return None
     before, after = (
-        torch.cat([evidence.present(judge, which, classes)[plan.rows(group=g)] for g, classes in asked])
+        torch.cat([evidence.present(j, which, classes)[plan.rows(group=g)] for g, (j, classes) in first.items()])
         for which in ("before", "after")
     )
     return before, after
 
 
 def _moved(evidence: Drawn, role: str) -> Interval | None:
-    """The paired change of a role's presence; None where the first judge knows none of its concepts."""
+    """The paired change of a role's presence; None where no judge knows any of its concepts."""
     bits = _bits(evidence, role)
     return None if bits is None else statistics.paired(bits[0].numpy(), bits[1].numpy())
