@@ -19,8 +19,7 @@ class Evaluator:
         threshold: probability from which a class counts as present; None where the largest one wins.
         classes: the class list that was used.
         licence: of the weights, since some judges restrict their use.
-        judges_itself: it is the audited model, untouched. Nobody from outside says how often it errs: its errors are
-            estimated from its own pictures (asked for against read), and widen intervals.
+        judges_itself: it is the audited model, untouched; its errors are known from that model's pictures alone.
     """
 
     name: str
@@ -77,8 +76,7 @@ class Reading:
 
     Args:
         name: what was measured, e.g. "presence".
-        concept: about which concept, "" for all.
-        role: "target", "neighbour", "unrelated" or "all".
+        concept: about which concept, "" for all. role: "target", "neighbour", "unrelated" or "all".
         value: the estimate. low, high: its 95 % interval.
         n: how many independent pictures (or samples, or tensors) stand behind it.
         unit: "%", "px", "nat", ... ; "" for pure numbers.
@@ -87,11 +85,10 @@ class Reading:
         p: of the null "the edit changed nothing", after correction for the number of concepts.
         visible: the smallest value that counts as a change, for readings that have no test; None for those that have
             one and for those that only describe.
-        evaluator: who judged.
         change: the paired change, where the value is a rate of pictures or samples that exist before and after.
         references: the same number of each model that never saw the target; None where it was not asked.
         curve: the plot behind the number. row: the matrix row behind it.
-        detail: anything else that the reader may want, plain JSON.
+        evaluator: who judged. detail: anything else that the reader may want, plain JSON.
     """
 
     name: str
