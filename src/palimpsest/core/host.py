@@ -235,6 +235,7 @@ class Denoiser(Host, Protocol):
 
     def guided(self, guidance: float) -> bool:
         """Whether sampling at this scale runs an unconditional branch, which doubles its forwards."""
+        ...
 
     def walk(
         self,
