@@ -77,7 +77,7 @@ class Reading:
     Args:
         name: what was measured, e.g. "presence". value: the estimate. low, high: its 95 % interval.
         concept: about which concept, "" for all. role: "target", "neighbour", "unrelated" or "all".
-        n: how many independent pictures (or samples, or tensors) stand behind it. unit: "%", "nat"; "" for pure numbers.
+        n: how many independent pictures (or samples, or tensors) stand behind it. unit: "%", "nat"; "" for none.
         before: the same number for the untouched model; None where it has no meaning.
         floor: the 95 % noise floor of |value - before|: what two seeds of the untouched model differ by.
         p: of the null "the edit changed nothing", after correction for the number of concepts.
