@@ -86,7 +86,7 @@ def test_errors_are_counted_on_the_untouched_pictures_alone() -> None:
         for i in subjects
         for which, rows in (("before", plan.rows), ("other", plan.twin_rows))
     ]
-    known = errors(evidence, NAME, [(group, classes)])
+    known = errors(evidence, NAME, [classes])
     assert (known.asked, known.others) == (asked, others)
     assert known.missed.value == pytest.approx(1 / 3, abs=0.1)
     assert known.imagined.value == pytest.approx(float(torch.cat(seen).float().mean()))

@@ -266,3 +266,10 @@ def test_candidates_are_told_apart_by_their_names_alone() -> None:
     assert said[0] == ("star", "moon", "a photo of sks dog", "")
     assert said[1] == ("an image of star", "an image of moon", "sks dog", "an image of")
     assert said[2] == ("a photo of star", "a photo of moon", "a photo of sks dog", "a photo of")
+
+
+def test_a_model_that_heeds_no_word_sees_nothing() -> None:
+    host = Gaussians()
+    host.root.get_buffer("means").zero_()
+    host.encode = lambda prompts: Gaussians.encode(host, [""] * len(prompts))  # type: ignore[method-assign]
+    assert seen(own(host), torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))) == [[]] * 3
