@@ -691,3 +691,44 @@ def test_a_low_rank_student_writes_no_whole_weight() -> None:
     assert kept
     assert not [t.shape for t in kept if t.numel() in sizes and t.data_ptr() not in own]
     assert all(trained.leaves[n + "|up"].grad is not None for n in names)
+
+
+def half(steps: int, *, gain: float = 1.0, folder: Path | None = None, resume: bool = False) -> tuple[Tensor, Trace]:
+    """A leaf in float32 that acts through a float16 layer; `gain`: of the loss."""
+    through = nn.Linear(4, 4, bias=False).half()
+    leaf = torch.ones(4, requires_grad=True)
+    trace = Trace(folder=folder, resume=resume)
+    sgd = torch.optim.SGD([leaf], lr=1e6 / gain)
+
+    def loss(k: int) -> Tensor:
+        return gain * 1e-9 * leaf.half().sum().float()
+
+    loop.minimise({"x": leaf}, loss, steps=steps, optimiser=sgd, trace=trace, run={}, through=through)
+    return leaf.detach(), trace
+
+
+def test_gradients_too_small_for_float16_arrive() -> None:
+    assert torch.tensor(1e-9).half() == 0
+    moved, _ = half(1)
+    assert torch.allclose(1 - moved, torch.full((4,), 1e-3), rtol=1e-2)
+    plain = torch.ones(4, requires_grad=True)
+    sgd = torch.optim.SGD([plain], lr=1e6)
+    loop.minimise({"x": plain}, lambda k: 1e-9 * plain.half().sum().float(), steps=1, optimiser=sgd)
+    assert torch.equal(plain.detach(), torch.ones(4))  # without: nothing arrives
+
+
+def test_a_step_that_overflows_is_left_out_and_the_next_one_taken() -> None:
+    moved, trace = half(1, gain=1e11)  # 100 x 4096 is more than float16 holds
+    assert torch.equal(moved, torch.ones(4))
+    assert len(trace.log) == 1
+    moved, _ = half(4, gain=1e11)
+    assert torch.allclose(1 - moved, torch.full((4,), 1e-3), rtol=1e-2)  # 4096, 2048 and 1024 were too much
+    with pytest.raises(Diverged, match="gradient"):
+        half(30, gain=1e16)  # no factor helps
+
+
+def test_the_factor_is_resumed(tmp_path: Path) -> None:
+    half(3, gain=1e11, folder=tmp_path)
+    moved, _ = half(4, gain=1e11, folder=tmp_path, resume=True)
+    assert torch.equal(moved, half(4, gain=1e11)[0])
+    assert not torch.equal(moved, torch.ones(4))

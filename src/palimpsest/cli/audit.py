@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from palimpsest.cli import options
-from palimpsest.cli.options import Loading, Looking, Reading, refuse_overwriting, request_about, say
+from palimpsest.cli.options import Learning, Looking, Reading, refuse_overwriting, request_about, say
 from palimpsest.cli.terminal import tell
 from palimpsest.core.errors import BadRequest
 
@@ -17,7 +17,7 @@ WRITTEN = ("receipt.json", "receipt.html")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit(Loading, Looking, Reading):
+class Audit(Learning, Looking, Reading):
     """Measure what changed between two models, whoever edited them. Writes receipt.json and receipt.html.
 
     Examples:
@@ -68,7 +68,7 @@ class Audit(Loading, Looking, Reading):
         tell(case.forecast(None))
         if self.plan:
             return 0
-        after = run.edited(self.after, device=self.device, dtype=self.dtype, factory=self.factory)
+        after = run.edited(self.after, load=self.load)
         with bars() as progress:
             trace = Trace(progress=progress)
             receipt = case.audit(after, out=self.out, resume=self.resume, command=command, trace=trace)

@@ -47,15 +47,36 @@ class Loading:
     """Precision of the model; float32 is what readings are comparable in."""
     factory: Annotated[str, arg(metavar="MODULE:FUNCTION")] = ""
     """Makes a classifier of your own, whose .safetensors state is the model; its code is run."""
+    offload: bool = False
+    """Let a generator's text encoders and autoencoder rest in main memory while the device works without them."""
 
     def load(self, model: str, labels: tuple[str, ...] = ()) -> Any:
         from palimpsest import run
 
-        return run.load(model, device=self.device, dtype=self.dtype, factory=self.factory, labels=labels)
+        return run.load(
+            model, device=self.device, dtype=self.dtype, factory=self.factory, labels=labels, offload=self.offload,
+            checkpointing=self._computes_again,
+        )  # fmt: skip
+
+    @property
+    def _computes_again(self) -> bool:
+        return False  # commands that train have an option for it
 
     def load_all(self, models: Sequence[str]) -> list[Any]:
         """Several models, each an argument of its own or with commas between."""
         return [self.load(name.strip()) for text in models for name in text.split(",") if name.strip()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning(Loading):
+    """How models are loaded that something is trained on."""
+
+    checkpointing: bool = False
+    """Compute a generator's activations again for the gradient: a fraction of the memory, a third more time."""
+
+    @property
+    def _computes_again(self) -> bool:
+        return self.checkpointing
 
 
 @dataclass(frozen=True, kw_only=True)

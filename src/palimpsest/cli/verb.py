@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from palimpsest.cli import options
-from palimpsest.cli.options import Loading, Looking, Reading, refuse_overwriting, request_about, say
+from palimpsest.cli.options import Learning, Loading, Looking, Reading, refuse_overwriting, request_about, say
 from palimpsest.cli.terminal import tell
 from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
@@ -50,7 +50,7 @@ class Forget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generator(Loading, Looking):
+class Generator(Learning, Looking):
     model: options.Model = "tiny/sd"
     """A diffusers folder, a single .safetensors checkpoint, or one of the shipped tiny models."""
     data: Annotated[tuple[str, ...], arg(metavar="NAME=DATA ...")] = ()

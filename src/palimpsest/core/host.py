@@ -259,14 +259,15 @@ class Denoiser(Host, Protocol):
         how: Sampling = Sampling(),
         *,
         start: Start | None = None,
-        batch: int = 16,
+        batch: int | None = None,
         guide: Callable[[], Guide] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Images (n, 3, H, W) in [0, 1], one for each prompt and its seed, through the pipeline's own scheduler.
 
-        A row depends on its own prompt, seed and start only, not on the batch. `guide` makes a fresh Guide for each
-        batch; without one the hooks of an applied patch, else classifier-free guidance, decide.
+        A row depends on its own prompt, seed and start only, not on the batch: how many are drawn at once, as many as
+        suit the model and the machine where not given. `guide` makes a fresh Guide for each batch; without one the
+        hooks of an applied patch, else classifier-free guidance, decide.
         """
         ...
 

@@ -116,7 +116,8 @@ class LatentDirections(SamplingEdit):
             return output_error(host, at.t, x0, at.x0).square().mean()
 
         adam = torch.optim.Adam([v], lr=self.lr)
-        minimise({"direction": v}, loss, steps=self.steps, optimiser=adam, trace=trace, run=run, draws=rng)
+        known = {"trace": trace, "run": run, "draws": rng}
+        minimise({"direction": v}, loss, steps=self.steps, optimiser=adam, **known, through=host.root)
         return v.detach()
 
     def guide(self, host: Denoiser, request: Request, learned: Mapping[str, Tensor]) -> Guide:

@@ -31,7 +31,7 @@ def attending(host: Host, rule: Rule, role: str) -> Iterator[None]:
     old = {name: layer.processor for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            _process(layer, _Shown(name, rule))
+            _process(layer, Shown(name, rule))
         yield
     finally:
         for name, layer in layers.items():
@@ -55,7 +55,7 @@ def skipping(host: Host, rule: Callable[[Tensor], Tensor]) -> Iterator[None]:
         yield
 
 
-class _Shown:
+class Shown:
     """A diffusers attention processor that shows its map to a rule; otherwise the default one's function."""
 
     def __init__(self, name: str, rule: Rule) -> None:

@@ -16,6 +16,7 @@ from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.host import Cond, Guide, Injection, Vocabulary
 from palimpsest.core.sampling import Sampling, Start
 from palimpsest.hosts.attending import Rule, attending, skipping
+from palimpsest.hosts.offload import Visitors
 from palimpsest.hosts.parametrisation import PREDICTIONS, to_x0
 from palimpsest.hosts.roles import parts_of
 from palimpsest.hosts.source import public
@@ -26,6 +27,9 @@ from palimpsest.hosts.weights import Weights, refuse_adapters
 from palimpsest.hosts.words import WordReader
 
 AS_THE_MODEL = Sampling()
+AT_ONCE = 16  # pictures that are drawn together, at most
+POSITIONS = {"cpu": 2**12, "other": 2**15}  # latent positions that fill a device; more at once are no faster
+WIDEST = 2**27  # bytes of the largest layer's output in an autoencoder, up to which pictures pass it together
 LATENT_SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
@@ -34,7 +38,8 @@ class DiffusionHost(ABC):
 
     `root` has the pipeline's modules as children under the pipeline's names, so tensors read
     `unet.down_blocks.0...`. All are in eval mode and need no gradient. Text encoders read
-    `text_encoder.encoder.layers...` whatever version of transformers names them, so that patches travel.
+    `text_encoder.encoder.layers...` whatever version of transformers names them, so that patches travel. Text encoders
+    and autoencoders that lie on another device than the network visit it for as long as they work (`hosts.offload`).
 
     Args:
         pipeline: a loaded diffusers pipeline; the host shares its modules.
@@ -64,6 +69,9 @@ class DiffusionHost(ABC):
             if module is not None:
                 self.root.add_module(child, _unwrapped(module))
         refuse_adapters(self.root, name)
+        around = {child: getattr(pipeline, child, None) for child in (*self.encoders, "vae")}
+        away = {child: m for child, m in around.items() if m is not None and _device_of(m) != self.device}
+        self._visitors = Visitors(away, self.device)
         self.root.eval().requires_grad_(False)
         self.prediction = self._prediction()
         if self.prediction not in PREDICTIONS:
@@ -184,13 +192,15 @@ class DiffusionHost(ABC):
 
     def encode(self, prompts: Sequence[str]) -> Cond:
         """Full-length states, as the denoiser was trained to read them. Cost: one forward per 64 prompts."""
-        texts = _some(prompts)
-        return replace(self._read(texts, cut=False), texts=tuple(texts))
+        return self._encoded(_some(prompts), cut=False)
 
     def tokens(self, prompts: Sequence[str]) -> Cond:
         """States up to the longest prompt's end token only; equal to those of `encode`."""
-        texts = _some(prompts)
-        return replace(self._read(texts, cut=True), texts=tuple(texts))
+        return self._encoded(_some(prompts), cut=True)
+
+    def _encoded(self, prompts: Sequence[str], cut: bool) -> Cond:
+        with self._visitors.visit(*self.encoders):
+            return replace(self._read(prompts, cut=cut), texts=tuple(prompts))
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The network's own output (n, c, h, w) for x (n, c, h, w), t (n,): one forward, differentiable."""
@@ -205,21 +215,35 @@ class DiffusionHost(ABC):
     def latents(self, images: Tensor) -> Tensor:
         """(n, c, h, w) float32 posterior means, scaled as the denoiser reads them, of images (n, 3, H, W) in [0, 1]."""
         vae = self.pipeline.vae
-        encoded = vae.encode((images * 2 - 1).to(vae.device, vae.dtype))
+        with self._visitors.visit("vae"):
+            parts = (images * 2 - 1).to(self.device, vae.dtype).split(self._together(*images.shape[-2:]))
+            encoded = [vae.encode(part) for part in parts]
         # Autoencoders without a posterior give their latents directly.
-        mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        return (mean.float() - self._shift()) * self._scale()
+        means = [e.latent_dist.mean if hasattr(e, "latent_dist") else e.latents for e in encoded]
+        return (torch.cat(means).float() - self._shift()) * self._scale()
 
     def pixels(self, x: Tensor) -> Tensor:
         """Images (n, 3, H, W), float32 in [0, 1], of clean latents; differentiable where it does not clip."""
         vae = self.pipeline.vae
         z = x.float() / self._scale() + self._shift()
-        return (vae.decode(z.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        with self._visitors.visit("vae"):
+            return (vae.decode(z.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def decode(self, x: Tensor, *, batch: int = 16) -> Tensor:
-        """`pixels` in batches, without gradients, gathered on the CPU."""
-        return torch.cat([self.pixels(part.to(self.device)).cpu() for part in x.split(batch)])
+    def decode(self, x: Tensor, *, batch: int = AT_ONCE) -> Tensor:
+        """`pixels` without gradients, gathered on the CPU; large pictures one by one, at most `batch` at once."""
+        side = self.pipeline.vae_scale_factor
+        rows = min(batch, self._together(side * x.shape[-2], side * x.shape[-1]))
+        with self._visitors.visit("vae"):
+            return torch.cat([self.pixels(part.to(self.device)).cpu() for part in x.split(rows)])
+
+    def _together(self, height: int, width: int) -> int:
+        """Pictures that pass the autoencoder at once: as many as keep its widest layer's output small.
+
+        Its memory is many times the network's, and more pictures at once are no faster where one fills the machine.
+        """
+        channels = min(self.pipeline.vae.config.get("block_out_channels") or (64,))
+        return max(1, WIDEST // (height * width * channels * self.pipeline.vae.dtype.itemsize))
 
     def _scale(self) -> float | Tensor:
         config = self.pipeline.vae.config
@@ -315,16 +339,18 @@ class DiffusionHost(ABC):
         how: Sampling = AS_THE_MODEL,
         *,
         start: Start | None = None,
-        batch: int = 16,
+        batch: int | None = None,
         guide: Callable[[], Guide] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Images (n, 3, H, W) on the CPU, float32 in [0, 1], one for each prompt and its seed.
 
         A row equals what the pipeline draws with `generator=torch.Generator().manual_seed(seed)`; it depends on its
-        own prompt, seed and start only. `progress` is told (denoising steps done, steps in all).
+        own prompt, seed and start only. `progress` is told (denoising steps done, steps in all). `batch` are drawn at
+        once; where not given, as many as `at_once` says.
         Cost: batches x steps forwards of 2 x batch rows (1 x batch rows where guidance <= 1).
         """
+        batch = self.at_once(how.size) if batch is None else batch
         if batch < 1:
             raise BadRequest(f"batch is {batch}; it must be at least 1.")
         images, prompts, seeds = [], *_paired(prompts, seeds)
@@ -338,6 +364,14 @@ class DiffusionHost(ABC):
             images.append(self.decode(walk.x, batch=batch))
         return torch.cat(images)
 
+    def at_once(self, size: int | None = None) -> int:
+        """How many pictures of this size (None: the model's own) are drawn together where nobody says.
+
+        16 small ones; of larger ones as many as still make the machine faster, since memory grows with each.
+        """
+        side = (size or self.default_size) // self.pipeline.vae_scale_factor
+        return max(1, min(AT_ONCE, POSITIONS["cpu" if self.device.type == "cpu" else "other"] // max(1, side * side)))
+
     def injecting(self, injection: Injection) -> AbstractContextManager[None]:
         raise Unsupported(f"{self.name} reads no picture beside its prompt: its family takes no adapters here yet.")
 
@@ -347,6 +381,10 @@ class DiffusionHost(ABC):
         if size < 1 or size % self.multiple:
             raise BadRequest(f"size is {size}; {self.name} draws images whose side is a multiple of {self.multiple}.")
         return size
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -40,6 +40,8 @@ def load(
     dtype: str = "float32",
     factory: str = "",
     labels: Sequence[str] = (),
+    offload: bool = False,
+    checkpointing: bool = False,
 ) -> Any:
     """Loads a model as a host, from local files alone.
 
@@ -52,9 +54,12 @@ def load(
         dtype: "float32", "float16" or "bfloat16".
         factory: "module:function" that makes the classifier whose state `model` is. It is code: name only your own.
         labels: the classes' names of such a classifier; other models know theirs.
+        offload: text encoders and autoencoder lie in main memory and visit the device while they work.
+        checkpointing: gradients compute a network's activations again, block by block, instead of keeping them.
 
     Raises:
-        BadRequest: no such device or precision.
+        BadRequest: no such device or precision; offload from the CPU; offload or checkpointing of a model that has no
+            text encoders, autoencoder and denoiser.
         Unsupported: nothing that can be loaded lies there, or a kind of model that has no host.
         Damaged: files are missing, broken or pickles, lack tensors, or hold numbers that are not finite.
         TooLarge: its weights take more memory than is free.
@@ -68,10 +73,14 @@ def load(
         dtype=_dtype(dtype),
         factory=factory,
         labels=tuple(labels),
+        offload=offload,
+        checkpointing=checkpointing,
     )
+    _refuse_idle(source)
     host: Any = _first(source)
     where = os.path.abspath(source.path) if Path(name).expanduser().exists() else name
-    host.origin = Origin(model=where, device=device, dtype=dtype, factory=factory, labels=tuple(labels))
+    told = {"device": device, "dtype": dtype, "factory": factory, "labels": tuple(labels)}
+    host.origin = Origin(model=where, **told, offload=offload, checkpointing=checkpointing)
     refuse_odd(host.root, source.name)
     if isinstance(weights := getattr(host, "weights", None), Weights):
         weights.come_from(source.path.rglob("*.safetensors") if source.path.is_dir() else [source.path])
@@ -163,6 +172,20 @@ def _first(source: Source) -> Host:
         f"{path} holds neither a diffusers pipeline (model_index.json) nor an image classifier, encoder, CLIP model or "
         "autoencoder (config.json of transformers, timm, diffusers or palimpsest). Point to the folder that has one."
     )
+
+
+def _refuse_idle(source: Source) -> None:
+    """Raises BadRequest where offload or checkpointing would bring nothing."""
+    if source.offload and source.device.type == "cpu":
+        raise BadRequest(
+            "--offload lets text encoders and autoencoder rest in main memory, away from the device; on the CPU that "
+            "is where they lie. Where files hold the precision that is asked for, the weights are the files' own pages, "
+            "and the system takes back those that rest when memory is short. Leave the option out."
+        )
+    pipeline = (source.path / INDEX).is_file() or (source.path.is_file() and not source.factory)
+    if (source.offload or source.checkpointing) and not pipeline:
+        option = "offload" if source.offload else "checkpointing"
+        raise BadRequest(f"--{option} is for text-to-image pipelines; {source.name} is none. Leave the option out.")
 
 
 def _device(device: str) -> torch.device:

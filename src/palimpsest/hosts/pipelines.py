@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from palimpsest.core import declared
 from palimpsest.core.errors import Damaged, Unsupported
+from palimpsest.hosts.checkpointing import checkpoint_blocks
 from palimpsest.hosts.source import Family, Source, config_of, first_line, quiet
 from palimpsest.hosts.weights import loaded
 
@@ -33,7 +34,7 @@ FLOW_SCHEDULER = (
 )
 
 
-def family(stem: str, host: Callable[..., Any], **parts: tuple[str, ...]) -> Family:
+def family(stem: str, host: Any, **parts: tuple[str, ...]) -> Family:
     """How pipelines of one family are recognised and loaded.
 
     Args:
@@ -48,13 +49,20 @@ def family(stem: str, host: Callable[..., Any], **parts: tuple[str, ...]) -> Fam
     )
 
 
-def assembled(pipeline: Any, source: Source, host: Callable[..., Any], folder: Path | None) -> Any:
-    """A loaded pipeline as the host of its family."""
+def assembled(pipeline: Any, source: Source, host: Any, folder: Path | None) -> Any:
+    """A loaded pipeline as the host of its family, where and how the source says."""
     pipeline.set_progress_bar_config(disable=True)
-    return host(pipeline.to(source.device), name=source.name, folder=folder)
+    if source.offload:  # the rest stays in main memory and visits
+        getattr(pipeline, host.network).to(source.device)
+    else:
+        pipeline.to(source.device)
+    made = host(pipeline, name=source.name, folder=folder)
+    if source.checkpointing:
+        checkpoint_blocks(made.denoiser, source.name)
+    return made
 
 
-def _from_folder(pipeline: str, host: Callable[..., Any], parts: Mapping[str, tuple[str, ...]], source: Source) -> Any:
+def _from_folder(pipeline: str, host: Any, parts: Mapping[str, tuple[str, ...]], source: Source) -> Any:
     import diffusers
 
     components: dict[str, Any] = {part: _component(source, part, classes) for part, classes in parts.items()}

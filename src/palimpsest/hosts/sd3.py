@@ -42,7 +42,7 @@ class SD3Host(FlowHost):
         super().__init__(pipeline, name=name, folder=folder)
         self._zeros = 0
         if pipeline.text_encoder_3 is None:  # how many zero states stand for T5 differs between diffusers versions
-            with torch.no_grad():
+            with torch.no_grad(), self._visitors.visit(*self.encoders):
                 states = pipeline.encode_prompt("", "", "", device=self.device, do_classifier_free_guidance=False)[0]
             self._zeros = states.shape[1] - pipeline.tokenizer_max_length
 

@@ -40,6 +40,7 @@ class Source:
         device, dtype: where to and in which precision.
         factory: "module:function" that the user vouches for; "" where none was named.
         labels: the names of its classes, where the user gave them.
+        offload, checkpointing: see `hosts.load.load`.
     """
 
     path: Path
@@ -49,6 +50,8 @@ class Source:
     dtype: torch.dtype
     factory: str = ""
     labels: tuple[str, ...] = ()
+    offload: bool = False
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Origin:
     dtype: str = "float32"
     factory: str = ""
     labels: tuple[str, ...] = ()
+    offload: bool = False
+    checkpointing: bool = False
 
 
 class Family(NamedTuple):

@@ -25,7 +25,9 @@ def basis(vectors: Tensor) -> Tensor:
 
 
 def onto(states: Tensor, rows: Tensor) -> Tensor:
-    """The part of states (..., d) inside the subspace with orthonormal rows (r, d); 2 r d a state."""
+    """The part of states (..., d) inside the subspace with orthonormal rows (r, d); 2 r d a state. In the rows' type,
+    where that of the states is narrower."""
+    states = states.to(torch.promote_types(states.dtype, rows.dtype))
     return (states @ rows.T) @ rows
 
 

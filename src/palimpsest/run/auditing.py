@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,11 @@ def audit(
     return about.audit(changed, out=folder, resume=resume, command=command, trace=Trace(progress=progress))
 
 
-def edited(path: str | Path, *, device: str = "cpu", dtype: str = "float32", factory: str = "") -> Any:
-    """A patch file or another model."""
+def edited(path: str | Path, *, load: Callable[[str], Any] = load) -> Any:
+    """A patch file or another model, which `load` loads."""
     if str(path).endswith(".safetensors") and _is_patch(Path(path)):
         return Patch.load(path)
-    return load(path, device=device, dtype=dtype, factory=factory)
+    return load(str(path))
 
 
 def _is_patch(path: Path) -> bool:

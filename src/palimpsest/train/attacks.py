@@ -70,7 +70,7 @@ def attack(
             cond = encoded(host, prompts, at.row)
         return output_error(host, at.t, host.denoise(at.x, at.t, cond), at.x0_cond).square().mean()
 
-    minimise(leaves, loss, steps=steps, optimiser=adam)
+    minimise(leaves, loss, steps=steps, optimiser=adam, through=host.root)
     return {name: leaf.detach() for name, leaf in leaves.items()}
 
 

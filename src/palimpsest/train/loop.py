@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import Diverged
@@ -20,7 +20,8 @@ from palimpsest.train.randomness import generator
 from palimpsest.train.trained import Trained
 
 EVERY = 100  # steps between checkpoints
-DRAWS = "generator"  # what a checkpoint calls the state of `draws`
+DRAWS, SCALE = "generator", "loss scale"  # what a checkpoint calls the state of `draws`, and the factor of losses
+FIRST_SCALE = 2.0**12
 
 Gradients = Mapping[str, Tensor]
 """By leaf; a leaf that a loss does not depend on is missing."""
@@ -120,6 +121,7 @@ def minimise(
     after: Callable[[int], object] | None = None,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
     called: str = "loss",
+    through: nn.Module | None = None,
 ) -> None:
     """Changes tensors, in place, so that a loss falls.
 
@@ -139,12 +141,17 @@ def minimise(
         after: called with k once its update is done, without gradients.
         within: a context that is open while the loss is computed and differentiated.
         called: what the log calls the loss.
+        through: a model that gradients flow through. In float16 small ones would become zero: losses are differentiated
+            times 4096 and gradients divided by it; a step whose gradients overflow is not taken, and the factor halved.
 
     Raises:
         Diverged: a loss or gradient is no longer finite.
     """
-    trace = trace or Trace()
-    state = _State(leaves=leaves, optimiser=optimiser, kept=kept or {}, draws=draws, run=run or {})
+    trace, kept = trace or Trace(), dict(kept or {})
+    scale = torch.tensor(FIRST_SCALE) if through is not None and _halved(through) else None
+    if scale is not None:
+        kept[SCALE] = scale
+    state = _State(leaves=leaves, optimiser=optimiser, kept=kept, draws=draws, run=run or {})
     rates = [group["lr"] for group in optimiser.param_groups]
     done, updating = None, False
     try:
@@ -153,18 +160,15 @@ def minimise(
                 group["lr"] = rate * schedule(k, steps)
             optimiser.zero_grad(set_to_none=True)
             with within(), torch.enable_grad():
-                value, parts = _differentiated(leaves, loss(k), apart, f"step {k + 1} of {steps}")
-            found = gradient(k, parts)
-            for name, leaf in leaves.items():
-                leaf.grad = found.get(name)
-            del parts, found
-            norm = torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
-            _finite("gradient", float(norm), f"step {k + 1} of {steps}")
-            updating = True
-            optimiser.step()
-            if after is not None:
-                with torch.no_grad():
-                    after(k)
+                value, parts = _differentiated(leaves, loss(k), apart, f"step {k + 1} of {steps}", scale)
+            if scale is None or _fits(parts, scale):
+                _give(leaves, gradient(k, parts), f"step {k + 1} of {steps}")
+                del parts
+                updating = True
+                optimiser.step()
+                if after is not None:
+                    with torch.no_grad():
+                        after(k)
             updating, done = False, k + 1
             trace.log.append((k, called, value))
             trace.tell("training", done, steps)
@@ -234,28 +238,55 @@ class _State:
 
 
 def _differentiated(
-    leaves: Mapping[str, Tensor], losses: Losses, apart: bool, where: str
+    leaves: Mapping[str, Tensor], losses: Losses, apart: bool, where: str, scale: Tensor | None
 ) -> tuple[float, list[Gradients]]:
     """The sum of the losses and their gradients; one graph is in memory at a time where they come one by one."""
+    factor = 1.0 if scale is None else float(scale)
     each = (losses,) if isinstance(losses, Tensor) else losses
     last = len(each) - 1 if isinstance(each, Sequence) else -1
     value, parts = 0.0, []
     for i, loss in enumerate(each):
         value += float(loss.detach())
         _finite("loss", value, where)
+        loss = loss if scale is None else loss * factor
         loss.backward(inputs=list(leaves.values()), retain_graph=i < last)  # a generator's graphs are its own
         if apart:
-            parts.append(_taken(leaves))
+            parts.append(_taken(leaves, factor))
         del loss
-    return value, parts or [_taken(leaves)]
+    return value, parts or [_taken(leaves, factor)]
 
 
-def _taken(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The leaves' gradients so far; the next ones start from nothing."""
+def _taken(leaves: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """The leaves' gradients so far, of a loss times a factor; the next ones start from nothing."""
     found = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     for leaf in leaves.values():
         leaf.grad = None
+    if factor != 1:
+        torch._foreach_div_(list(found.values()), factor)
     return found
+
+
+def _halved(model: nn.Module) -> bool:
+    return any(p.dtype == torch.float16 for p in model.parameters())
+
+
+def _fits(parts: Sequence[Gradients], scale: Tensor) -> bool:
+    """Whether all gradients are finite; where not, the scale of the next losses is halved, unless it is none."""
+    if scale <= 1 or all(math.isfinite(_norm(part.values())) for part in parts):
+        return True
+    scale /= 2
+    return False
+
+
+def _give(leaves: Mapping[str, Tensor], gradients: Gradients, where: str) -> None:
+    """Puts gradients where an optimiser looks for them; raises Diverged where they are not finite."""
+    for name, leaf in leaves.items():
+        leaf.grad = gradients.get(name)
+    _finite("gradient", _norm(leaf.grad for leaf in leaves.values() if leaf.grad is not None), where)
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return float(torch.nn.utils.get_total_norm(list(tensors)))
 
 
 def _finite(what: str, value: float, where: str) -> None:

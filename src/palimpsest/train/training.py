@@ -197,6 +197,7 @@ class Training(ABC):
                 schedule=self.schedule,
                 after=lambda k: self.after(at(k)),
                 within=trained.student,
+                through=host.root,
             )
             optimiser.state.clear()  # gradients and moments make room for the deltas
             with torch.no_grad():
