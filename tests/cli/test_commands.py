@@ -215,3 +215,14 @@ def test_sees_raises_the_seeds_to_what_a_change_needs(model: str) -> None:
     others = [g for g in drawn.groups if g.role in ("neighbour", "unrelated")]
     tests = max(sum(g.role == o.role for g in others) for o in others)
     assert all(len(g.prompts) * g.seeds >= needed(0.2, tests) for g in others)
+
+
+def test_checkpointing_without_training_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    uce = ["erase", "star", "--model", "tiny/sd", "--method", "uce", "--checkpointing", "--out", str(tmp_path / "out")]
+    assert main(uce) == 2
+    assert "UCE takes no steps of training; leave out --checkpointing" in capsys.readouterr().err
+    audit = ["audit", "--before", "tiny/sd", "--after", "x.safetensors", "--concept", "star", "--checkpointing"]
+    assert main([*audit, "--out", str(tmp_path / "out")]) == 2
+    assert "An audit trains nothing without --resurfacing" in capsys.readouterr().err
+    assert main(["sample", "a star", "--offload", "--out", str(tmp_path / "x.png")]) == 2
+    assert "on the CPU that is where they lie" in capsys.readouterr().err

@@ -63,6 +63,8 @@ class Audit(Learning, Looking, Reading):
             raise BadRequest("Give --concept for a generator, or --data and --forget for a classifier.")
         if not self.plan:
             refuse_overwriting(self.out, WRITTEN, self.overwrite, self.resume)
+        if self.checkpointing and not self.resurfacing:
+            raise BadRequest("An audit trains nothing without --resurfacing; leave out --checkpointing.")
         case = self._generator() if self.concept else self._classifier()
         case.check()
         tell(case.forecast(None))

@@ -140,6 +140,8 @@ class Doing:
 
         entry = catalog.find(self.method or catalog.verbs()[self.verb].default, self.verb)
         method = self._method(entry, rest)
+        if getattr(self, "checkpointing", False) and not hasattr(method, "steps"):
+            raise BadRequest(f"{entry.card.name} takes no steps of training; leave out --checkpointing.")
         if not self.dry_run:
             refuse_overwriting(self.out, WRITTEN, self.overwrite, self.resume)
         if not self.method:

@@ -265,9 +265,9 @@ class Denoiser(Host, Protocol):
     ) -> Tensor:
         """Images (n, 3, H, W) in [0, 1], one for each prompt and its seed, through the pipeline's own scheduler.
 
-        A row depends on its own prompt, seed and start only, not on the batch: how many are drawn at once, as many as
-        suit the model and the machine where not given. `guide` makes a fresh Guide for each batch; without one the
-        hooks of an applied patch, else classifier-free guidance, decide.
+        A row depends on its own prompt, seed and start only, not on how many are drawn at once (`batch`; the host's
+        choice where not given). `guide` makes a fresh Guide for each batch; without one an applied patch's hooks, else
+        classifier-free guidance, decide.
         """
         ...
 
