@@ -70,7 +70,7 @@ class DiffusionHost(ABC):
                 self.root.add_module(child, _unwrapped(module))
         refuse_adapters(self.root, name)
         around = {child: getattr(pipeline, child, None) for child in (*self.encoders, "vae")}
-        away = {child: m for child, m in around.items() if m is not None and _device_of(m) != self.device}
+        away = {child: m for child, m in around.items() if m is not None and m.device != self.device}
         self._visitors = Visitors(away, self.device)
         self.root.eval().requires_grad_(False)
         self.prediction = self._prediction()
@@ -232,16 +232,12 @@ class DiffusionHost(ABC):
     @torch.no_grad()
     def decode(self, x: Tensor, *, batch: int = AT_ONCE) -> Tensor:
         """`pixels` without gradients, gathered on the CPU; large pictures one by one, at most `batch` at once."""
-        side = self.pipeline.vae_scale_factor
-        rows = min(batch, self._together(side * x.shape[-2], side * x.shape[-1]))
+        rows = min(batch, self._together(*(self.pipeline.vae_scale_factor * side for side in x.shape[-2:])))
         with self._visitors.visit("vae"):
             return torch.cat([self.pixels(part.to(self.device)).cpu() for part in x.split(rows)])
 
     def _together(self, height: int, width: int) -> int:
-        """Pictures that pass the autoencoder at once: as many as keep its widest layer's output small.
-
-        Its memory is many times the network's, and more pictures at once are no faster where one fills the machine.
-        """
+        """Pictures that pass the autoencoder at once: as many as keep its widest layer's output below `WIDEST`."""
         channels = min(self.pipeline.vae.config.get("block_out_channels") or (64,))
         return max(1, WIDEST // (height * width * channels * self.pipeline.vae.dtype.itemsize))
 
@@ -365,10 +361,7 @@ class DiffusionHost(ABC):
         return torch.cat(images)
 
     def at_once(self, size: int | None = None) -> int:
-        """How many pictures of this size (None: the model's own) are drawn together where nobody says.
-
-        16 small ones; of larger ones as many as still make the machine faster, since memory grows with each.
-        """
+        """How many pictures of this size (None: the model's own) are drawn together where nobody says."""
         side = (size or self.default_size) // self.pipeline.vae_scale_factor
         return max(1, min(AT_ONCE, POSITIONS["cpu" if self.device.type == "cpu" else "other"] // max(1, side * side)))
 
@@ -381,10 +374,6 @@ class DiffusionHost(ABC):
         if size < 1 or size % self.multiple:
             raise BadRequest(f"size is {size}; {self.name} draws images whose side is a multiple of {self.multiple}.")
         return size
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -179,8 +179,8 @@ def _refuse_idle(source: Source) -> None:
     if source.offload and source.device.type == "cpu":
         raise BadRequest(
             "--offload lets text encoders and autoencoder rest in main memory, away from the device; on the CPU that "
-            "is where they lie. Where files hold the precision that is asked for, the weights are the files' own pages, "
-            "and the system takes back those that rest when memory is short. Leave the option out."
+            "is where they lie. Where files hold the precision that is asked for, weights are the files' own pages; "
+            "the system takes back those that rest when memory is short. Leave the option out."
         )
     pipeline = (source.path / INDEX).is_file() or (source.path.is_file() and not source.factory)
     if (source.offload or source.checkpointing) and not pipeline:
