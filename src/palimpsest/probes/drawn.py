@@ -86,7 +86,7 @@ def collect(
     oracle: Any = None,
     drawn: Mapping[str, Tensor] | None = None,
     rows: Sequence[int] | None = None,
-    batch: int = 16,
+    batch: int | None = None,
     gallery: Gallery | None = None,
     trace: Trace | None = None,
 ) -> Drawn:
@@ -99,7 +99,7 @@ def collect(
         drawn: pictures of an earlier audit of the same host, oracle and plan; all but "after" are taken from it.
         rows: of the plan's shots; only these are drawn, before and after, and what follows from a picture alone or
             from a pair is measured. None: everything.
-        batch: pictures that are drawn at once.
+        batch: pictures that are drawn at once; as many as the model says where not given, 16 where it says nothing.
         gallery: keeps every batch as soon as it is drawn; what it already has is not drawn again.
         trace: takes seconds, forwards and progress.
 
@@ -188,7 +188,7 @@ def _apart(before: Tensor, then: Tensor, rows: Sequence[int], block: int = 64) -
 
 
 def _draw(
-    host: Any, which: str, shots: Sequence[Shot], *, gallery: Gallery, plan: Plan, trace: Trace, batch: int
+    host: Any, which: str, shots: Sequence[Shot], *, gallery: Gallery, plan: Plan, trace: Trace, batch: int | None
 ) -> Tensor:
     """(n, 3, H, W) uint8 of a set's shots, batch by batch, each kept as soon as it is there."""
     missing = gallery.missing(which, shots)
@@ -196,12 +196,13 @@ def _draw(
         if hasattr(host, "parts") and missing:
             stack.enter_context(trace.watching(host))
         done = 0
-        for now in batches(missing, batch):
+        rows: int = getattr(host, "at_once", lambda size: 16)(plan.size) if batch is None else batch
+        for now in batches(missing, rows):
             images = host.sample(
                 [s.prompt for s in now],
                 [s.seed for s in now],
                 plan.how(now[0]),
-                batch=batch,
+                batch=rows,
                 progress=partial(_tell, trace, _WHO[which], done, len(now), len(missing)),
             )
             done += len(now)

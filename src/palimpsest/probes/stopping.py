@@ -54,7 +54,7 @@ def collect_until_clear(
     oracle: Any = None,
     looks: int = LOOKS,
     margin: float = MARGIN,
-    batch: int = 16,
+    batch: int | None = None,
     gallery: Gallery | None = None,
     trace: Trace | None = None,
 ) -> Drawn:
