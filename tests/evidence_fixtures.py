@@ -46,6 +46,10 @@ class Scribe:
         self.device = torch.device("cpu")
         self.defaults = Sampling()
         self.drawn = 0
+        self.set: dict[str, Any] = {"scheduler": {"beta_end": 0.012, "clip": False}, "labels": ["star", "moon"]}
+
+    def settings(self) -> dict[str, Any]:
+        return self.set
 
     @property
     def weight(self) -> Tensor:
@@ -77,7 +81,7 @@ class Scribe:
             images.append(self._draw(prompt, seed))
             if progress is not None:
                 progress(done + 1, len(prompts))
-        self.root.get_submodule("unet")(torch.zeros(len(prompts), 8))
+        self.root.get_submodule("unet")(torch.zeros(len(prompts), 8, dtype=self.weight.dtype))
         return torch.cat(images)
 
     def _draw(self, prompt: str, seed: int) -> Tensor:

@@ -190,7 +190,7 @@ def test_what_decides_pictures_beside_tensors_is_told() -> None:
     }
     rescaled = pipeline_of("sd")
     rescaled.vae.register_to_config(scaling_factor=1.0)
-    others["autoencoder"] = SDHost(rescaled, name="sd")
+    others["networks"] = SDHost(rescaled, name="sd")
     for what, other in others.items():
         assert other.fingerprint() == plain.fingerprint()
         assert other.settings()[what] != plain.settings()[what]

@@ -66,11 +66,14 @@ class Audit(Learning, Looking, Reading):
         if self.checkpointing and not self.resurfacing:
             raise BadRequest("An audit trains nothing without --resurfacing; leave out --checkpointing.")
         case = self._generator() if self.concept else self._classifier()
+        run.refuse_other(case.host, self.after)
         case.check()
         tell(case.forecast(None))
         if self.plan:
             return 0
         after = run.edited(self.after, load=self.load)
+        for sentence in run.unlike(case.host, after):
+            tell(sentence)
         with bars() as progress:
             trace = Trace(progress=progress)
             receipt = case.audit(after, out=self.out, resume=self.resume, command=command, trace=trace)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 HARMLESS = ("transformers.", "palimpsest.core.trace")  # modules whose hooks change nothing
+PRECISIONS = ("float32", "float16", "bfloat16")
+"""In which models are loaded."""
 
 
 def tensors_of(root: nn.Module) -> dict[str, Tensor]:
@@ -21,11 +23,17 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def digest(tensors: Mapping[str, Tensor], salt: str = "") -> str:
-    """sha256 over names, shapes, dtypes and bytes, in the order of names. Cost: one pass over the bytes."""
+def digest(tensors: Mapping[str, Tensor], salt: str = "", dtype: torch.dtype | None = None) -> str:
+    """sha256 over names, shapes, dtypes and bytes, in the order of names. Cost: one pass over the bytes.
+
+    Args:
+        dtype: that floating-point tensors are converted to, one at a time; None: as they are.
+    """
     h = hashlib.sha256(salt.encode())
     for name in sorted(tensors):
         t = tensors[name]
+        if dtype is not None and t.is_floating_point():
+            t = t.detach().to(dtype)
         h.update(f"{name}|{tuple(t.shape)}|{t.dtype}|".encode())
         h.update(raw_bytes(t))
     return h.hexdigest()
@@ -34,6 +42,37 @@ def digest(tensors: Mapping[str, Tensor], salt: str = "") -> str:
 def fingerprint(root: nn.Module) -> str:
     """sha256 of a model's tensors, equal for equal weights whatever file they came from."""
     return digest(tensors_of(root))
+
+
+def precision(root: nn.Module) -> str:
+    """The precision of most of a model's numbers: "float32"."""
+    held: dict[str, int] = {}
+    for t in tensors_of(root).values():
+        if t.is_floating_point():
+            name = str(t.dtype).removeprefix("torch.")
+            held[name] = held.get(name, 0) + t.numel()
+    return max(held, key=held.__getitem__, default="")
+
+
+def precision_with(root: nn.Module, wanted: str) -> str:
+    """The precision in which a model has a fingerprint that it does not have as it is; "" where none gives it.
+
+    A conversion to more digits brings back none that were lost, so that a model in float32 is told from its copy in
+    bfloat16, not the other way round. Cost: a hash of all bytes for each precision.
+    """
+    now, tensors = precision(root), tensors_of(root)
+    others = [name for name in PRECISIONS if name != now]
+    return next((name for name in others if digest(tensors, dtype=getattr(torch, name)) == wanted), "")
+
+
+def of_precision(root: nn.Module, base: str) -> str:
+    """A sentence on what precision has to do with a model's not being the one that a patch was made for; or ""."""
+    now = precision(root)
+    if then := precision_with(root, base):
+        return f" Precision is the difference: it is that model in {now}, not in {then} (--dtype {then})."
+    if now in ("", "float32"):
+        return ""
+    return f" It is loaded in {now}; a patch fits the precision that it was made in, mostly float32 (--dtype float32)."
 
 
 def quick_state(root: nn.Module) -> dict[str, tuple[int, int, int]]:

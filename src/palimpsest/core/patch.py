@@ -21,7 +21,7 @@ from palimpsest.core.delta import KINDS, REAL, Delta
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported, WrongBase
 from palimpsest.core.files import refuse_pickle as refuse_pickle
 from palimpsest.core.files import write_beside
-from palimpsest.core.fingerprint import tensors_of
+from palimpsest.core.fingerprint import of_precision, tensors_of
 from palimpsest.core.host import CAPABILITIES
 
 COSTS = ("seconds", "forwards", "peak_bytes")
@@ -97,7 +97,7 @@ class Patch:
             WrongBase: the host is not the model that the patch was made for (`force` applies it all the same).
             Damaged: a delta does not fit its tensor.
         """
-        tensors = self._fitting(host, force)
+        tensors = self.fits(host, force=force)
         rules = [(_rule(hook, host), hook) for hook in self.hooks]
         old: dict[str, Tensor] = {}
         with ExitStack() as stack:
@@ -116,16 +116,21 @@ class Patch:
             raise Unsupported(
                 f"{shown(self.hooks[0].id)} acts while the model runs and cannot be fused into weights; use `applied`."
             )
-        tensors = self._fitting(host, force)
+        tensors = self.fits(host, force=force)
         places = Counter(tensors[name].data_ptr() for name in self.deltas)
         self._write(tensors, {}, {name for name in self.deltas if places[tensors[name].data_ptr()] > 1})
 
-    def _fitting(self, host: Any, force: bool) -> dict[str, Tensor]:
-        """The host's tensors, after every delta was held against its own: one that does not fit changes nothing."""
+    def fits(self, host: Any, *, force: bool = False) -> dict[str, Tensor]:
+        """The host's tensors, after every delta was held against its own: one that does not fit changes nothing.
+
+        Raises:
+            WrongBase, Damaged: as `applied`.
+        """
         if not force and self.base != (found := host.fingerprint()):
             raise WrongBase(
-                f"This patch was made for the model {self.base[:12]}, but {host.name} is {found[:12]}. Load the "
-                "model that it was made for, or force it if you know that the two are close."
+                f"This patch was made for the model {self.base[:12]}, but {host.name} is {found[:12]}."
+                f"{of_precision(host.root, self.base)} Load the model that it was made for, or force it if you know "
+                "that the two are close."
             )
         tensors = tensors_of(host.root)
         missing = sorted(set(self.deltas) - set(tensors))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palimpsest.core.fingerprint import precision
 from palimpsest.core.host import Vocabulary
 from palimpsest.hosts.pipelines import AUTOENCODER
 from palimpsest.hosts.source import Family, Source, public
@@ -39,7 +40,7 @@ class AutoencoderHost:
 
     def settings(self) -> dict[str, Any]:
         """What decides latents and pictures beside tensors, as plain JSON."""
-        return public(self.root.config)
+        return {"dtype": precision(self.root), "network": public(self.root.config)}
 
     def latents(self, images: Tensor) -> Tensor:
         """(n, c, h, w) float32 posterior means of images (n, 3, H, W) in [0, 1]; differentiable."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.core.errors import BadRequest, Unsupported
+from palimpsest.core.fingerprint import precision
 from palimpsest.core.host import Cond, Guide, Injection, Vocabulary
 from palimpsest.core.sampling import Sampling, Start
 from palimpsest.hosts.attending import Rule, attending, skipping
@@ -30,7 +31,6 @@ AS_THE_MODEL = Sampling()
 AT_ONCE = 16  # pictures that are drawn together, at most
 POSITIONS = {"cpu": 2**12, "other": 2**15}  # latent positions that fill a device; more at once are no faster
 WIDEST = 2**27  # bytes of the largest layer's output in an autoencoder, up to which pictures pass it together
-LATENT_SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 class DiffusionHost(ABC):
@@ -176,13 +176,13 @@ class DiffusionHost(ABC):
 
     def settings(self) -> dict[str, Any]:
         """What decides pictures beside tensors, as plain JSON: two models of equal tensors may still draw others."""
-        pipe, vae = self.pipeline, self.pipeline.vae.config
+        pipe = self.pipeline
         return {
             "family": type(self).__name__,
+            "dtype": precision(self.root),
             "prediction": self.prediction,
             "scheduler": {"class": type(pipe.scheduler).__name__, **public(pipe.scheduler.config)},
-            "autoencoder": {key: vae.get(key) for key in LATENT_SCALES},
-            "sample_size": self.denoiser.config.get("sample_size"),
+            "networks": {name: public(getattr(pipe, name).config) for name, _ in self.root.named_children()},
             "empty_prompt_is_zeros": bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
             "tokenizers": {n: words_of(getattr(pipe, n)) for n in self._tokenizers if getattr(pipe, n) is not None},
             "defaults": asdict(self.defaults),

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.core.errors import Unsupported
+from palimpsest.core.fingerprint import precision
 from palimpsest.core.host import Vocabulary
 from palimpsest.hosts.preprocessing import Preprocessing, of_processor
-from palimpsest.hosts.source import Family, Source, first_line
+from palimpsest.hosts.source import Family, Source, first_line, public
 from palimpsest.hosts.weights import Weights, loaded
 
 MODELS = (
@@ -65,7 +66,9 @@ class EncoderHost:
 
     def settings(self) -> dict[str, Any]:
         """What decides the answers beside tensors, as plain JSON."""
-        return {"preprocessing": asdict(self.preprocessing)}
+        config = getattr(self.root, "config", None)
+        network = public(config) if hasattr(config, "to_diff_dict") else {}
+        return {"dtype": precision(self.root), "preprocessing": asdict(self.preprocessing), "network": network}
 
     def embed(self, images: Tensor) -> Tensor:
         """(n, d) float32 of images (n, 3, H, W) in [0, 1]; differentiable.

@@ -14,15 +14,16 @@ import torch
 
 from palimpsest.core import declared
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
-from palimpsest.core.fingerprint import tensors_of
+from palimpsest.core.fingerprint import PRECISIONS, tensors_of
 from palimpsest.core.host import Host
 from palimpsest.core.patch import refuse_pickle
+from palimpsest.hosts import single_file
 from palimpsest.hosts.sizes import Held, held_by, refuse_too_large
 from palimpsest.hosts.source import CONFIG, INDEX, PICKLES, Family, Origin, Source, config_of, keys_of
-from palimpsest.hosts.weights import Weights, refuse_odd
+from palimpsest.hosts.weights import Weights, refuse_odd, unprefixed
 from palimpsest.worlds.concepts import vocabulary_of
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISIONS}
 
 
 class Drawn(TypedDict):
@@ -116,11 +117,15 @@ def families() -> Iterator[Family]:
 def check_alike(before: Host, after: str | os.PathLike[str]) -> None:
     """Raises Unsupported where another model plainly is no edit of this one. Cost: headers of its files, no tensors.
 
-    Only models with files of their own are looked into; the others wait until they are loaded.
+    Only models with files of their own are looked into, under names of their own: the others, and whole checkpoints in
+    one file, whose tensors are renamed on the way, wait until they are loaded.
     """
     path = _place(os.fspath(after))
     files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
-    held = {key.removeprefix("text_model.") for file in files for key in keys_of(file)}
+    names = [keys_of(file) for file in files]
+    if path.is_file() and single_file.FAMILY.detect([path.name], {}, names[0]):
+        return
+    held = {key.removeprefix("text_model.") for keys in names for key in unprefixed(keys).values()}
     own = set(tensors_of(before.root))
     parts = {name.partition(".")[2].removeprefix("text_model.") for name in own} | own
     if held and len(held & parts) < len(own) / 2:

@@ -25,6 +25,8 @@ T = TypeVar("T")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 INDEX, CONFIG, STATE = "model_index.json", "config.json", "model.safetensors"
 MOST_LAYERS, MOST = 1_000, 10**8
+ELSEWHERE = ("architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id")
+"""Entries that do not say what a component does, or that hosts tell themselves."""
 REACHING = ("quantization_config", "custom_pipelines", "adapter_config", "attn_implementation")
 """Entries of a component's configuration by which libraries would run or fetch something else than the component."""
 
@@ -159,8 +161,13 @@ def known(config: Mapping[str, Any], kind: type[T], where: Path) -> T:
 
 
 def public(config: Any) -> dict[str, Any]:
-    """The entries of a diffusers configuration that say what the component does, as plain JSON."""
-    return json.loads(json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}, default=str))
+    """The entries of a configuration of diffusers or transformers that say what the component does, as plain JSON.
+
+    Of transformers those that are not its class's defaults, which a later version may have more of.
+    """
+    plain = config.to_diff_dict() if hasattr(config, "to_diff_dict") else dict(config)
+    told = {k: v for k, v in plain.items() if not k.startswith("_") and k not in ELSEWHERE}
+    return json.loads(json.dumps(told, default=str))
 
 
 def first_line(e: Exception) -> str:

@@ -14,6 +14,7 @@ from palimpsest.core.errors import Damaged, PalimpsestError
 from palimpsest.core.fingerprint import digest
 from palimpsest.core.method import versions
 from palimpsest.core.patch import COSTS, Patch
+from palimpsest.receipt import settings
 from palimpsest.receipt.document import card_of
 from palimpsest.receipt.finding import Finding, brief, differs, lacking, same
 from palimpsest.receipt.readings import equal
@@ -160,17 +161,23 @@ def _vouched(what: str, detail: str) -> Finding:
     return Finding(status="vouched", what=what, detail=detail, of=(what,))
 
 
-def model_of(stated: Mapping[str, str], given: Any, load: Load, what: str, of: str) -> tuple[Any, Finding]:
-    """A model that the receipt names, None where it is another one or cannot be loaded."""
-    host = given
+def model_of(data: Mapping[str, Any], of: str, given: Any, load: Load, what: str) -> tuple[Any, list[Finding]]:
+    """A model that the receipt names, None where it is another one or cannot be loaded; and what was found of it.
+
+    Args:
+        of: "base" or "edited". what: the same in words.
+    """
+    stated, host = data[of], given
     if host is None:
         try:
             host = load(stated["name"])
         except (PalimpsestError, OSError, ValueError) as e:
-            return None, lacking(what, f"{stated['name']} cannot be loaded: {e}", of)
+            return None, [lacking(what, f"{stated['name']} cannot be loaded: {e}", of)]
     now = host.fingerprint() if hasattr(host, "fingerprint") else ""
     if now == stated["fingerprint"]:
-        return host, same(what, f"{stated['name']} {now[:12]}", of)
-    return None, differs(
-        what, f"{stated['name']} is now {now[:12]}, the receipt is about {stated['fingerprint'][:12]}", of
-    )
+        told = settings.held(stated, host, data, what, of)
+        return host, [same(what, f"{stated['name']} {now[:12]}", of), *([told] if told else [])]
+    if why := settings.other_precision(stated, host):
+        return None, [lacking(what, f"{stated['name']} {why}", of)]
+    text = f"{stated['name']} is now {now[:12]}, the receipt is about {stated['fingerprint'][:12]}"
+    return None, [differs(what, text, of)]

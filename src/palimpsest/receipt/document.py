@@ -23,6 +23,7 @@ from palimpsest.core.patch import COSTS, Patch
 from palimpsest.core.reading import Evaluator, Reading
 from palimpsest.probes.evidence import Evidence
 from palimpsest.probes.verdict import verdict
+from palimpsest.receipt import settings
 from palimpsest.receipt.schema import SCHEMA, Stated
 from palimpsest.receipt.subject import Subject
 
@@ -52,6 +53,7 @@ def build(
         patch_file: name of the patch beside the receipt.
     """
     headline, summary = subject.words(readings, request, evidence)
+    of_base, of_edited = model_plain(base), edited_plain(edited, patch_file)
     vectors = evidence.vectors()
     size = next((list(p.shape[2:]) for p in evidence.gallery.values()), None)
     data: dict[str, Any] = {
@@ -59,12 +61,10 @@ def build(
         "subject": subject.name,
         "command": command,
         "headline": headline,
-        "summary": summary,
+        "summary": [*summary, *settings.sentences(of_base, of_edited)],
         "request": request.plain(),
-        "base": model_plain(base),
-        "edited": patch_plain(edited, patch_file)
-        if isinstance(edited, Patch)
-        else {"kind": "model", **model_plain(edited)},
+        "base": of_base,
+        "edited": of_edited,
         "method": method_plain(evidence.patch),
         "plan": {k: v for k, v in asdict(evidence.plan).items() if k != "request"},
         "evaluators": {n: {**asdict(e), "source": (sources or {}).get(n, "")} for n, e in evidence.evaluators.items()},
@@ -148,13 +148,18 @@ def alike(a: str, b: str) -> bool:
     return all(abs(x - y) <= _LOOK for x, y in zip(bytes.fromhex(a), bytes.fromhex(b), strict=True))
 
 
-def model_plain(host: Any) -> dict[str, str]:
+def model_plain(host: Any) -> dict[str, Any]:
     name = str(getattr(host, "name", type(host).__name__))
-    return {"name": name, "fingerprint": host.fingerprint() if hasattr(host, "fingerprint") else ""}
+    fingerprint = host.fingerprint() if hasattr(host, "fingerprint") else ""
+    return {"name": name, "fingerprint": fingerprint, "settings": settings.settings_of(host)}
 
 
-def patch_plain(patch: Patch, file: str) -> dict[str, Any]:
-    return {"kind": "patch", "sha256": patch.sha256(), "base": patch.base, "file": file, "bytes": patch.nbytes()}
+def edited_plain(edited: Any, file: str) -> dict[str, Any]:
+    """A patch, which lies in a file of this name beside the receipt, or a model."""
+    if not isinstance(edited, Patch):
+        return {"kind": "model", **model_plain(edited)}
+    held = {"sha256": edited.sha256(), "base": edited.base, "file": file, "bytes": edited.nbytes()}
+    return {"kind": "patch", **held}
 
 
 def method_plain(patch: Patch | None) -> dict[str, Any] | None:

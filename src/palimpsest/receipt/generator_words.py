@@ -269,8 +269,8 @@ def _weights(readings: Sequence[Reading]) -> list[dict[str, str]]:
         return []
     r = found[0]
     if not r.n:
-        rule = _names(list(r.detail.get("hooks", []))) or "the edit"
-        return [_say("plain", f"No weight is changed: {rule} acts while the model samples.")]
+        rule = _names(list(r.detail.get("hooks", [])))
+        return [_say("plain", f"No weight is changed{f': {rule} acts while the model samples' if rule else ''}.")]
     tensors = "1 tensor" if r.n == 1 else f"{r.n} tensors"
     size = r.detail["bytes"]
     kept = f"{size} bytes" if size < 1000 else f"{size / 1e3:.0f} KB" if size < 1e6 else f"{size / 1e6:.1f} MB"

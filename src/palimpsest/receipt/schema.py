@@ -58,7 +58,18 @@ class Stated(TypedDict):
     verdict: Literal["changed", "unchanged", "cannot tell", ""]
 
 
-class Model(TypedDict):
+class Settings(TypedDict):
+    """What decides a model's answers beside its tensors."""
+
+    sha256: Sha256
+    values: dict[str, Any]
+
+
+class _Set(TypedDict, total=False):
+    settings: Settings | None  # older receipts do not state them
+
+
+class Model(_Set):
     name: str
     fingerprint: Hash
 

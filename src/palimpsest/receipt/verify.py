@@ -16,6 +16,7 @@ from palimpsest.probes.evidence import PATCH, Evidence, norms
 from palimpsest.probes.verdict import verdict
 from palimpsest.receipt import pictures as shown
 from palimpsest.receipt import remeasure as asked
+from palimpsest.receipt import settings
 from palimpsest.receipt.beside import Load, headers, model_of, patch_of, vectors_of
 from palimpsest.receipt.document import evaluators_of, reading, seal
 from palimpsest.receipt.finding import Finding, brief, differs, guarded, lacking, same
@@ -81,12 +82,13 @@ def verify(
         return [*found, *told, differs("the receipt's parts", text, *data)]
     found += told
     patch, told = patch_of(data, path.parent)
-    host, named = model_of(data["base"], before, load or _load, "untouched model", "base")
-    found += [*told, named]
+    host, named = model_of(data, "base", before, load or _load, "untouched model")
+    found += [*told, *named]
     edited: Any = patch
     if data["edited"]["kind"] == "model":
-        edited, named = model_of(data["edited"], after, load or _load, "edited model", "edited")
-        found.append(named)
+        edited, more = model_of(data, "edited", after, load or _load, "edited model")
+        named += more
+        found += more
     kept = _with_change(kept, host, edited)
     found += guarded("headers", lambda: headers(data, patch), "method", "request", "command")
     found += guarded("readings", lambda: _readings(data, kind, kept), "readings")
@@ -98,6 +100,9 @@ def verify(
     found += told or [same("evaluators", "there are none, as stated", "evaluators")]
     if remeasure == "none":
         return [*found, *_unasked(data), *_vouched(data)]
+    if not all(f.ok for f in named):
+        found.append(lacking("measuring again", "a model is not the receipt's", "measures", "pictures", "plan"))
+        return [*found, *_vouched(data)]
     if host is None or edited is None or ready is None:
         found.append(lacking("measuring again", "a model or an evaluator is missing", "measures", "pictures", "plan"))
         return [*found, *_vouched(data)]
@@ -176,7 +181,8 @@ def _readings(data: Mapping[str, Any], kind: type[Subject], kept: Evidence) -> l
 def _words(data: Mapping[str, Any], kind: type[Subject], kept: Evidence) -> list[Finding]:
     evaluators = evaluators_of(data)
     stated = [reading(row, evaluators) for row in data["readings"]]
-    due = kind.words(stated, Request.from_plain(data["request"]), kept)
+    headline, summary = kind.words(stated, Request.from_plain(data["request"]), kept)
+    due = headline, [*summary, *settings.sentences(data["base"], data["edited"])]
     if (data["headline"], data["summary"]) == due:
         return [same("summary", "from the readings", "headline", "summary")]
     return [differs("summary", "its sentences do not follow from the readings", "headline", "summary")]

@@ -292,12 +292,19 @@ def _costs(data: Mapping[str, Any]) -> list[dict[str, str]]:
 def _prints(data: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, name, hash) of everything that can be hashed again."""
     edited = data["edited"]
-    rows = [("untouched model", data["base"]["name"], data["base"]["fingerprint"])]
+    rows = _model("untouched model", data["base"])
     if edited["kind"] == "patch":
         rows.append(("patch", edited["file"] or "in memory", edited["sha256"]))
     else:
-        rows.append(("edited model", edited["name"], edited["fingerprint"]))
+        rows += _model("edited model", edited)
     rows += [("evaluator", f"{n} {e['version']}", e["sha256"]) for n, e in data["evaluators"].items()]
     if data["vectors"] is not None:
         rows.append(("features", data["vectors"]["file"], data["vectors"]["sha256"]))
     return [*rows, ("this receipt", "receipt.json", data["seal"])]
+
+
+def _model(what: str, stated: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The hashes of a model's tensors and of its settings, which older receipts do not state."""
+    settings = stated.get("settings")
+    rows = [(what, stated["name"], stated["fingerprint"])]
+    return rows if settings is None else [*rows, (f"settings of the {what}", stated["name"], settings["sha256"])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from palimpsest.hosts.load import load
-from palimpsest.run.auditing import audit, edited
+from palimpsest.run.auditing import audit, edited, refuse_other, unlike
 from palimpsest.run.cases import Case, case
 from palimpsest.run.do import RECORD_FILE, Done, do, erase, perform, system_of, unlearn
 from palimpsest.run.drawing import doctor, sample
@@ -25,9 +25,11 @@ __all__ = [
     "load",
     "perform",
     "plan",
+    "refuse_other",
     "request",
     "sample",
     "system_of",
     "told",
     "unlearn",
+    "unlike",
 ]

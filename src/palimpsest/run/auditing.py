@@ -10,9 +10,10 @@ from typing import Any
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
 from palimpsest.data.dataset import Dataset
-from palimpsest.hosts.load import load
+from palimpsest.hosts.load import check_alike, load
 from palimpsest.probes.attempt import Budget
 from palimpsest.receipt.make import PATCH_FILE
+from palimpsest.receipt.settings import sentences, settings_of
 from palimpsest.run.cases import Asked, case
 from palimpsest.run.looking import Look
 
@@ -41,21 +42,43 @@ def audit(
         data, test, look, oracles, resurfacing: see `run.case`.
         resume: take the pictures that an interrupted audit left in `out`.
     """
+    if isinstance(after, (str, Path)):
+        refuse_other(before, after)
     about = case(before, asked, data=data, test=test, look=look, oracles=oracles, resurfacing=resurfacing)
     changed = edited(after) if isinstance(after, (str, Path)) else after
     folder = None if out is None else Path(out)
     return about.audit(changed, out=folder, resume=resume, command=command, trace=Trace(progress=progress))
 
 
+def refuse_other(before: Any, after: str | Path) -> None:
+    """Raises WrongBase or Unsupported where a patch was made for another model, or a model plainly is no edit of it.
+
+    Cost: headers of the files; of a patch all of it.
+    """
+    if _is_patch(Path(after)):
+        Patch.load(after).fits(before)
+    else:
+        check_alike(before, after)
+
+
+def unlike(before: Any, after: Any) -> list[str]:
+    """Sentences about what two models differ in beside their tensors; none for a patch."""
+    if isinstance(after, Patch):
+        return []
+    return [s["text"] for s in sentences({"settings": settings_of(before)}, {"settings": settings_of(after)})]
+
+
 def edited(path: str | Path, *, load: Callable[[str], Any] = load) -> Any:
     """A patch file or another model, which `load` loads."""
-    if str(path).endswith(".safetensors") and _is_patch(Path(path)):
+    if _is_patch(Path(path)):
         return Patch.load(path)
     return load(str(path))
 
 
 def _is_patch(path: Path) -> bool:
     """Whether a safetensors file's header says that it is a patch; false for checkpoints and missing files."""
+    if path.suffix != ".safetensors":
+        return False
     try:
         with open(path, "rb") as f:
             size = int.from_bytes(f.read(8), "little")
