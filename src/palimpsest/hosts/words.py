@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from palimpsest.hosts.text import spelt, words_of
 from palimpsest.hosts.weights import Weights
@@ -54,12 +55,12 @@ class WordReader:
         """(n, d) float32 on the CPU: the state of each text's last token; (n,) int64: how many tokens each has.
 
         The encoder is causal, so these are the states that prompts have up to there. Texts of equal length share a
-        batch: nothing is padded, and the end token is left out.
+        batch: nothing is padded, the end token is left out, and the start token, equal for all, is computed once.
 
         Args:
             progress: is told (texts read, texts in all).
 
-        Cost: one forward of n short texts, `ROWS` tokens at a time.
+        Cost: one forward of the texts' tokens, `ROWS` at a time; half of what two-token texts would take otherwise.
         """
         tokenizer, encoder = self._pipeline.tokenizer, self._pipeline.text_encoder
         longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
@@ -69,11 +70,10 @@ class WordReader:
         order, states, done = lengths.argsort(stable=True), None, 0
         while done < len(ids):
             length = int(lengths[order[done]])
-            rows = order[done : done + max(1, ROWS // length)]
+            rows = order[done : done + max(1, ROWS // max(1, length - 1))]
             rows = rows[lengths[rows] == length]
             batch = torch.tensor([ids[i] for i in rows.tolist()], device=encoder.device)
-            out = encoder(batch, output_hidden_states=self._layer is not None)
-            last = (out.last_hidden_state if self._layer is None else out.hidden_states[self._layer])[:, -1]
+            last = _last(encoder, batch, self._layer)
             states = torch.empty(len(ids), last.shape[1]) if states is None else states
             states[rows] = last.float().cpu()
             done += len(rows)
@@ -85,6 +85,39 @@ class WordReader:
     @property
     def _tokenizers(self) -> list[Any]:
         return [t for t in (getattr(self._pipeline, name, None) for name in self._readers) if t is not None]
+
+
+def _last(encoder: Any, ids: Tensor, layer: int | None) -> Tensor:
+    """(n, d) the last tokens' states in a causal CLIP text encoder, of (n, L) ids that begin with one start token."""
+    text = getattr(encoder, "text_model", encoder)
+    blocks, tables = text.encoder.layers, text.embeddings
+    states = tables.token_embedding(ids) + tables.position_embedding(torch.arange(ids.shape[1], device=ids.device))
+    start, rest = states[:1, :1], states[:, 1:]
+    for block in blocks if layer is None else blocks[: len(blocks) + 1 + layer]:
+        start, rest = _through(block, start, rest)
+    state = (rest if ids.shape[1] > 1 else start.expand(len(ids), 1, -1))[:, -1]
+    return text.final_layer_norm(state) if layer is None else state
+
+
+def _through(block: Any, start: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """One block's states of the start token (1, 1, d), which attends to itself alone, and of what follows (n, l, d)."""
+    attention, n, length = block.self_attn, *rest.shape[:2]
+    first, others = block.layer_norm1(start), block.layer_norm1(rest)
+    own = attention.v_proj(first)
+    start = start + attention.out_proj(own)
+    start = start + block.mlp(block.layer_norm2(start))
+    if not length:
+        return start, rest
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+
+    keys = torch.cat([attention.k_proj(first).expand(n, -1, -1), attention.k_proj(others)], 1)
+    values = torch.cat([own.expand(n, -1, -1), attention.v_proj(others)], 1)
+    seen = torch.ones(length, length + 1, dtype=torch.bool, device=rest.device).tril(1)
+    mixed = scaled_dot_product_attention(heads(attention.q_proj(others)), heads(keys), heads(values), attn_mask=seen)
+    rest = rest + attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return start, rest + block.mlp(block.layer_norm2(rest))
 
 
 def _word(token: str) -> str:
