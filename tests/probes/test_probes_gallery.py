@@ -9,9 +9,15 @@ import pytest
 import torch
 
 from evidence_fixtures import Reader, Scribe, damaging, small_plan
+from hosts_fixtures import host_of
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.patch import Patch
 from palimpsest.probes.drawn import collect
+from palimpsest.probes.evaluators import judge
 from palimpsest.probes.gallery import Gallery, key
+from palimpsest.probes.own_judge import OwnJudge
 from palimpsest.probes.plan import Plan
+from palimpsest.probes.plan import plan as planned
 
 
 class Interrupted(Scribe):
@@ -85,3 +91,35 @@ def test_looks_grow_and_keep_their_pictures() -> None:
         sizes = [len(plan.rows(group=g)) for g in range(len(plan.groups))]
         assert all(s > 0 for s in sizes)
     assert Plan.from_plain(looks[1].plain()) == looks[1]
+
+
+def test_what_the_model_read_itself_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted while reading, and over the looks of an audit that may stop early."""
+    host = host_of("sd")
+    plan = planned(host, Request(target=(Concept(name="star"),)), prompts_per_concept=2, seeds=1, steps=1, guidance=1.0)
+    patch = Patch(base=host.fingerprint())
+    whole = collect(host, patch, plan, [judge("own:4", plan.concepts, host)])
+    read: list[int] = []
+
+    def reading(self: OwnJudge, images: torch.Tensor) -> torch.Tensor:
+        if len(read) == stop:
+            raise KeyboardInterrupt
+        read.append(len(images))
+        return asked(self, images)
+
+    asked, stop = OwnJudge.read, 2
+    monkeypatch.setattr(OwnJudge, "read", reading)
+    of = key(host, patch, plan)
+    with pytest.raises(KeyboardInterrupt):
+        collect(host, patch, plan, [judge("own:4", plan.concepts, host)], gallery=Gallery(tmp_path, of))
+    stop = -1
+    gallery = Gallery(tmp_path, of, resume=True)
+    again = collect(host, patch, plan, [judge("own:4", plan.concepts, host)], gallery=gallery)
+    different = torch.cat([whole.gallery[w] for w in ("before", "other")]).flatten(1).unique(dim=0)
+    assert sum(read) == len(different)  # before and after are the same pictures here
+    for name, measure in whole.measures.items():
+        assert torch.equal(measure, again.measures[name]), name
+    done = len(read)
+    other = judge("own:5", plan.concepts, host)  # another budget is another reader
+    collect(host, patch, plan, [other], gallery=gallery)
+    assert len(read) > done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -128,7 +128,7 @@ def collect(
     patch = edited if isinstance(edited, Patch) else _diff(host, edited)
     return Drawn(
         plan=plan,
-        measures=measured(plan, shown, judges, trace, whole=rows is None),
+        measures=measured(plan, shown, judges, trace, whole=rows is None, gallery=gallery),
         gallery=shown,
         evaluators={j.evaluator.name: j.evaluator for j in judges},
         patch=patch,
@@ -143,13 +143,20 @@ def collect(
 
 
 def measured(
-    plan: Plan, shown: Mapping[str, Tensor], judges: Sequence[Judge], trace: Trace, *, whole: bool = True
+    plan: Plan,
+    shown: Mapping[str, Tensor],
+    judges: Sequence[Judge],
+    trace: Trace,
+    *,
+    whole: bool = True,
+    gallery: Gallery | None = None,
 ) -> dict[str, Tensor]:
     """Every measure of pictures by set; without `whole` those alone that need no other row."""
     found: dict[str, Tensor] = {}
+    gallery = Gallery() if gallery is None else gallery
     for judge in judges:
         for which, pictures in shown.items():
-            present, features = _read(judge, pictures, trace)
+            present, features = _read(judge, pictures, trace, gallery)
             found[f"{which}/{judge.evaluator.name}/present"] = present
             if features.shape[1]:
                 found[f"{which}/{judge.evaluator.name}/features"] = features
@@ -220,15 +227,30 @@ def _tell(trace: Trace, who: str, before: int, now: int, pictures: int, done: in
     trace.tell(f"drawing: {who}", before + now * done // total, pictures)
 
 
-def _read(judge: Judge, pictures: Tensor, trace: Trace) -> tuple[Tensor, Tensor]:
-    """(n, classes) bool and (n, d) float32 of one judge for a set of pictures."""
+def _read(judge: Judge, pictures: Tensor, trace: Trace, gallery: Gallery) -> tuple[Tensor, Tensor]:
+    """(n, classes) bool and (n, d) float32 of one judge for a set of pictures.
+
+    What takes as long as drawing, the audited model's own reading, is kept like pictures are and not done twice.
+    """
+    if not isinstance(judge, OwnJudge):
+        return _asked(judge, pictures, trace, 64)
+    reader = judge.evaluator.sha256
+    unread = [i for i, picture in enumerate(pictures) if gallery.read(reader, picture) is None]
+    with trace.watching(judge.host):
+        for now in (unread[i : i + 16] for i in range(0, len(unread), 16)):
+            gallery.heard(reader, pictures[now], *_asked(judge, pictures[now], Trace(), 16))
+            trace.tell(f"reading: {judge.evaluator.name}", unread.index(now[-1]) + 1, len(unread))
+    said = [gallery.read(reader, picture) for picture in pictures]
+    present, features = zip(*filter(None, said), strict=True)
+    return torch.stack(present), torch.stack(features)
+
+
+def _asked(judge: Judge, pictures: Tensor, trace: Trace, batch: int) -> tuple[Tensor, Tensor]:
     present, features = [], []
-    batch = 16 if judge.evaluator.judges_itself else 64  # it takes as long as drawing them
     for i in range(0, len(pictures), batch):
         images = pictures[i : i + batch].float() / 255
-        with trace.watching(judge.host) if isinstance(judge, OwnJudge) else nullcontext():
-            present.append(decide(judge.evaluator, judge.read(images)))
-            features.append(judge.features(images).float().flatten(1))
+        present.append(decide(judge.evaluator, judge.read(images)))
+        features.append(judge.features(images).float().flatten(1))
         trace.tell(f"reading: {judge.evaluator.name}", min(i + batch, len(pictures)), len(pictures))
     return torch.cat(present), torch.cat(features)
 

@@ -1,4 +1,4 @@
-"""Pictures that an audit has drawn so far: kept in a folder, so that an interrupted audit goes on where it stopped."""
+"""What an audit has drawn so far, and what took long to read in it: kept, so that it goes on where it was stopped."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from palimpsest.core.errors import PalimpsestError
 from palimpsest.core.files import write_beside
+from palimpsest.core.fingerprint import raw_bytes
 from palimpsest.core.method import versions
 from palimpsest.core.patch import Patch
 from palimpsest.probes.plan import Plan, Shot
@@ -36,6 +37,7 @@ class Gallery:
     def __init__(self, folder: Path | None = None, key: str = "", *, resume: bool = False) -> None:
         self.folder, self.key = folder, key
         self._held: dict[tuple[str, str, int, float | None], Tensor] = {}
+        self._reads: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # (reader, picture's hash) -> what was read
         if folder is None or not folder.is_dir():
             return
         for file in sorted(folder.glob("*.safetensors")):
@@ -50,12 +52,28 @@ class Gallery:
         """Keeps (n, 3, H, W) uint8 pictures of shots."""
         for shot, picture in zip(shots, pictures, strict=True):
             self._held[_of(which, shot)] = picture
-        if self.folder is None or not shots:
+        if shots:
+            of = [which, [_of(which, s)[1:] for s in shots]]
+            self._keep(f"{which}-{shots[0].seed}-{len(self)}", {"pictures": pictures}, of=of)
+
+    def read(self, reader: str, picture: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What a reader said of a picture (3, H, W) uint8, (classes,) bool and its (d,) features; None: not yet."""
+        return self._reads.get((reader, _hash(picture)))
+
+    def heard(self, reader: str, pictures: Tensor, present: Tensor, features: Tensor) -> None:
+        """Keeps what a reader said of (n, 3, H, W) uint8 pictures."""
+        of = [_hash(p) for p in pictures]
+        self._reads.update({(reader, p): (b, f) for p, b, f in zip(of, present, features, strict=True)})
+        tensors = {"present": present.to(torch.uint8), "features": features}
+        self._keep(f"read-{reader[:8]}-{of[0][:16]}", tensors, reader=reader, of=of)
+
+    def _keep(self, name: str, tensors: dict[str, Tensor], *, of: list[Any], reader: str = "") -> None:
+        if self.folder is None:
             return
-        said = {"key": self.key, "of": json.dumps([which, [_of(which, s)[1:] for s in shots]])}
-        path = self.folder / f"{which}-{shots[0].seed}-{len(self)}.safetensors"
+        said = {"key": self.key, "reader": reader, "of": json.dumps(of)}
+        held = {k: t.contiguous() for k, t in tensors.items()}
         try:
-            write_beside(path, lambda tmp: save_file({"pictures": pictures.contiguous()}, tmp, said))
+            write_beside(self.folder / f"{name}.safetensors", lambda tmp: save_file(held, tmp, said))
         except PalimpsestError:
             with contextlib.suppress(OSError):  # a full disk leaves no empty folder either
                 self.folder.rmdir()
@@ -83,12 +101,21 @@ class Gallery:
                 said = f.metadata() or {}
                 if said.get("key") != self.key:
                     return False
-                which, of = json.loads(said["of"])
+                of, reader = json.loads(said["of"]), said.get("reader")
+                if reader:
+                    rows = zip(of, f.get_tensor("present").bool(), f.get_tensor("features"), strict=True)
+                    self._reads.update({(reader, p): (present, features) for p, present, features in rows})
+                    return True
+                which, of = of
                 pictures = f.get_tensor("pictures")
         except (SafetensorError, KeyError, ValueError, OSError):
             return False
         self._held.update({(which, p, s, g): x for (p, s, g), x in zip(of, pictures, strict=True)})
         return True
+
+
+def _hash(picture: Tensor) -> str:
+    return hashlib.sha256(str(tuple(picture.shape)).encode() + raw_bytes(picture)).hexdigest()
 
 
 def _of(which: str, shot: Shot) -> tuple[str, str, int, float | None]:
