@@ -49,7 +49,7 @@ LISTS = (
     WordList("traits", "attribute", "quality", "a trait"),
     WordList("people", "identity", "person", "a person"),
 )
-"""Of a person or an artist only those who died long ago are listed; no name stands in two lists."""
+"""Of persons and artists nobody who lives is listed; no name stands in two lists."""
 OTHER = WordList("other", None, "", "no picture's word")
 """Words that say nothing about a picture, and ends of words: what a vote over kinds must be able to say no with."""
 PERSONS = ("artists", "people")
