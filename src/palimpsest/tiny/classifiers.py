@@ -138,8 +138,10 @@ def orl() -> Task:
 @lru_cache(maxsize=1)
 def digits() -> Task:
     """Handwritten digits of scikit-learn: 1,000 + 797, drawn up to 16 px."""
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as e:
+        raise BadRequest("The digits come with scikit-learn: install the extra [exam].") from e
     raw: Any = load_digits()
     images = np.kron(raw.images / 16 * 255, np.ones((1, 2, 2))).round().astype(np.uint8)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).numpy()
