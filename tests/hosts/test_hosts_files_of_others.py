@@ -222,24 +222,6 @@ def test_a_package_adds_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(load(tmp_path), Own)
 
 
-# -- single files ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("key", "pipeline"),
-    [
-        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "StableDiffusion3Pipeline"),
-        ("double_blocks.0.img_attn.qkv.weight", "FluxPipeline"),
-        ("conditioner.embedders.1.model.ln_final.weight", "StableDiffusionXLPipeline"),
-    ],
-)
-def test_a_checkpoint_is_told_its_own_class(key: str, pipeline: str, tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    save_file({key: torch.zeros(2, 2)}, str(file))
-    with pytest.raises(Unsupported, match=rf"diffusers\.{pipeline}\.from_single_file"):
-        load(file)
-
-
 # -- what a folder may name --------------------------------------------------------------------------------
 
 

@@ -66,7 +66,7 @@ class Audit(Learning, Looking, Reading):
         if self.checkpointing and not self.resurfacing:
             raise BadRequest("An audit trains nothing without --resurfacing; leave out --checkpointing.")
         case = self._generator() if self.concept else self._classifier()
-        run.refuse_other(case.host, self.after)
+        run.refuse_other(case.host, self.after, download=self.download)
         case.check()
         tell(case.forecast(None))
         if self.plan:

@@ -49,13 +49,22 @@ class Loading:
     """Makes a classifier of your own, whose .safetensors state is the model; its code is run."""
     offload: bool = False
     """Let a generator's text encoders and autoencoder rest in main memory while the device works without them."""
+    tokenizer: OptionalFolder = None
+    """For a checkpoint in one file: a folder with its tokenizers, or of a pipeline of its family, from which come also
+    text encoders and an autoencoder that the file lacks."""
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    """For a checkpoint in one file of Stable Diffusion 1, 2 or XL: what it predicts; told from its weights where not
+    given."""
+    download: bool = False
+    """Fetch models that are named as on the Hugging Face hub (owner/name), and missing tokenizers; else nothing is."""
 
     def load(self, model: str, labels: tuple[str, ...] = ()) -> Any:
         from palimpsest import run
 
         return run.load(
             model, device=self.device, dtype=self.dtype, factory=self.factory, labels=labels, offload=self.offload,
-            checkpointing=self._computes_again,
+            checkpointing=self._computes_again, tokenizer=self.tokenizer or "", prediction=self.prediction or "",
+            download=self.download,
         )  # fmt: skip
 
     @property

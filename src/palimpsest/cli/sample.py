@@ -21,7 +21,7 @@ class Sample(Loading):
     prompt: options.Prompt
     """What to draw."""
     model: options.Model = "tiny/sd"
-    """A diffusers folder, a single .safetensors checkpoint, or one of the shipped tiny models."""
+    """A diffusers folder, a .safetensors checkpoint, a repository of the hub, or one of the shipped tiny models."""
     patch: options.OptionalPatch = None
     """A patch to apply while drawing."""
     scale: options.Strength = 1.0

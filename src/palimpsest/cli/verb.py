@@ -52,7 +52,7 @@ class Forget:
 @dataclass(frozen=True, kw_only=True)
 class Generator(Learning, Looking):
     model: options.Model = "tiny/sd"
-    """A diffusers folder, a single .safetensors checkpoint, or one of the shipped tiny models."""
+    """A diffusers folder, a .safetensors checkpoint, a repository of the hub, or one of the shipped tiny models."""
     data: Annotated[tuple[str, ...], arg(metavar="NAME=DATA ...")] = ()
     """Pictures that the system learns from, by the names that it reads (`palimpsest show` tells them)."""
     oracle: options.Models = ()

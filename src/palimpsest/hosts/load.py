@@ -1,4 +1,4 @@
-"""Loads a model as a host: finds it, and asks the families which of them it is. Never touches the network."""
+"""Loads a model as a host: finds it, and asks the families which it is. Fetches only what it is told to fetch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.fingerprint import PRECISIONS, tensors_of
 from palimpsest.core.host import Host
 from palimpsest.core.patch import refuse_pickle
-from palimpsest.hosts import single_file
+from palimpsest.hosts import hub, single_file
+from palimpsest.hosts.checkpoints import Header, recognised
 from palimpsest.hosts.sizes import Held, held_by, refuse_too_large
 from palimpsest.hosts.source import CONFIG, INDEX, PICKLES, Family, Origin, Source, config_of, keys_of
 from palimpsest.hosts.weights import Weights, refuse_odd, unprefixed
 from palimpsest.worlds.concepts import vocabulary_of
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISIONS}
+PREDICTIONS = ("epsilon", "v_prediction")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Drawn(TypedDict):
@@ -43,31 +46,45 @@ def load(
     labels: Sequence[str] = (),
     offload: bool = False,
     checkpointing: bool = False,
+    tokenizer: str | os.PathLike[str] = "",
+    prediction: str = "",
+    download: bool = False,
 ) -> Any:
-    """Loads a model as a host, from local files alone.
+    """Loads a model as a host, from local files alone unless `download` says otherwise.
 
     Args:
         model: `tiny/<name>`, or a model of another package; a folder of a diffusers pipeline or autoencoder, of a
-            transformers classifier, vision model or CLIP, of timm, or of palimpsest; one .safetensors file of a Stable
-            Diffusion checkpoint; the .safetensors state of a classifier, with its factory; or the id of a repository
-            that is already in the local Hugging Face cache.
+            transformers classifier, vision model or CLIP, of timm, or of palimpsest; one .safetensors checkpoint of
+            Stable Diffusion 1, 2, XL or 3 or of Flux.1; the .safetensors state of a classifier, with its factory; or
+            the id of a repository of the Hugging Face hub.
         device: "cpu", "cuda", "cuda:1", "mps".
         dtype: "float32", "float16" or "bfloat16".
         factory: "module:function" that makes the classifier whose state `model` is. It is code: name only your own.
         labels: the classes' names of such a classifier; other models know theirs.
         offload: text encoders and autoencoder lie in main memory and visit the device while they work.
         checkpointing: gradients compute a network's activations again, block by block, instead of keeping them.
+        tokenizer: a folder with the tokenizers that a checkpoint in one file lacks; where that is a pipeline's folder,
+            components that the file lacks come from it, too.
+        prediction: what the network of such a checkpoint of Stable Diffusion 1, 2 or XL predicts, "epsilon" or
+            "v_prediction"; "": told from the file.
+        download: fetch what is not on this disk from the hub: a repository by its id, or a checkpoint's tokenizers.
 
     Raises:
-        BadRequest: no such device or precision; offload from the CPU; offload or checkpointing of a model that has no
-            text encoders, autoencoder and denoiser.
+        BadRequest: no such device, precision, prediction or folder of tokenizers, or one that does not fit the model;
+            offload from the CPU; offload or checkpointing of a model that has no text encoders, autoencoder and
+            denoiser.
         Unsupported: nothing that can be loaded lies there, or a kind of model that has no host.
         Damaged: files are missing, broken or pickles, lack tensors, or hold numbers that are not finite.
         TooLarge: its weights take more memory than is free.
     """
     name = os.fspath(model)
+    if prediction and prediction not in PREDICTIONS:
+        raise BadRequest(f"Unknown prediction {prediction!r}; use one of {', '.join(PREDICTIONS)}.")
+    words = os.path.abspath(Path(tokenizer).expanduser()) if tokenizer else ""
+    if words and not Path(words).is_dir():
+        raise BadRequest(f"There is no folder {tokenizer} for --tokenizer.")
     source = Source(
-        path=_place(name),
+        path=_place(name, download),
         name=name,
         config={},
         device=_device(device),
@@ -76,12 +93,16 @@ def load(
         labels=tuple(labels),
         offload=offload,
         checkpointing=checkpointing,
+        tokenizer=Path(words) if words else None,
+        prediction=prediction,
+        download=download,
     )
     _refuse_idle(source)
     host: Any = _first(source)
     where = os.path.abspath(source.path) if Path(name).expanduser().exists() else name
     told = {"device": device, "dtype": dtype, "factory": factory, "labels": tuple(labels)}
-    host.origin = Origin(model=where, **told, offload=offload, checkpointing=checkpointing)
+    told |= {"offload": offload, "checkpointing": checkpointing, "tokenizer": words, "prediction": prediction}
+    host.origin = Origin(model=where, **told)
     refuse_odd(host.root, source.name)
     if isinstance(weights := getattr(host, "weights", None), Weights):
         weights.come_from(source.path.rglob("*.safetensors") if source.path.is_dir() else [source.path])
@@ -114,13 +135,13 @@ def families() -> Iterator[Family]:
         yield import_module(point.module).FAMILY
 
 
-def check_alike(before: Host, after: str | os.PathLike[str]) -> None:
+def check_alike(before: Host, after: str | os.PathLike[str], *, download: bool = False) -> None:
     """Raises Unsupported where another model plainly is no edit of this one. Cost: headers of its files, no tensors.
 
     Only models with files of their own are looked into, under names of their own: the others, and whole checkpoints in
     one file, whose tensors are renamed on the way, wait until they are loaded.
     """
-    path = _place(os.fspath(after))
+    path = _place(os.fspath(after), download)
     files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
     names = [keys_of(file) for file in files]
     if path.is_file() and single_file.FAMILY.detect([path.name], {}, names[0]):
@@ -144,6 +165,12 @@ def _first(source: Source) -> Host:
                 "Convert it to safetensors where you trust its source."
             )
         refuse_pickle(path)
+        if path.suffix.casefold() == ".gguf":
+            raise Unsupported(
+                f"{path} is a GGUF file: numbers of few bits, which neither take edits nor say what the trained model "
+                "does, and most such files hold one network alone. Take the .safetensors release of the model, or a "
+                "diffusers folder quantised by bitsandbytes."
+            )
         if path.suffix != ".safetensors":
             raise Unsupported(f"{path} is no .safetensors file; give a diffusers folder or a .safetensors checkpoint.")
         files, weights = [path.name], [path]
@@ -164,10 +191,7 @@ def _first(source: Source) -> Host:
 
         return from_state(source)
     if path.is_file():
-        raise Unsupported(
-            f"{path} holds no Stable Diffusion checkpoint (no model.diffusion_model.* tensors). A LoRA or a part of a "
-            "model is not a model: give the folder or file of the whole model."
-        )
+        raise Unsupported(f"{recognised(Header.of(path)).name} is the family of {path}, which has no host.")
     if INDEX in files:
         raise Unsupported(
             f"{path} is a {declared.shown(source.config.get('_class_name'))}, which has no host here. A package "
@@ -208,23 +232,14 @@ def _dtype(dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _place(name: str) -> Path:
-    """The file or folder of a model by its name."""
+def _place(name: str, download: bool = False) -> Path:
+    """The file or folder of a model by its name; a repository of the hub may be fetched."""
     shipped = import_module("palimpsest.tiny")
     if shipped.shipped(name):
         return Path(shipped.path(name))
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if len(Path(name).parts) == 2 and not name.startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        try:
-            return Path(snapshot_download(name, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError) as e:
-            raise Unsupported(
-                f"There is neither a folder {name} nor a copy of the repository {name!r} in the local Hugging Face "
-                f"cache, and models are never downloaded on their own. Download it first: `hf download {name}`."
-            ) from e
+    if hub.is_name(name):
+        return hub.place(name, download=download)
     raise Unsupported(f"There is no model at {name}; give a folder, a .safetensors file or a name such as tiny/sd.")

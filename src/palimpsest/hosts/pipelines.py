@@ -65,7 +65,7 @@ def assembled(pipeline: Any, source: Source, host: Any, folder: Path | None) -> 
 def _from_folder(pipeline: str, host: Any, parts: Mapping[str, tuple[str, ...]], source: Source) -> Any:
     import diffusers
 
-    components: dict[str, Any] = {part: _component(source, part, classes) for part, classes in parts.items()}
+    components: dict[str, Any] = {part: component(source, part, classes) for part, classes in parts.items()}
     with quiet():  # diffusers imports the class only now, and with it processors that would like torchvision
         cls = getattr(diffusers, pipeline)
     takes = inspect.signature(cls.__init__).parameters
@@ -82,7 +82,7 @@ def _from_folder(pipeline: str, host: Any, parts: Mapping[str, tuple[str, ...]],
         raise Damaged(f"{source.path} cannot be put together as a {pipeline}: {first_line(e)}.") from e
 
 
-def _component(source: Source, part: str, classes: tuple[str, ...]) -> Any:
+def component(source: Source, part: str, classes: tuple[str, ...]) -> Any:
     """One part of a pipeline, of a listed class."""
     folder = source.path / part
     named = source.config.get(part)

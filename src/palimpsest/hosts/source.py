@@ -43,6 +43,9 @@ class Source:
         factory: "module:function" that the user vouches for; "" where none was named.
         labels: the names of its classes, where the user gave them.
         offload, checkpointing: see `hosts.load.load`.
+        tokenizer: a folder with what a checkpoint in one file lacks: tokenizers, or a whole pipeline of its family.
+        prediction: what such a checkpoint's network predicts; "": told from the file.
+        download: whether tokenizers may be fetched.
     """
 
     path: Path
@@ -54,6 +57,9 @@ class Source:
     labels: tuple[str, ...] = ()
     offload: bool = False
     checkpointing: bool = False
+    tokenizer: Path | None = None
+    prediction: str = ""
+    download: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,8 @@ class Origin:
     labels: tuple[str, ...] = ()
     offload: bool = False
     checkpointing: bool = False
+    tokenizer: str = ""
+    prediction: str = ""
 
 
 class Family(NamedTuple):

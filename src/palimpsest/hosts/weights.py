@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,46 +108,6 @@ def loaded(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
         ) from e
     refuse_absent(absent(info), names, folder)
     return model.eval()
-
-
-def entire(build: Callable[[], T], where: Path) -> T:
-    """A module or a pipeline that a library builds and fills from a file, whose every tensor comes from that file.
-
-    For libraries that do not say what they did not find: without accelerate they leave random numbers in its place.
-
-    Args:
-        build: loads it; modules are filled by `load_state_dict`, or stay on the meta device where nothing fills them.
-        where: the file, for the error.
-
-    Raises:
-        Damaged: tensors are not in the file; the message names the first of them, and how many there are.
-    """
-    lacking: dict[nn.Module, set[str]] = {}
-    plain = nn.Module.load_state_dict
-
-    def load_state_dict(module: nn.Module, state: Mapping[str, Any], *args: Any, **how: Any) -> Any:
-        lost = set(module.state_dict()) - set(state)
-        lacking[module] = lacking.get(module, lost) & lost  # a module may be filled in parts
-        return plain(module, state, *args, **how)
-
-    nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
-    try:
-        result = build()
-    finally:
-        nn.Module.load_state_dict = plain  # type: ignore[method-assign]
-    lost = [name for module, names in lacking.items() for name in _unshared(module, names)]
-    parts = [result] if isinstance(result, nn.Module) else getattr(result, "components", {}).values()
-    modules = [part for part in parts if isinstance(part, nn.Module)]
-    lost += [name for module in modules for name, tensor in tensors_of(module).items() if tensor.is_meta]
-    refuse_absent(sorted(set(lost)), keys_of(where), where)
-    return result
-
-
-def _unshared(module: nn.Module, names: Collection[str]) -> list[str]:
-    """Those of these tensors that are not filled under another name, nor nothing but counters."""
-    tensors = tensors_of(module)
-    filled = {id(tensor) for name, tensor in tensors.items() if name not in names}
-    return [name for name in names if id(tensors[name]) not in filled and not name.endswith(COUNTER)]
 
 
 def filled(model: nn.Module, path: Path) -> nn.Module:

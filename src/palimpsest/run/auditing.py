@@ -50,7 +50,7 @@ def audit(
     return about.audit(changed, out=folder, resume=resume, command=command, trace=Trace(progress=progress))
 
 
-def refuse_other(before: Any, after: str | Path) -> None:
+def refuse_other(before: Any, after: str | Path, *, download: bool = False) -> None:
     """Raises WrongBase or Unsupported where a patch was made for another model, or a model plainly is no edit of it.
 
     Cost: headers of the files; of a patch all of it.
@@ -58,7 +58,7 @@ def refuse_other(before: Any, after: str | Path) -> None:
     if _is_patch(Path(after)):
         Patch.load(after).fits(before)
     else:
-        check_alike(before, after)
+        check_alike(before, after, download=download)
 
 
 def unlike(before: Any, after: Any) -> list[str]:

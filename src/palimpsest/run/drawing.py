@@ -55,7 +55,7 @@ def doctor() -> dict[str, str]:
         found["cuda"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     if torch.backends.mps.is_available():
         found["mps"] = "yes"
-    for extra in ("sklearn", "nudenet", "ray", "playwright"):
+    for extra in ("sklearn", "nudenet", "open_clip", "ray", "playwright"):
         found[extra] = "installed" if importlib.util.find_spec(extra) else "not installed (optional)"
     found["systems"] = str(len(catalog.entries()))
     from palimpsest import tiny
