@@ -2,6 +2,9 @@
 
 Each line is run in fresh processes, since threads and malloc are set up once:
 
+- the drawing and judging of an audit of tiny/sd (`--prompts 3 --seeds 1`) by one process of two threads, one of one
+  thread, and two of one thread each, which must see the same to the bit. The second process starts while the first one
+  times its forecast, as the command's does, and is waited for no longer than there;
 - drawing pictures with tiny/sd by one process of one or two threads, waiting actively or passively, and by two
   processes of one thread each;
 - training steps of a small classifier, with malloc as it is and as `machine.keep_memory` sets it; page faults a step.
@@ -9,12 +12,15 @@ Each line is run in fresh processes, since threads and malloc are set up once:
 Two cores, load 13 from other work: 66,453 page faults a training step with malloc as it is, fewer than one with large
 blocks kept; 6.6 and 6.5 s a step (what waits for a core hides the rest).
 
-    python bench/processes.py [--beside N]     N busy processes run beside (0: none)
+    python bench/processes.py                  idle, then with a busy process beside
+    python bench/processes.py --beside N       with N busy processes beside alone (0: none)
+    python bench/processes.py --only audit     the audits alone
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -41,6 +47,41 @@ def draw(pictures: int) -> dict[str, float]:
     start = time.perf_counter()
     host.sample(["a star"] * pictures, list(range(pictures)))
     return {"seconds": time.perf_counter() - start}
+
+
+def audit(how: int) -> dict[str, float]:
+    """Seconds of drawing and judging an audit's pictures, and a number that stands for all that was seen.
+
+    Args:
+        how: ten times the processes, and the threads of each.
+    """
+    import torch
+
+    from palimpsest import run
+    from palimpsest.core import catalog
+    from palimpsest.probes.crew import Crew, crew_for
+    from palimpsest.probes.drawn import collect
+    from palimpsest.probes.forecast import time_host
+    from palimpsest.run.looking import judges
+
+    count, threads = divmod(how, 10)
+    torch.set_num_threads(threads)
+    host, look = run.load("tiny/sd"), run.Look(prompts=3, seeds=1)
+    request = run.request(host, "star")
+    patch, plan = catalog.load("erase/uce")()(host, request), run.plan(host, request, look)
+    readers = judges(host, plan, look)
+    with crew_for([host], workers=count) if count > 1 else Crew(threads=threads) as crew:
+        crew.start()
+        time_host(host, plan)
+        start = time.perf_counter()
+        evidence = collect(host, patch, plan, readers, crew=crew)
+        seconds = time.perf_counter() - start
+    seen = hashlib.sha256()
+    for name in sorted(evidence.gallery):
+        seen.update(evidence.gallery[name].numpy().tobytes())
+    for name in sorted(evidence.measures):
+        seen.update(evidence.measures[name].numpy().tobytes())
+    return {"seconds": seconds, "seen": float(int(seen.hexdigest()[:12], 16)), "pictures": float(plan.pictures())}
 
 
 def train(keep: int) -> dict[str, float]:
@@ -99,6 +140,19 @@ def beside(n: int) -> Iterator[None]:
             process.wait()
 
 
+def audits() -> Iterator[tuple[str, float, str]]:
+    found: dict[int, dict[str, float]] = {}
+    for how, name in ((12, "1 process of 2 threads"), (11, "1 of 1"), (21, "2 of 1")):
+        env = {"OMP_NUM_THREADS": str(how % 10), "OMP_WAIT_POLICY": "PASSIVE"}
+        found[how] = processes("audit", [how], env)[1][0]
+        more = f"{found[how]['pictures']:.0f} pictures"
+        if how == 21:
+            share = found[21]["seconds"] / found[11]["seconds"]
+            same = "the same" if found[21]["seen"] == found[11]["seen"] else "NOT THE SAME"
+            more = f"{share:.2f} of one's time, efficiency {50 / share:.0f} %, {same} receipt"
+        yield f"an audit, {name}", found[how]["seconds"], more
+
+
 def lines() -> Iterator[tuple[str, float, str]]:
     for threads, wait in ((1, "PASSIVE"), (2, "ACTIVE"), (2, "PASSIVE")):
         env = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": wait}
@@ -112,22 +166,25 @@ def lines() -> Iterator[tuple[str, float, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--beside", type=int, default=0, help="busy processes beside")
-    parser.add_argument("--work", choices=["draw", "train"], help=argparse.SUPPRESS)
+    parser.add_argument("--beside", type=int, help="busy processes beside; by default none, then one")
+    parser.add_argument("--only", choices=["audit", "rest"], help="some lines alone")
+    parser.add_argument("--work", choices=["draw", "train", "audit"], help=argparse.SUPPRESS)
     parser.add_argument("--argument", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        works: dict[str, Any] = {"draw": draw, "train": train}
+        works: dict[str, Any] = {"draw": draw, "train": train, "audit": audit}
         print(json.dumps(works[args.work](args.argument)))
         return
-    load = f", load {os.getloadavg()[0]:.1f} before it began" if hasattr(os, "getloadavg") else ""
-    table = Table(title=f"{os.cpu_count()} cores, {args.beside} busy process(es) beside{load}")
-    for heading in ("work", "s", "besides"):
-        table.add_column(heading, justify="left" if heading == "work" else "right")
-    with beside(args.beside):
-        for work, seconds, more in lines():
-            table.add_row(work, f"{seconds:.2f}", more)
-    Console(width=100).print(table)
+    for busy in (0, 1) if args.beside is None else (args.beside,):
+        load = f", load {os.getloadavg()[0]:.1f} before it began" if hasattr(os, "getloadavg") else ""
+        table = Table(title=f"{os.cpu_count()} cores, {busy} busy process(es) beside{load}")
+        for heading in ("work", "s", "besides"):
+            table.add_column(heading, justify="left" if heading == "work" else "right")
+        with beside(busy):
+            for part, rows in (("audit", audits), ("rest", lines)):
+                for work, seconds, more in rows() if args.only in (None, part) else ():
+                    table.add_row(work, f"{seconds:.2f}", more)
+        Console(width=120).print(table)
 
 
 if __name__ == "__main__":

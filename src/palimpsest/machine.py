@@ -77,6 +77,11 @@ def _left_of_container(root: Path) -> list[int]:
         return []
 
 
+def launched() -> int:
+    """How many processes `accelerate launch` or `torchrun` started together with this one; 1 where it is alone."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= set(os.environ) else 1
+
+
 def cache_folder() -> Path:
     """The folder of everything that is made once and kept: $PALIMPSEST_CACHE, or ~/.cache/palimpsest; it exists.
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from exam_fixtures import dies, examine, script, small, threads
 
-from palimpsest import cli, processes
+from palimpsest import cli
 from palimpsest.core.errors import BadRequest, PalimpsestError, Unsupported
 from palimpsest.exam import budgets, case, digest, record, running
 from palimpsest.exam.case import Exam, asked
-from palimpsest.processes import ATTEMPTS, spread
+from palimpsest.processes import ATTEMPTS, over_ray, spread
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_without_ray_the_command_says_what_to_install(monkeypatch: pytest.Monkey
     def missing(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(processes, "import_module", missing)
+    monkeypatch.setattr(over_ray, "import_module", missing)
     with pytest.raises(BadRequest, match=r"extra \[cluster\]"):
         list(spread(threads, [0], ray="local"))
 

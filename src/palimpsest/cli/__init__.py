@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(args)
         except PalimpsestError as e:
-            complain(str(e))
+            if os.environ.get("RANK", "0") == "0" or machine.launched() == 1:  # once is enough
+                complain(str(e))
             return e.code
         except Terminated:
             complain(f"told to end; {_how_to_go_on(args)}.")
@@ -84,6 +86,11 @@ def _run(args: list[str]) -> int:
     if name not in commands():
         raise BadRequest(f"There is no command {name!r}; the commands are {', '.join(commands())}.")
     command: Any = commands()[name]
+    if machine.launched() > 1 and Doing not in command.__mro__:
+        raise BadRequest(
+            f"{name} trains nothing that {machine.launched()} processes could divide: run it without `accelerate "
+            "launch`."
+        )
     parsed, unknown = tyro.cli(
         command,
         prog=f"palimpsest {name}",

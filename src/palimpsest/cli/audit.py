@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from palimpsest.cli import options
-from palimpsest.cli.options import Learning, Looking, Reading, refuse_overwriting, request_about, say
+from palimpsest.cli.options import Learning, Looking, Reading, Working, refuse_overwriting, request_about, say
 from palimpsest.cli.terminal import tell
 from palimpsest.core.errors import BadRequest
 
@@ -17,7 +18,7 @@ WRITTEN = ("receipt.json", "receipt.html")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit(Learning, Looking, Reading):
+class Audit(Learning, Looking, Working, Reading):
     """Measure what changed between two models, whoever edited them. Writes receipt.json and receipt.html.
 
     Examples:
@@ -55,7 +56,6 @@ class Audit(Learning, Looking, Reading):
     """Also try to bring the concept back, by fine-tuning and by learnt words; takes minutes, prints its budget."""
 
     def run(self, rest: list[str], command: str) -> int:
-        from palimpsest import run
         from palimpsest.core.trace import Trace
         from palimpsest.progress import bars
 
@@ -65,23 +65,35 @@ class Audit(Learning, Looking, Reading):
             refuse_overwriting(self.out, WRITTEN, self.overwrite, self.resume)
         if self.checkpointing and not self.resurfacing:
             raise BadRequest("An audit trains nothing without --resurfacing; leave out --checkpointing.")
-        case = self._generator() if self.concept else self._classifier()
-        run.refuse_other(case.host, self.after, download=self.download)
-        case.check()
-        tell(case.forecast(None))
-        if self.plan:
-            return 0
-        after = run.edited(self.after, load=self.load)
-        for sentence in run.unlike(case.host, after):
-            tell(sentence)
-        with bars() as progress:
-            trace = Trace(progress=progress)
-            receipt = case.audit(after, out=self.out, resume=self.resume, command=command, trace=trace)
+        case, after = self._generator() if self.concept else self._classifier()
+        with closing(case):
+            case.check()
+            if not self.plan:
+                case.begin()
+            tell(case.forecast(None))
+            if self.plan:
+                return 0
+            with bars() as progress:
+                trace = Trace(progress=progress)
+                receipt = case.audit(after, out=self.out, resume=self.resume, command=command, trace=trace)
         say(receipt)
         return 0
 
-    def _generator(self) -> Any:
+    def _edited(self, host: Any) -> Any:
+        """The edited model or the patch; None where it is not needed."""
         from palimpsest import run
+
+        run.refuse_other(host, self.after, download=self.download)
+        if self.plan:
+            return None
+        after = run.edited(self.after, load=self.load)
+        for sentence in run.unlike(host, after):
+            tell(sentence)
+        return after
+
+    def _generator(self) -> tuple[Any, Any]:
+        from palimpsest import run
+        from palimpsest.core.patch import Patch
         from palimpsest.probes.attempt import Budget
 
         self._refuse(
@@ -92,21 +104,33 @@ class Audit(Learning, Looking, Reading):
         request = request_about(host, self.concept, keep=self.keep, kind=self.kind)
         budget = Budget(sample_steps=self.sample_steps, guidance=self.guidance) if self.resurfacing else None
         oracles = self.load_all(self.oracle)
-        return run.case(host, request, look=self.look(), oracles=oracles, resurfacing=budget)
+        after = self._edited(host)
+        case = run.case(
+            host, request, look=self.look(), oracles=oracles, resurfacing=budget, workers=self.workers, ray=self.ray,
+            edited=None if isinstance(after, Patch) else after,
+        )  # fmt: skip
+        return case, after
 
-    def _classifier(self) -> Any:
+    def _classifier(self) -> tuple[Any, Any]:
         from palimpsest import run
         from palimpsest.core.host import Classifier
         from palimpsest.data.forget import ForgetRequest
 
-        drawn = {"keep", "kind", "resume", "resurfacing", *(f.name for f in fields(Looking))}
+        drawn = {
+            "keep",
+            "kind",
+            "resume",
+            "resurfacing",
+            *(f.name for kind in (Looking, Working) for f in fields(kind)),
+        }
         self._refuse(drawn, "a generator; --data and --forget a classifier")
         asked = ForgetRequest.parse(self.forget)
         host, data, test = self.samples(self, self.before, self.data)
         if not isinstance(host, Classifier):
             raise BadRequest(f"{host.name} is no classifier; --data and --forget audit one. Give --concept instead.")
         oracles = self.load_all(self.oracle)
-        return run.case(host, asked, data=data, test=test, oracles=oracles, accept_chance=self.accept_chance)
+        case = run.case(host, asked, data=data, test=test, oracles=oracles, accept_chance=self.accept_chance)
+        return case, self._edited(host)
 
     def _refuse(self, names: set[str], whose: str) -> None:
         """Raises BadRequest where an option was given that this kind of audit would leave unused."""

@@ -60,11 +60,12 @@ class Loading:
 
     def load(self, model: str, labels: tuple[str, ...] = ()) -> Any:
         from palimpsest import run
+        from palimpsest.train import ranks
 
         return run.load(
-            model, device=self.device, dtype=self.dtype, factory=self.factory, labels=labels, offload=self.offload,
-            checkpointing=self._computes_again, tokenizer=self.tokenizer or "", prediction=self.prediction or "",
-            download=self.download,
+            model, device=ranks.place(self.device), dtype=self.dtype, factory=self.factory, labels=labels,
+            offload=self.offload, checkpointing=self._computes_again, tokenizer=self.tokenizer or "",
+            prediction=self.prediction or "", download=self.download,
         )  # fmt: skip
 
     @property
@@ -130,6 +131,17 @@ class Looking:
             stop_early=self.stop_early,
             prompts_files=files,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Working:
+    """Who draws."""
+
+    workers: Annotated[int | None, arg(metavar="N")] = None
+    """Processes that draw and read pictures; 0: one a core or CUDA device. Where not given the same, but one alone for
+    little work, and fewer where memory holds no more."""
+    ray: Annotated[str, arg(metavar="local|ADDRESS")] = ""
+    """Draw over Ray: on this machine, or in a cluster whose nodes see the same files."""
 
 
 @dataclass(frozen=True, kw_only=True)

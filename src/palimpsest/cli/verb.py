@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
+from contextlib import ExitStack, closing, redirect_stdout
 from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,7 +14,16 @@ import tyro
 from tyro.conf import Positional, arg
 
 from palimpsest.cli import options
-from palimpsest.cli.options import Learning, Loading, Looking, Reading, refuse_overwriting, request_about, say
+from palimpsest.cli.options import (
+    Learning,
+    Loading,
+    Looking,
+    Reading,
+    Working,
+    refuse_overwriting,
+    request_about,
+    say,
+)
 from palimpsest.cli.terminal import tell
 from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
@@ -50,7 +61,7 @@ class Forget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generator(Learning, Looking):
+class Generator(Learning, Looking, Working):
     model: options.Model = "tiny/sd"
     """A diffusers folder, a .safetensors checkpoint, a repository of the hub, or one of the shipped tiny models."""
     data: Annotated[tuple[str, ...], arg(metavar="NAME=DATA ...")] = ()
@@ -68,7 +79,10 @@ class Generator(Learning, Looking):
         host = self.load(self.model)
         said = {name: getattr(self, name, "") for name in ("target", "keep", "toward")}
         request = request_about(host, **said, kind=getattr(self, "kind", None))
-        return run.case(host, request, data=_named(self.data), look=self.look(), oracles=self.load_all(self.oracle))
+        return run.case(
+            host, request, data=_named(self.data), look=self.look(), oracles=self.load_all(self.oracle),
+            workers=self.workers, ray=self.ray,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +149,14 @@ class Doing:
     """Print what would be done, looked at and shown, and the minutes; then stop."""
 
     def run(self, rest: list[str], command: str) -> int:
+        from palimpsest.train import ranks
+
+        with ExitStack() as stack:
+            if stack.enter_context(ranks.joined(str(getattr(self, "device", "cpu")))):
+                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+            return self._carry_out(rest, command)
+
+    def _carry_out(self, rest: list[str], command: str) -> int:
         from palimpsest import run
         from palimpsest.progress import bars
 
@@ -152,7 +174,7 @@ class Doing:
         if self.dry_run:
             tell(f"{entry.card.name} ({entry.id}): {method}")
             return 0
-        with bars() as progress:
+        with closing(case), bars() as progress:
             done = run.perform(
                 self.verb, case, method=method, out=self.out, seed=self.seed, resume=self.resume, command=command,
                 progress=progress,

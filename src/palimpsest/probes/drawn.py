@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from typing import Any, ClassVar
 
@@ -15,15 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from palimpsest.core.concept import Concept
-from palimpsest.core.errors import BadRequest, Unsupported
+from palimpsest.core.errors import Unsupported
 from palimpsest.core.patch import Patch, diff
 from palimpsest.core.trace import Trace
 from palimpsest.probes.broken import kinds
-from palimpsest.probes.evaluators import Judge, classes_of, decide
+from palimpsest.probes.crew import Crew, Model, draw
+from palimpsest.probes.evaluators import Judge, classes_of
 from palimpsest.probes.evidence import Evidence, norms, parts, refuse_broken, rounded
 from palimpsest.probes.gallery import Gallery
-from palimpsest.probes.own_judge import OwnJudge
-from palimpsest.probes.plan import LISTED, Plan, Shot, batches
+from palimpsest.probes.plan import LISTED, Plan
+from palimpsest.probes.read import read
 
 _WHO = {
     "before": "untouched model",
@@ -89,6 +88,7 @@ def collect(
     batch: int | None = None,
     gallery: Gallery | None = None,
     trace: Trace | None = None,
+    crew: Crew | None = None,
 ) -> Drawn:
     """Draws the pictures of a plan from the untouched and the edited model and lets every judge read each once.
 
@@ -102,6 +102,7 @@ def collect(
         batch: pictures that are drawn at once; as many as the model says where not given, 16 where it says nothing.
         gallery: keeps every batch as soon as it is drawn; what it already has is not drawn again.
         trace: takes seconds, forwards and progress.
+        crew: the processes that draw; by default this one alone. What they draw is the same to the bit.
 
     Cost: `plan.pictures()` pictures (one more set with an oracle), each read once by each judge.
     """
@@ -113,22 +114,20 @@ def collect(
     gallery = Gallery() if gallery is None else gallery
     start = time.perf_counter()
     shots = plan.shots if rows is None else tuple(plan.shots[row] for row in rows)
-    draw = partial(_draw, gallery=gallery, plan=plan, trace=trace, batch=batch)
     shown = {k: v for k, v in (drawn or {}).items() if k != "after"}
-    if "before" not in shown:
-        shown["before"] = draw(host, "before", shots)
-    with ExitStack() as stack:
-        if isinstance(edited, Patch):
-            stack.enter_context(edited.applied(host))
-        shown["after"] = draw(host if isinstance(edited, Patch) else edited, "after", shots)
-    if rows is None and "other" not in shown:
-        shown["other"] = draw(host, "other", plan.twin_shots)
-    if rows is None and oracle is not None and "oracle" not in shown:
-        shown["oracle"] = draw(oracle, "oracle", shots)
+    after = Model(host=host, patch=edited) if isinstance(edited, Patch) else Model(host=edited)
+    wanted = {"before": (Model(host=host), shots), "after": (after, shots)}
+    if rows is None:
+        wanted["other"] = Model(host=host), plan.twin_shots
+    if rows is None and oracle is not None:
+        wanted["oracle"] = Model(host=oracle), shots
+    due = {which: (_WHO[which], *what) for which, what in wanted.items() if which not in shown}
+    draw(due, plan, crew=crew or Crew(), gallery=gallery, trace=trace, batch=batch)
+    shown |= {which: gallery.hang(which, what[-1]) for which, what in due.items()}
     patch = edited if isinstance(edited, Patch) else _diff(host, edited)
     return Drawn(
         plan=plan,
-        measures=measured(plan, shown, judges, trace, whole=rows is None, gallery=gallery),
+        measures=measured(plan, shown, judges, trace, whole=rows is None, gallery=gallery, crew=crew),
         gallery=shown,
         evaluators={j.evaluator.name: j.evaluator for j in judges},
         patch=patch,
@@ -150,13 +149,14 @@ def measured(
     *,
     whole: bool = True,
     gallery: Gallery | None = None,
+    crew: Crew | None = None,
 ) -> dict[str, Tensor]:
     """Every measure of pictures by set; without `whole` those alone that need no other row."""
     found: dict[str, Tensor] = {}
     gallery = Gallery() if gallery is None else gallery
     for judge in judges:
         for which, pictures in shown.items():
-            present, features = _read(judge, pictures, trace, gallery)
+            present, features = read(judge, pictures, plan, crew=crew or Crew(), gallery=gallery, trace=trace)
             found[f"{which}/{judge.evaluator.name}/present"] = present
             if features.shape[1]:
                 found[f"{which}/{judge.evaluator.name}/features"] = features
@@ -192,67 +192,6 @@ def _apart(before: Tensor, then: Tensor, rows: Sequence[int], block: int = 64) -
         apart = before[list(rows[i : i + block])].float() - then[i : i + block].float()
         found.append(apart.flatten(1).square().mean(1).sqrt())
     return torch.cat(found)
-
-
-def _draw(
-    host: Any, which: str, shots: Sequence[Shot], *, gallery: Gallery, plan: Plan, trace: Trace, batch: int | None
-) -> Tensor:
-    """(n, 3, H, W) uint8 of a set's shots, batch by batch, each kept as soon as it is there."""
-    missing = gallery.missing(which, shots)
-    with ExitStack() as stack:
-        if hasattr(host, "parts") and missing:
-            stack.enter_context(trace.watching(host))
-        done = 0
-        rows: int = getattr(host, "at_once", lambda size: 16)(plan.size) if batch is None else batch
-        for now in batches(missing, rows):
-            images = host.sample(
-                [s.prompt for s in now],
-                [s.seed for s in now],
-                plan.how(now[0]),
-                batch=rows,
-                progress=partial(_tell, trace, _WHO[which], done, len(now), len(missing)),
-            )
-            done += len(now)
-            if not bool(torch.isfinite(images).all()):
-                raise BadRequest(
-                    f"The {_WHO[which]} draws NaN instead of pictures (first asked: {now[0].prompt!r}): its weights or "
-                    "its scheduler's settings are broken. Nothing can be measured on it."
-                )
-            gallery.add(which, now, (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu())
-    return gallery.hang(which, shots)
-
-
-def _tell(trace: Trace, who: str, before: int, now: int, pictures: int, done: int, total: int) -> None:
-    """Progress in pictures, which move on within a batch as its denoising steps are done."""
-    trace.tell(f"drawing: {who}", before + now * done // total, pictures)
-
-
-def _read(judge: Judge, pictures: Tensor, trace: Trace, gallery: Gallery) -> tuple[Tensor, Tensor]:
-    """(n, classes) bool and (n, d) float32 of one judge for a set of pictures.
-
-    What takes as long as drawing, the audited model's own reading, is kept like pictures are and not done twice.
-    """
-    if not isinstance(judge, OwnJudge):
-        return _asked(judge, pictures, trace, 64)
-    reader = judge.evaluator.sha256
-    unread = [i for i, picture in enumerate(pictures) if gallery.read(reader, picture) is None]
-    with trace.watching(judge.host):
-        for now in (unread[i : i + 16] for i in range(0, len(unread), 16)):
-            gallery.heard(reader, pictures[now], *_asked(judge, pictures[now], Trace(), 16))
-            trace.tell(f"reading: {judge.evaluator.name}", unread.index(now[-1]) + 1, len(unread))
-    said = [gallery.read(reader, picture) for picture in pictures]
-    present, features = zip(*filter(None, said), strict=True)
-    return torch.stack(present), torch.stack(features)
-
-
-def _asked(judge: Judge, pictures: Tensor, trace: Trace, batch: int) -> tuple[Tensor, Tensor]:
-    present, features = [], []
-    for i in range(0, len(pictures), batch):
-        images = pictures[i : i + batch].float() / 255
-        present.append(decide(judge.evaluator, judge.read(images)))
-        features.append(judge.features(images).float().flatten(1))
-        trace.tell(f"reading: {judge.evaluator.name}", min(i + batch, len(pictures)), len(pictures))
-    return torch.cat(present), torch.cat(features)
 
 
 def _diff(host: Any, edited: Any) -> Patch | None:

@@ -94,8 +94,13 @@ def lines(
     oracle: bool = False,
     change: float = CHANGE,
     resurfacing: Budget | None = None,
+    at_once: int = 1,
 ) -> list[str]:
-    """The plan in plain words: pictures, what they can show, what a small change would need, minutes."""
+    """The plan in plain words: pictures, what they can show, what a small change would need, minutes.
+
+    Args:
+        at_once: processes that draw.
+    """
     found = plan.describe().splitlines()
     prompts = {r: max((len(g.prompts) for g in plan.groups if g.role == r), default=0) for r in ("target", "neighbour")}
     tests = {r: sum(g.role == r for g in plan.groups) for r in prompts}
@@ -110,7 +115,7 @@ def lines(
             found.append(text + ".")
     if speed is not None:
         steps = plan.steps or 50
-        each, about = speed.seconds(1, steps), minutes(plan, speed, oracle=oracle)
+        each, about = speed.seconds(1, steps), minutes(plan, speed, oracle=oracle) / at_once
         found.append(
             f"Expected: {_minutes(about)} of drawing, {1000 * each:.0f} ms a picture of {steps} steps (just measured)."
         )

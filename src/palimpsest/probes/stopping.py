@@ -21,6 +21,7 @@ from typing import Any
 from palimpsest.core.reading import Reading
 from palimpsest.core.trace import Trace
 from palimpsest.probes.collapse import Collapse
+from palimpsest.probes.crew import Crew
 from palimpsest.probes.drawn import Drawn, collect
 from palimpsest.probes.evaluators import Judge
 from palimpsest.probes.gallery import Gallery
@@ -57,6 +58,7 @@ def collect_until_clear(
     batch: int | None = None,
     gallery: Gallery | None = None,
     trace: Trace | None = None,
+    crew: Crew | None = None,
 ) -> Drawn:
     """`collect` in parts: after each, stops where no question is left; the returned plan tells at which look.
 
@@ -72,7 +74,7 @@ def collect_until_clear(
     seconds = 0.0
     for look in range(1, looks + 1):
         now = replace(plan, look=look, looks=looks)
-        evidence = collect(host, edited, now, judges, oracle=oracle, batch=batch, gallery=kept, trace=trace)
+        evidence = collect(host, edited, now, judges, oracle=oracle, batch=batch, gallery=kept, trace=trace, crew=crew)
         seconds += evidence.cost["seconds"]
         found = Presence().run(evidence)
         if look == looks or (found and not unclear([*found, *Collapse().run(evidence)], margin)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def audit(
     resurfacing: Budget | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    workers: int | None = 1,
+    ray: str = "",
     command: str = "",
     progress: Progress | None = None,
 ) -> Any:
@@ -41,13 +44,29 @@ def audit(
         asked: what the edit was about: names, concepts or a Request; for a classifier a ForgetRequest, with `data`.
         data, test, look, oracles, resurfacing: see `run.case`.
         resume: take the pictures that an interrupted audit left in `out`.
+        workers: processes that draw and read a generator's pictures, this one among them: 0 for one a core or CUDA
+            device, None for what is fastest. With more than one, a script's own work belongs under
+            `if __name__ == "__main__":`, since each process imports it. What they draw is the same to the bit.
+        ray: "local", or the address of a cluster, to draw over Ray.
     """
     if isinstance(after, (str, Path)):
         refuse_other(before, after)
-    about = case(before, asked, data=data, test=test, look=look, oracles=oracles, resurfacing=resurfacing)
     changed = edited(after) if isinstance(after, (str, Path)) else after
+    about = case(
+        before,
+        asked,
+        data=data,
+        test=test,
+        look=look,
+        oracles=oracles,
+        resurfacing=resurfacing,
+        workers=workers,
+        ray=ray,
+        edited=None if isinstance(changed, Patch) else changed,
+    )
     folder = None if out is None else Path(out)
-    return about.audit(changed, out=folder, resume=resume, command=command, trace=Trace(progress=progress))
+    with closing(about):
+        return about.audit(changed, out=folder, resume=resume, command=command, trace=Trace(progress=progress))
 
 
 def refuse_other(before: Any, after: str | Path, *, download: bool = False) -> None:

@@ -25,6 +25,7 @@ from palimpsest.data.dataset import Dataset, aligned
 from palimpsest.data.forget import ForgetRequest, record, repeated, resolved, split, told
 from palimpsest.ops.statistics import Interval, wilson
 from palimpsest.probes.attempt import Budget
+from palimpsest.probes.crew import Crew, crew_for
 from palimpsest.probes.evaluators import Judge, rows_of
 from palimpsest.probes.forecast import judging, time_host
 from palimpsest.probes.forecast import lines as foresee
@@ -75,6 +76,12 @@ class Case(ABC):
         """What a deletion record keeps of the request; None where nothing is deleted."""
         return None
 
+    def begin(self) -> None:  # noqa: B027 (nothing to do is a default)
+        """Starts what an audit needs and takes long to start, without waiting for it."""
+
+    def close(self) -> None:  # noqa: B027
+        """Ends what an audit or `begin` started."""
+
     @abstractmethod
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Any:
         """The receipt of a change; None where there is none for such a model."""
@@ -87,12 +94,17 @@ class GeneratorCase(Case):
     Args:
         look: how much is drawn.
         data: pictures by name, for systems that learn from some. resurfacing: also try to bring the target back.
+        workers, ray: the processes that draw, as `probes.crew.crew_for` takes them.
+        edited: the edited model, where it is a whole one and known already: each process holds it as well.
     """
 
     asked: Request
     look: Look = field(default_factory=Look)
     data: Mapping[str, Dataset] = field(default_factory=dict)
     resurfacing: Budget | None = None
+    workers: int | None = 1
+    ray: str = ""
+    edited: Any = None
 
     def __post_init__(self) -> None:
         if len(self.oracles) > 1:
@@ -110,22 +122,39 @@ class GeneratorCase(Case):
     def judges(self) -> list[Judge]:
         return judges(self.host, self.plan, self.look)
 
+    @cached_property
+    def crew(self) -> Crew:
+        """The processes that draw; none is started before `begin`."""
+        models = [self.host, *self.oracles, *([] if self.edited is None else [self.edited])]
+        rows = self.plan.pictures(3 if self.oracles else 2) * (self.plan.steps or 50)
+        size = sum(p.numel() for part in self.host.parts("denoiser").values() for p in part.parameters())
+        return crew_for(models, workers=self.workers, ray=self.ray, work=float(rows * size))
+
     @property
     def material(self) -> Material:
         return Material({name: data.samples for name, data in self.data.items()})
 
     def check(self) -> None:
-        _ = self.judges  # an impossible plan and a judge that is not there cost nothing
+        _ = self.judges, self.crew  # an impossible plan and a judge that is not there cost nothing
+
+    def begin(self) -> None:
+        self.crew.start()
+
+    def close(self) -> None:
+        self.crew.close()
 
     def forecast(self, method: ModelEdit | None) -> str:
         """See `Case.forecast`; draws a few pictures to take the time."""
         speed = time_host(self.host, self.plan)
-        lines = foresee(self.plan, speed, oracle=bool(self.oracles), resurfacing=self.resurfacing)
+        lines = foresee(
+            self.plan, speed, oracle=bool(self.oracles), resurfacing=self.resurfacing, at_once=max(1, self.crew.count)
+        )
         lines += [
             judging(self.plan, speed, j.most, rows_of(self.host, self.plan), oracle=bool(self.oracles))
             for j in self.judges
             if isinstance(j, OwnJudge)
         ]
+        lines += [self.crew.words] if self.crew.words else []
         pace = f"one forward of the denoiser takes {500 * speed.step:.0f} ms here"
         return "\n".join([*lines, *_work(method, Material(), pace)])
 
@@ -136,6 +165,7 @@ class GeneratorCase(Case):
             oracle=self.oracles[0] if self.oracles else None,
             stop_early=self.look.stop_early,
             resurfacing=self.resurfacing,
+            crew=self.crew,
         )
         return measure(
             self.host, after, self.asked, subject=subject, out=out, resume=resume, command=command, trace=trace
@@ -288,6 +318,9 @@ def case(
     resurfacing: Budget | None = None,
     accept_chance: bool = False,
     subject: str = "generator",
+    workers: int | None = 1,
+    ray: str = "",
+    edited: Any = None,
 ) -> Case:
     """A request about a model: of concepts (names, a Request), or of samples (a ForgetRequest).
 
@@ -295,6 +328,7 @@ def case(
         data: for concepts, data sets by name for systems that read some; for samples, what the model learned from.
         test, accept_chance: for samples, see `ClassifierCase`. look, resurfacing: for concepts, see `GeneratorCase`.
         oracles: models that never saw what is asked about. subject: of the receipt, where concepts are asked about.
+        workers, ray, edited: for concepts, see `GeneratorCase`.
 
     Raises:
         BadRequest: no data for samples, or something that belongs to the other kind of request.
@@ -315,7 +349,15 @@ def case(
     if subject != "generator":
         return PlainCase(host=host, asked=wanted, subject=find(subject)(), data=data or {}, oracles=oracles)
     return GeneratorCase(
-        host=host, asked=wanted, look=look or Look(), oracles=oracles, data=data or {}, resurfacing=resurfacing
+        host=host,
+        asked=wanted,
+        look=look or Look(),
+        oracles=oracles,
+        data=data or {},
+        resurfacing=resurfacing,
+        workers=workers,
+        ray=ray,
+        edited=edited,
     )
 
 

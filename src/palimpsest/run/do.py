@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from palimpsest.core import catalog
+from palimpsest.core.errors import BadRequest
 from palimpsest.core.files import write_text
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
@@ -18,6 +20,8 @@ from palimpsest.data.dataset import Dataset
 from palimpsest.receipt.make import PATCH_FILE
 from palimpsest.run.cases import Asked, Case, case
 from palimpsest.run.looking import Look
+from palimpsest.train import ranks
+from palimpsest.train.training import Training
 
 RECORD_FILE = "forget.json"
 
@@ -55,6 +59,8 @@ def do(
     out: str | Path | None = None,
     seed: int = 0,
     resume: bool = False,
+    workers: int | None = 1,
+    ray: str = "",
     command: str = "",
     progress: Progress | None = None,
 ) -> Done:
@@ -69,6 +75,7 @@ def do(
         out: folder for patch.safetensors, receipt.json, receipt.html and records; None writes nothing.
         seed: of everything random in the method.
         resume: go on from what an interrupted run left in `out`.
+        workers, ray: the processes that draw the receipt's pictures, see `run.audit`.
 
     Raises:
         BadRequest: the request makes no sense for this model, these data or this system.
@@ -81,9 +88,20 @@ def do(
     kind = catalog.verbs()[verb].subject
     subject = "generator" if kind == "classifier" else kind  # a request about samples tells by itself
     about = case(
-        host, asked, data=data, test=test, look=look, oracles=oracles, accept_chance=accept_chance, subject=subject
+        host,
+        asked,
+        data=data,
+        test=test,
+        look=look,
+        oracles=oracles,
+        accept_chance=accept_chance,
+        subject=subject,
+        workers=workers,
+        ray=ray,
     )
-    return perform(verb, about, method=method, out=out, seed=seed, resume=resume, command=command, progress=progress)
+    how = {"out": out, "seed": seed, "resume": resume, "command": command, "progress": progress}
+    with closing(about):
+        return perform(verb, about, method=method, **how)
 
 
 erase = partial(do, "erase")
@@ -103,10 +121,13 @@ def perform(
 ) -> Done:
     """Runs a system on a case; see `do`."""
     system = system_of(verb, method)
+    _divide(system)
     about.check()
     record, folder = about.record(), None if out is None else Path(out)
     work = Trace(folder=folder, resume=resume, progress=progress)
     patch = system(about.host, about.request, data=about.material, seed=seed, trace=work)
+    if ranks.rank():  # process 0 writes and measures
+        return Done(patch=patch, receipt=None, record=None, patch_path=None, record_path=None)
     if record is not None:
         how = {key: patch.provenance[key] for key in ("method", "parameters", "seed", "versions")}
         record = {"format": 1, **record, "command": command, "patch": patch.sha256(), "base": patch.base, **how}
@@ -119,6 +140,16 @@ def perform(
     if folder is not None or record is None:
         receipt = about.audit(patch, out=folder, resume=resume, command=command, trace=Trace(progress=progress))
     return Done(patch=patch, receipt=receipt, record=record, patch_path=patch_path, record_path=record_path)
+
+
+def _divide(system: ModelEdit) -> None:
+    """Raises BadRequest where several processes were started for a system that trains nothing they could divide."""
+    parts = [system, *(getattr(system, f.name) for f in fields(system))]
+    if ranks.world() > 1 and not any(isinstance(part, Training) for part in parts):
+        raise BadRequest(
+            f"{system.card.name} trains nothing that {ranks.world()} processes could divide: run it without "
+            "`accelerate launch`. Pictures are drawn by several with --workers."
+        )
 
 
 def system_of(verb: str, method: ModelEdit | str) -> ModelEdit:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.core.errors import BadRequest
+from palimpsest.train import ranks
 
 
 def gradients_of(root: nn.Module, names: Sequence[str], losses: Sequence[Callable[[], Tensor]]) -> dict[str, Tensor]:
@@ -44,4 +45,4 @@ def gradients_of(root: nn.Module, names: Sequence[str], losses: Sequence[Callabl
     finally:
         for p in frozen:
             p.requires_grad_(False)
-    return found
+    return dict(ranks.averaged(found))

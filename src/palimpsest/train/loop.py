@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import Diverged
 from palimpsest.core.trace import Trace
-from palimpsest.train import checkpoint
+from palimpsest.train import checkpoint, ranks
 from palimpsest.train.checkpoint import Checkpoint
 from palimpsest.train.randomness import generator
 from palimpsest.train.trained import Trained
@@ -155,12 +155,15 @@ def minimise(
     rates = [group["lr"] for group in optimiser.param_groups]
     done, updating = None, False
     try:
-        for k in range(state.resumed(trace), steps):
+        start = state.resumed(trace)
+        ranks.agree("step to go on from", start)
+        for k in range(start, steps):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(k, steps)
             optimiser.zero_grad(set_to_none=True)
             with within(), torch.enable_grad():
                 value, parts = _differentiated(leaves, loss(k), apart, f"step {k + 1} of {steps}", scale)
+            parts = [ranks.averaged(part) for part in parts]
             if scale is None or _fits(parts, scale):
                 _give(leaves, gradient(k, parts), f"step {k + 1} of {steps}")
                 del parts
@@ -210,7 +213,7 @@ class _State:
     run: Mapping[str, Any]
 
     def save(self, done: int, trace: Trace) -> None:
-        if trace.folder is None:
+        if trace.folder is None or ranks.rank():
             return
         state = Checkpoint(
             step=done,

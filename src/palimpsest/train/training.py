@@ -12,10 +12,12 @@ from torch import Tensor
 
 from palimpsest.core.concept import Request
 from palimpsest.core.delta import Delta
+from palimpsest.core.errors import BadRequest
 from palimpsest.core.fields import Count, NonNegative, Size, checked, types_of
 from palimpsest.core.method import Work
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
+from palimpsest.train import ranks
 from palimpsest.train.loop import Gradients, Losses, TrainStep, clipped, constant, identity, minimise
 from palimpsest.train.trained import Trained
 
@@ -61,6 +63,8 @@ class Training(ABC):
     """Largest norm of all gradients of the model's own tensors together."""
     apart: ClassVar[bool] = False
     """Whether `gradient` gets each loss's gradients by themselves; their sum takes less memory."""
+    divisible: ClassVar[bool] = True
+    """Whether several processes may divide a step's rows: not where a loss differentiates gradients (`train.ranks`)."""
 
     def __post_init__(self) -> None:
         """Raises BadRequest where a field holds a value that its type, or that of the field it repeats, does not."""
@@ -154,12 +158,14 @@ class Training(ABC):
         """Trains; the host is unchanged afterwards, also after an error.
 
         Raises:
-            BadRequest: there is nothing to train, or a checkpoint in the trace's folder belongs to another run.
+            BadRequest: there is nothing to train, a checkpoint in the trace's folder belongs to another run, or
+                several processes cannot divide a step's rows.
             Diverged: a loss or gradient is no longer finite.
         """
-        total = self.total(data)
+        total, run = self.total(data), identity(self, host, request, seed)
+        self._divide(run)
         trained = Trained(host.root, self.trains(host), rank=self.rank, seed=seed)
-        with trained.frozen():
+        with trained.frozen(), ranks.divided(host):
             with torch.no_grad():
                 context = self.prepare(host, request, data=data, seed=seed, trace=trace)
             free = {n: t.detach().clone().requires_grad_(True) for n, t in self.free(context, seed).items()}
@@ -190,7 +196,7 @@ class Training(ABC):
                 steps=total,
                 optimiser=optimiser,
                 trace=trace,
-                run=identity(self, host, request, seed),
+                run=run,
                 kept=kept,
                 gradient=lambda k, parts: clipped(self.gradient(at(k), parts), self.clip, but=free),
                 apart=self.apart,
@@ -203,3 +209,16 @@ class Training(ABC):
             with torch.no_grad():
                 deltas = {**trained.deltas(), **self.settled(at(total))}
         return Fitted(deltas=deltas, free={n: t.detach().cpu() for n, t in free.items()}, log=tuple(trace.log))
+
+    def _divide(self, run: Mapping[str, Any]) -> None:
+        """Raises BadRequest where several processes train and cannot divide a step."""
+        n = ranks.world()
+        if n == 1:
+            return
+        if not self.divisible:
+            raise BadRequest(
+                f"{run['method']} differentiates gradients in its loss, which processes cannot divide; run it by one."
+            )
+        if self.batch < n:
+            raise BadRequest(f"batch is {self.batch}; {n} processes cannot divide it. Give a batch of at least {n}.")
+        ranks.agree("training", run)

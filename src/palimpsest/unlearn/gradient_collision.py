@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class GradientCollision(ClassifierTune):
     augment: Augment = "flip"
     weight: NonNegative = 1.0
     parts: Several = 4
+
+    divisible: ClassVar[bool] = False
 
     card = Card(
         name="Gradient Collision",

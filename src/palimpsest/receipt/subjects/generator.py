@@ -19,6 +19,7 @@ from palimpsest.ops.statistics import Interval
 from palimpsest.probes.attempt import Budget
 from palimpsest.probes.closeness import Closeness
 from palimpsest.probes.collapse import Collapse
+from palimpsest.probes.crew import Crew
 from palimpsest.probes.distance import Distance
 from palimpsest.probes.drawn import Drawn, collect
 from palimpsest.probes.drift import Drift
@@ -52,6 +53,7 @@ class Generator(Subject):
         oracle: a model that never saw the target, to compare with.
         stop_early: look four times, and stop drawing as soon as every answer is clear.
         resurfacing: also try to bring the targets back, at this budget.
+        crew: the processes that draw and read; by default this one alone.
     """
 
     plan: Plan | None = None
@@ -59,6 +61,7 @@ class Generator(Subject):
     oracle: Any = None
     stop_early: bool = False
     resurfacing: Budget | None = None
+    crew: Crew | None = None
 
     name: ClassVar[str] = "generator"
     counted: ClassVar[str] = "pictures"
@@ -203,7 +206,7 @@ class Generator(Subject):
         chosen, judges = about.plan, list(about.judges or ())
         gallery = Gallery(folder, key(before, after, chosen, self.oracle), resume=resume)
         draw = collect_until_clear if self.stop_early else collect
-        return draw(before, after, chosen, judges, oracle=self.oracle, gallery=gallery, trace=trace)
+        return draw(before, after, chosen, judges, oracle=self.oracle, gallery=gallery, trace=trace, crew=self.crew)
 
     def settled(self, before: Any, request: Request) -> Generator:
         chosen = replace(self.plan or plan(before, request), resurfacing=self.resurfacing)
@@ -234,7 +237,7 @@ class Generator(Subject):
         """Cost: 12 pictures before and after, or the whole audit again."""
         judges = list(self.judges or ())
         if how == "all":
-            evidence = collect(before, after, kept.plan, judges, oracle=self.oracle, trace=trace)
+            evidence = collect(before, after, kept.plan, judges, oracle=self.oracle, trace=trace, crew=self.crew)
             whole = self.oracle is not None or not any(key.startswith("oracle/") for key in kept.measures)
             left = "" if whole else "pictures of the model that never saw it: give that model"
             return Again(evidence=evidence, readings=whole, left=left)
