@@ -27,7 +27,6 @@ from palimpsest.exam.material import unlearnt
 from palimpsest.exam.verbs.unlearn import EXAM
 from palimpsest.ops import membership
 from palimpsest.probes.answered import Parts, parts_of
-from palimpsest.processes import one_thread
 from palimpsest.tiny import classifiers
 from palimpsest.train.classify import all_seen
 
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=[], help="only these, as the tables call them")
     parser.add_argument("--only", nargs="*", default=[], help="only these systems")
     asked = parser.parse_args()
-    one_thread()
+    torch.set_num_threads(1)
     for case in EXAM.cases:
         if not asked.cases or EXAM.words(case) in asked.cases:
             tune(case, asked.only)
