@@ -64,7 +64,12 @@ def trained(system: str, out: Path | None = None) -> Any:
     deltas = {
         name: delta.dense(tensors[name].shape).numpy() for name, delta in change.deltas.items() if name in tensors
     }
-    return {**deltas, "": np.array(sum(change.cost["forwards"].get(part, 0) for part in ("denoiser", "backbone")))}
+    rules = {f"{i}/{n}": t.float().numpy() for i, hook in enumerate(change.hooks) for n, t in hook.tensors.items()}
+    return {
+        **deltas,
+        **rules,
+        "": np.array(sum(change.cost["forwards"].get(part, 0) for part in ("denoiser", "backbone"))),
+    }
 
 
 def _host(system: str) -> tuple[Any, Any]:
@@ -74,7 +79,8 @@ def _host(system: str) -> tuple[Any, Any]:
 
     if system.startswith("erase/"):
         return host_of("sd"), None
-    return regressor() if "amnesiac" in system else (classifier(), sample_split())
+    regresses = system in ("unlearn/blindspot", "unlearn/gaussian_amnesiac")
+    return regressor() if regresses else (classifier(), sample_split())
 
 
 def _descent(params: Any, lr: float = 0.01, **others: Any) -> torch.optim.Optimizer:

@@ -64,7 +64,8 @@ class Training(ABC):
     apart: ClassVar[bool] = False
     """Whether `gradient` gets each loss's gradients by themselves; their sum takes less memory."""
     divisible: ClassVar[bool] = True
-    """Whether several processes may divide a step's rows: not where a loss differentiates gradients (`train.ranks`)."""
+    """Whether several processes may divide a step's rows: not where a loss differentiates gradients, or a network is
+    trained before the first step (`train.ranks`)."""
 
     def __post_init__(self) -> None:
         """Raises BadRequest where a field holds a value that its type, or that of the field it repeats, does not."""
@@ -217,7 +218,8 @@ class Training(ABC):
             return
         if not self.divisible:
             raise BadRequest(
-                f"{run['method']} differentiates gradients in its loss, which processes cannot divide; run it by one."
+                f"{run['method']} differentiates gradients in its loss, or trains a network beside, which processes "
+                "cannot divide; run it by one."
             )
         if self.batch < n:
             raise BadRequest(f"batch is {self.batch}; {n} processes cannot divide it. Give a batch of at least {n}.")

@@ -51,6 +51,8 @@ class Blindspot(ClassifierTune):
     regresses: ClassVar[bool] = True
     quick: ClassVar[Mapping[str, Any]] = {**ClassifierTune.quick, "blind_epochs": 0.1}
 
+    divisible: ClassVar[bool] = False
+
     card = Card(
         name="Blindspot",
         title="Deep Regression Unlearning",
