@@ -243,9 +243,7 @@ def recognised(header: Header) -> Kind:
             "and save them as bfloat16."
         )
     if any("bitsandbytes__" in key for key in header.shapes):
-        raise Unsupported(
-            f"{path} is quantised by bitsandbytes in one file; take a quantised diffusers folder, or the fp16 release."
-        )
+        raise Unsupported(f"{path} is quantised by bitsandbytes, which is not read here; take the fp16 release.")
     other = next((what for sign, what in OTHERS.items() if any(sign in key for key in header.shapes)), "")
     plain = network or header.under("")
     if "joint_blocks.0.x_block.attn.qkv.weight" in plain:

@@ -168,8 +168,7 @@ def _first(source: Source) -> Host:
         if path.suffix.casefold() == ".gguf":
             raise Unsupported(
                 f"{path} is a GGUF file: numbers of few bits, which neither take edits nor say what the trained model "
-                "does, and most such files hold one network alone. Take the .safetensors release of the model, or a "
-                "diffusers folder quantised by bitsandbytes."
+                "does, and most such files hold one network alone. Take the .safetensors release of the model."
             )
         if path.suffix != ".safetensors":
             raise Unsupported(f"{path} is no .safetensors file; give a diffusers folder or a .safetensors checkpoint.")
