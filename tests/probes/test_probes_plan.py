@@ -14,6 +14,7 @@ from palimpsest.core.errors import BadRequest, WrongBase
 from palimpsest.core.fingerprint import hook_count
 from palimpsest.core.trace import Trace
 from palimpsest.ops.neighbours import nearest
+from palimpsest.probes import plan as planning
 from palimpsest.probes.drawn import collect
 from palimpsest.probes.neighbours import DRAWN, Eye, neighbours
 from palimpsest.probes.plan import Plan, plan
@@ -223,3 +224,13 @@ def test_a_drawn_worlds_plan_is_what_it_always_was() -> None:
     said = json.dumps([[g.role, g.name or None, list(g.prompts), g.seeds] for g in groups])
     expected = "7c4aa0ab2c59c7b5ec6af13f250e0208b34257930fb316b396d39048566c4c1a"
     assert hashlib.sha256(said.encode()).hexdigest() == expected, [g.name for g in groups]
+
+
+def test_two_forms_of_a_name_that_is_kept_are_one_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = load("tiny/sd")
+    asked = Request(target=(concept(GLYPHS, "star"),), keep=(concept(GLYPHS, "moon"),))
+    monkeypatch.setattr(planning, "same", lambda kept, name: name in ("moon", "ring"))  # as "film photograph" is
+    names = [g.name for g in plan(host, asked, prompts_per_concept=5, seeds=1, neighbours=30).groups]
+    assert "moon" in names
+    assert "ring" not in names
+    assert len(set(names)) == len(names)

@@ -328,10 +328,12 @@ def _neighbours(
             name = near.concept.name
             if name not in ranked or ranked[name].closeness < near.closeness:
                 ranked[name] = near
-    chosen = sorted(ranked.values(), key=lambda near: -near.closeness)[:k]
-    found = [(c, n.reason(kept=kept)) for n in chosen for c, kept in [_as_kept(n.concept, request)]]
-    names = {c.name.casefold() for c, _ in found}
-    return found + [(c, "kept by the request") for c in request.keep if c.name.casefold() not in names][: (k + 1) // 2]
+    found: dict[str, tuple[Concept, str]] = {}  # two forms of a name that is kept are one concept: the nearer stays
+    for near in sorted(ranked.values(), key=lambda near: -near.closeness)[:k]:
+        concept, kept = _as_kept(near.concept, request)
+        found.setdefault(concept.name.casefold(), (concept, near.reason(kept=kept)))
+    others = [(c, "kept by the request") for c in request.keep if c.name.casefold() not in found]
+    return [*found.values(), *others[: (k + 1) // 2]]
 
 
 def _as_kept(concept: Concept, request: Request) -> tuple[Concept, bool]:
