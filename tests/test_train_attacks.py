@@ -27,7 +27,7 @@ def test_inserted_words_of_the_vocabulary_read_like_typed_ones(family: str) -> N
     token = host.pipeline.tokenizer.convert_tokens_to_ids("a</w>")
     words = {n: m.get_parameter("weight")[token : token + 1] for n, m in host.parts("token_embedding").items()}
     typed = host.encode(["a red star", "a moon"])
-    with host.speaking(words):
+    with host.prefixed(words):
         found, short = host.encode(["red star", "moon"]), host.tokens(["red star", "moon"])
     torch.testing.assert_close(found.states, typed.states, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(short.states, typed.states[:, : short.states.shape[1]], atol=1e-5, rtol=1e-4)
@@ -42,7 +42,7 @@ def test_the_empty_prompt_is_not_attacked_and_a_full_one_keeps_its_end() -> None
     words = random_words(host, 2, seed(1))
     long = "a b c d e f g h i j k l m n o p q r s t u v w x y z"
     plain = host.encode(["", "star", long])
-    with host.speaking(words):
+    with host.prefixed(words):
         found = host.encode(["", "star", long])
     torch.testing.assert_close(found.states[0], plain.states[0], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(found.states[1], plain.states[1], atol=1e-3)
@@ -53,7 +53,7 @@ def test_the_empty_prompt_is_not_attacked_and_a_full_one_keeps_its_end() -> None
 def test_no_hook_stays_also_after_an_error() -> None:
     host = host_of("sd")
     hooks = hook_count(host.root)
-    with pytest.raises(ZeroDivisionError, match="zero"), host.speaking(random_words(host, 1, seed(1))):
+    with pytest.raises(ZeroDivisionError, match="zero"), host.prefixed(random_words(host, 1, seed(1))):
         _ = 1 / (hooks - hooks) if hook_count(host.root) > hooks else None
     assert hook_count(host.root) == hooks
 
@@ -67,7 +67,7 @@ def test_one_step_of_the_attack_is_adams_on_the_papers_loss() -> None:
     (name, start), at = next(iter(words.items())), points[:4]
     w = start.clone().requires_grad_(True)
     alpha, sigma = host.noise(at.t)
-    with host.speaking({name: w}):
+    with host.prefixed({name: w}):
         states = host.encode([prompts[int(i)] for i in at.row]).states
     eps = host.pipeline.unet(at.x, at.t, encoder_hidden_states=states).sample
     goal = (at.x - alpha * at.x0_cond) / sigma
@@ -86,7 +86,7 @@ def test_an_attack_brings_predictions_back_and_leaves_the_host() -> None:
     at = visit(host, ["star"], 4, seed(5), steps=3, guidance=3.0)
 
     def off(chosen: dict[str, torch.Tensor]) -> float:
-        with torch.no_grad(), patch.applied(host), host.speaking(chosen):
+        with torch.no_grad(), patch.applied(host), host.prefixed(chosen):
             return float((host.denoise(at.x, at.t, host.encode(["star"]).repeat(len(at))) - at.x0_cond).square().mean())
 
     assert off(words) < off(random_words(host, 2, seed(4)))

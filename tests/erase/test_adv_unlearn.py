@@ -60,7 +60,7 @@ def test_adv_unlearn_is_esd_under_attack_with_a_retain_set(
     with torch.no_grad():
         null, cond = predicted(at.x, at.t, [""] * 2), predicted(at.x, at.t, prompts)
         goal = null - 1.5 * (cond - null)
-        with host.speaking(found[0] if found else {}):
+        with host.prefixed(found[0] if found else {}):
             now = predicted(at.x, at.t, prompts)
         kept = (predicted(also.x, also.t, stay) - predicted(also.x, also.t, stay)).square().mean()
         expected = (now - goal).square().mean() + 0.7 * kept
@@ -102,7 +102,7 @@ def test_adv_unlearn_trains_as_the_paper_does(visited: list[tuple[list[str], Any
         null, cond = (predicted(at.x, at.t, p).detach() for p in ([""] * 2, prompts))
 
         def target(prompts: list[str] = prompts, said: Any = said) -> Tensor:
-            with host.speaking(said) if said else nullcontext():
+            with host.prefixed(said) if said else nullcontext():
                 return host.encode(prompts).states
 
         now = host.pipeline.unet(at.x, at.t, encoder_hidden_states=student.by(target)).sample

@@ -18,11 +18,13 @@ from palimpsest.core.method import Method
 from palimpsest.core.patch import Patch, merge
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
+from palimpsest.core.words import united
 
 
 @dataclass(frozen=True, kw_only=True)
 class Combine(Method, ABC):
-    """A system that makes one patch of several patches of one base. A tensor that a patch leaves out counts as zero."""
+    """A system that makes one patch of several patches of one base. A tensor that a patch leaves out counts as zero;
+    words are brought along."""
 
     def survey(self, patches: Sequence[Patch], host: Any, *, data: Material, rng: torch.Generator, trace: Trace) -> Any:
         """What is needed over all tensors before the first is combined (a threshold, coefficients); here, nothing."""
@@ -59,7 +61,7 @@ class Combine(Method, ABC):
         Raises:
             WrongBase: a patch was made for another model.
             Unsupported: a patch acts while the model runs.
-            BadRequest: there is no patch.
+            BadRequest: there is no patch, or two bring one word with different meanings.
 
         Cost: one tensor of all patches at a time, in float32.
         """
@@ -71,6 +73,7 @@ class Combine(Method, ABC):
             raise WrongBase(f"A patch was made for the model {odd[0][:12]}, but {host.name} is {base[:12]}.")
         if hooked:
             raise Unsupported(f"{hooked[0]} acts while the model runs; only changes of weights can be combined.")
+        words = united([p.words for p in patches])
         with self.guarded(host, material, seed=seed, trace=trace) as rng:
             surveyed = self.survey(patches, host, data=material, rng=rng, trace=trace)
             deltas = {
@@ -85,7 +88,7 @@ class Combine(Method, ABC):
             "seed": seed,
             "combined": [{"sha256": p.sha256(), "provenance": dict(p.provenance)} for p in patches],
         }
-        return Patch(base=base, deltas=deltas, provenance=provenance)
+        return Patch(base=base, deltas=deltas, words=words, provenance=provenance)
 
     def _combined(self, name: str, patches: Sequence[Patch], host: Any, surveyed: Any) -> Delta | None:
         factors = self.weights(name, surveyed)

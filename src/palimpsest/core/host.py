@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from palimpsest.core.sampling import Sampling, Start
 from palimpsest.core.vocabulary import Vocabulary as Vocabulary
+
+if TYPE_CHECKING:
+    from palimpsest.core.words import Word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,11 +220,23 @@ class Denoiser(Host, Protocol):
         """Inside, the decoder reads of each skip (n, c, h, w) what the rule makes of it; in models that have skips."""
         ...
 
-    def speaking(self, words: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Inside, every prompt but the empty one is read with these words before its first; differentiable in them.
+    def speaking(self, words: Mapping[str, Word]) -> AbstractContextManager[None]:
+        """Inside, these words may stand in any prompt, several and several times; differentiable in their vectors.
+
+        A word is matched as a word, in capitals or not, a longer one first; it is none inside another one. Words of
+        blocks around this one stay. No tensor of the model changes.
+
+        Raises:
+            BadRequest, Damaged, WrongBase: a word does not fit the model, or is spoken with another meaning already.
+        """
+        ...
+
+    def prefixed(self, vectors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Inside, every prompt but the empty one is read with these vectors before its first word; differentiable in
+        them.
 
         Args:
-            words: k words that no vocabulary holds, (k, d) by the name of the token table that they stand in for.
+            vectors: (k, d) by the name of the token table that they stand in for.
         """
         ...
 

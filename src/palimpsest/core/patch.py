@@ -23,6 +23,7 @@ from palimpsest.core.files import refuse_pickle as refuse_pickle
 from palimpsest.core.files import write_beside
 from palimpsest.core.fingerprint import of_precision, tensors_of
 from palimpsest.core.host import CAPABILITIES
+from palimpsest.core.words import Word, sound, united
 
 COSTS = ("seconds", "forwards", "peak_bytes")
 """Keys of `Patch.cost`; format 1 had them in the provenance."""
@@ -69,6 +70,7 @@ class Patch:
         base: fingerprint of the model it was made for.
         deltas: by tensor name in `host.root`.
         hooks: rules that act while the model runs, in order.
+        words: that may stand in a prompt while the patch is applied.
         provenance: who made it: method, parameters, request, seed, versions; plain JSON.
         cost: what making it took: seconds, forwards, peak_bytes. It is not saved and not part of the identity, so
             that equal work makes equal files; receipts keep it.
@@ -83,6 +85,7 @@ class Patch:
     base: str
     deltas: Mapping[str, Delta] = field(default_factory=dict)
     hooks: tuple[Hook, ...] = ()
+    words: Mapping[str, Word] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
     format: int = sealed.FORMAT
@@ -95,7 +98,8 @@ class Patch:
 
         Raises:
             WrongBase: the host is not the model that the patch was made for (`force` applies it all the same).
-            Damaged: a delta does not fit its tensor.
+            Damaged: a delta does not fit its tensor, or a word its token table.
+            Unsupported, BadRequest: the host cannot do what a hook needs, or read a word.
         """
         tensors = self.fits(host, force=force)
         rules = [(_rule(hook, host), hook) for hook in self.hooks]
@@ -103,12 +107,14 @@ class Patch:
         with ExitStack() as stack:
             stack.callback(_restore, host, old)
             self._write(tensors, old, self.deltas)
+            if self.words:
+                stack.enter_context(host.speaking(self.words))
             for rule, hook in rules:
                 stack.enter_context(rule.attach(host, hook))
             yield
 
     def fuse(self, host: Any, *, force: bool = False) -> None:
-        """Writes the deltas into the host for good. Patches with hooks cannot be fused.
+        """Writes the deltas into the host for good. Patches with hooks or words cannot be fused.
 
         Memory: a few times the largest changed tensor.
         """
@@ -116,15 +122,21 @@ class Patch:
             raise Unsupported(
                 f"{shown(self.hooks[0].id)} acts while the model runs and cannot be fused into weights; use `applied`."
             )
+        if self.words:
+            raise Unsupported(
+                f"The word {shown(min(self.words))} is no weight and cannot be fused; export a pipeline instead, whose "
+                "tokenizer and token table grow by it, or use `applied`."
+            )
         tensors = self.fits(host, force=force)
         places = Counter(tensors[name].data_ptr() for name in self.deltas)
         self._write(tensors, {}, {name for name in self.deltas if places[tensors[name].data_ptr()] > 1})
 
     def fits(self, host: Any, *, force: bool = False) -> dict[str, Tensor]:
-        """The host's tensors, after every delta was held against its own: one that does not fit changes nothing.
+        """The host's tensors, after every delta and word was held against its own: one that does not fit changes
+        nothing.
 
         Raises:
-            WrongBase, Damaged: as `applied`.
+            WrongBase, Damaged, Unsupported, BadRequest: as `applied`.
         """
         if not force and self.base != (found := host.fingerprint()):
             raise WrongBase(
@@ -138,6 +150,8 @@ class Patch:
             raise WrongBase(f"The patch changes {shown(missing[0], 120)}, which {host.name} does not have.")
         for name, delta in self.deltas.items():
             delta.fits(tensors[name].shape)
+        for word, meant in sound(self.words).items():
+            meant.fits(word, host)
         return tensors
 
     def _write(self, tensors: Mapping[str, Tensor], old: dict[str, Tensor], kept: Collection[str]) -> None:
@@ -161,7 +175,7 @@ class Patch:
     # -- algebra -----------------------------------------------------------------------------------------
 
     def scaled(self, factor: float) -> Patch:
-        """Every delta times `factor` (0 gives no change, negative the opposite). Hooks have no scale."""
+        """Every delta times `factor` (0 gives no change, negative the opposite). Hooks have no scale; words stay."""
         if self.hooks and factor != 1:
             raise Unsupported(f"{self.hooks[0].id} acts while the model runs; set its own strength instead of scaling.")
         return replace(self, deltas={k: d.scaled(factor) for k, d in self.deltas.items()})
@@ -176,8 +190,9 @@ class Patch:
         """Writes one safetensors file: tensors, and JSON in its header. Written beside and renamed.
 
         Raises:
-            BadRequest: hooks or provenance hold what a file cannot say (NaN, half characters, 8 MiB of text).
+            BadRequest: hooks, words or provenance hold what a file cannot say (NaN, half characters, 8 MiB of text).
         """
+        sound(self.words)
         tensors, header = _pack(self)
         try:
             parsed(text := sealed.text(header), sealed.Header, "Its header")
@@ -214,6 +229,7 @@ class Patch:
         """Bytes of all tensors."""
         held = [t for d in self.deltas.values() for t in d.tensors().values()]
         held += [t for h in self.hooks for t in h.tensors.values()]
+        held += [t for word in self.words.values() for t in word.vectors.values()]
         return sum(t.numel() * t.element_size() for t in held)
 
 
@@ -226,7 +242,7 @@ def merge(*patches: Patch, overlap: Overlap = "refuse", shapes: Mapping[str, tor
 
     Raises:
         WrongBase: the patches were made for different models.
-        BadRequest: an overlap and no rule.
+        BadRequest: an overlap and no rule, or one word with two meanings.
     """
     bases = {p.base for p in patches}
     if len(bases) != 1:
@@ -248,6 +264,7 @@ def merge(*patches: Patch, overlap: Overlap = "refuse", shapes: Mapping[str, tor
         base=bases.pop(),
         deltas=deltas,
         hooks=hooks,
+        words=united([p.words for p in patches]),
         provenance={"merged": [dict(p.provenance) for p in patches]},
     )
 
@@ -302,13 +319,19 @@ def _pack(patch: Patch) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for i, hook in enumerate(patch.hooks):
         for name, t in hook.tensors.items():
             tensors[f"hook|{i}|{name}"] = t.detach().cpu().contiguous()
-    header = {
+    words = sorted(patch.words.items())
+    for i, (_, word) in enumerate(words):
+        for name, t in word.vectors.items():
+            tensors[f"word|{i}|{name}"] = t.detach().cpu().contiguous()
+    header: dict[str, Any] = {
         "format": patch.format,
         "base": patch.base,
         "deltas": {name: d.kind for name, d in patch.deltas.items()},
         "hooks": [{"id": h.id, "params": dict(h.params)} for h in patch.hooks],
         "provenance": dict(patch.provenance),
     }
+    if words:  # so that a patch without any keeps its bytes
+        header["words"] = [{"word": word, "reads_as": meant.reads_as} for word, meant in words]
     return tensors, json.loads(json.dumps(header))
 
 
@@ -324,10 +347,15 @@ def _unpack(header: sealed.Header, tensors: Mapping[str, Tensor], where: str) ->
         name: KINDS[kind](**{f.name: taken(f"delta|{name}|{f.name}") for f in fields(KINDS[kind])})
         for name, kind in header["deltas"].items()
     }
-    hooks = []
-    for i, hook in enumerate(header["hooks"]):
-        own = f"hook|{i}|"
-        hooks.append(Hook(**hook, tensors={k[len(own) :]: taken(k) for k in list(left) if k.startswith(own)}))
+
+    def under(own: str) -> dict[str, Tensor]:
+        return {k[len(own) :]: taken(k) for k in list(left) if k.startswith(own)}
+
+    hooks = [Hook(**hook, tensors=under(f"hook|{i}|")) for i, hook in enumerate(header["hooks"])]
+    told = header.get("words", [])
+    words = {e["word"]: Word(vectors=under(f"word|{i}|"), reads_as=e["reads_as"]) for i, e in enumerate(told)}
+    if len(words) < len(told):
+        raise Damaged(f"{where} names one word twice; get a fresh copy.")
     if left:
         raise Damaged(f"{where} holds the tensor {shown(min(left), 120)}, which its header does not name.")
     for key, t in tensors.items():
@@ -337,12 +365,17 @@ def _unpack(header: sealed.Header, tensors: Mapping[str, Tensor], where: str) ->
             raise Damaged(f"{where}: {shown(key, 120)} holds numbers that are not finite.")
     for delta in deltas.values():
         delta.fits()
-    told = dict(header["provenance"])
+    try:
+        sound(words)
+    except BadRequest as e:
+        raise Damaged(f"{where}: {e}") from e
+    made = dict(header["provenance"])
     return Patch(
         base=header["base"],
         deltas=deltas,
         hooks=tuple(hooks),
-        provenance=told,
-        cost={k: told[k] for k in COSTS if k in told},
+        words=words,
+        provenance=made,
+        cost={k: made[k] for k in COSTS if k in made},
         format=header["format"],
     )

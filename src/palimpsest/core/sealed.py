@@ -41,12 +41,21 @@ class HookEntry(TypedDict):
     params: dict[str, Any]
 
 
-class Header(TypedDict):
+class WordEntry(TypedDict):
+    word: Annotated[str, Within(1, 64)]
+    reads_as: Annotated[str, Within(most=200)]
+
+
+class _Fields(TypedDict):
     format: Literal[1, 2]
     base: Annotated[str, Matching(r"[0-9a-f]{64}|", "a model's fingerprint")]
     deltas: dict[str, Literal["dense", "low_rank", "rows", "sparse"]]
     hooks: Annotated[list[HookEntry], Within(most=1000)]
     provenance: Annotated[Provenance, OPEN]
+
+
+class Header(_Fields, total=False):
+    words: Annotated[list[WordEntry], Within(1, 1000)]  # left out where there are none; older readers refuse it by name
 
 
 class Sealed(Header, total=False):

@@ -143,7 +143,7 @@ class AdvUnlearn(FineTune):
             return output_error(host, at.t, host.denoise(at.x, at.t, cond), goal).square().mean()
 
         words = self._words(step, at)
-        with host.speaking(words) if words else nullcontext():
+        with host.prefixed(words) if words else nullcontext():
             target = encoded(host, context.target.prompts, at.row)
         yield off(at, target, goal)
         yield self.keep_weight * off(also, encoded(host, context.keep.prompts, also.row), also.x0_cond)

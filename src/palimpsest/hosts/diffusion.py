@@ -16,13 +16,15 @@ from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.fingerprint import precision
 from palimpsest.core.host import Cond, Guide, Injection, Vocabulary
 from palimpsest.core.sampling import Sampling, Start
+from palimpsest.core.words import Word, sound
 from palimpsest.hosts.attending import Rule, attending, skipping
 from palimpsest.hosts.offload import Visitors
 from palimpsest.hosts.parametrisation import PREDICTIONS, to_x0
+from palimpsest.hosts.prefixed import prefixed
 from palimpsest.hosts.roles import parts_of
 from palimpsest.hosts.source import public
-from palimpsest.hosts.speaking import speaking
-from palimpsest.hosts.text import words_of
+from palimpsest.hosts.speaking import NOTHING, Speech, Spoken, digest
+from palimpsest.hosts.text import paired, some, unwrapped, words_of
 from palimpsest.hosts.walk import Walk
 from palimpsest.hosts.weights import Weights, refuse_adapters
 from palimpsest.hosts.words import WordReader
@@ -63,11 +65,12 @@ class DiffusionHost(ABC):
         self.knows: Vocabulary | None = None
         self.guide: Callable[[], Guide] | None = None
         self._looking: list[Callable[[Cond], None]] = []
+        self.speech = Speech()
         self.root = nn.Module()
         for child in (self.network, *self.encoders, "vae"):
             module = getattr(pipeline, child, None)
             if module is not None:
-                self.root.add_module(child, _unwrapped(module))
+                self.root.add_module(child, unwrapped(module))
         refuse_adapters(self.root, name)
         around = {child: getattr(pipeline, child, None) for child in (*self.encoders, "vae")}
         away = {child: m for child, m in around.items() if m is not None and m.device != self.device}
@@ -85,7 +88,7 @@ class DiffusionHost(ABC):
             pipeline.vae.float()  # this autoencoder overflows in half precision; the pipeline upcasts it as well
         self.weights = Weights(self.root)
         readable = all(getattr(pipeline, part, None) is not None for part in ("tokenizer", "text_encoder"))
-        self.reader = WordReader(pipeline, self._tokenizers, self.text_layer) if readable else None
+        self.reader = WordReader(pipeline, self._tokenizers, self.text_layer, self.spoken) if readable else None
 
     # -- what families say -------------------------------------------------------------------------------
 
@@ -186,17 +189,18 @@ class DiffusionHost(ABC):
             "empty_prompt_is_zeros": bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
             "tokenizers": {n: words_of(getattr(pipe, n)) for n in self._tokenizers if getattr(pipe, n) is not None},
             "defaults": asdict(self.defaults),
+            **({"words": digest(self.speech.words)} if self.speech.words else {}),
         }
 
     # -- the model as functions --------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[str]) -> Cond:
         """Full-length states, as the denoiser was trained to read them. Cost: one forward per 64 prompts."""
-        return self._encoded(_some(prompts), cut=False)
+        return self._encoded(some(prompts), cut=False)
 
     def tokens(self, prompts: Sequence[str]) -> Cond:
         """States up to the longest prompt's end token only; equal to those of `encode`."""
-        return self._encoded(_some(prompts), cut=True)
+        return self._encoded(some(prompts), cut=True)
 
     def _encoded(self, prompts: Sequence[str], cut: bool) -> Cond:
         with self._visitors.visit(*self.encoders):
@@ -264,9 +268,22 @@ class DiffusionHost(ABC):
         """The decoder reads of each skip what the rule makes of it."""
         return skipping(self, rule)
 
-    def speaking(self, words: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Words without a vocabulary stand before every prompt; see `palimpsest.hosts.speaking`."""
-        return speaking(self, words)
+    def speaking(self, words: Mapping[str, Word]) -> AbstractContextManager[None]:
+        """These words may stand in any prompt; see `palimpsest.hosts.speaking`."""
+        for word, meant in sound(words).items():
+            meant.fits(word, self)
+        return self.speech.speaking(words)
+
+    def spoken(self, encoder: str) -> Spoken:
+        """What the text encoder of this name reads where words that are spoken stand."""
+        if not self.speech.words:
+            return NOTHING
+        table = next((name for name in self.parts("token_embedding") if name.startswith(f"{encoder}.")), "")
+        return self.speech.read_by(table)
+
+    def prefixed(self, vectors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Every prompt begins with these vectors; see `palimpsest.hosts.prefixed`."""
+        return prefixed(self, vectors)
 
     @contextmanager
     def looking(self, look: Callable[[Cond], None]) -> Iterator[None]:
@@ -295,7 +312,7 @@ class DiffusionHost(ABC):
         """
         from diffusers.utils.torch_utils import randn_tensor  # here, so that families are declared without diffusers
 
-        prompts, seeds = _paired(prompts, seeds)
+        prompts, seeds = paired(prompts, seeds)
         how = how.over(self.defaults)
         assert how.steps is not None
         assert how.guidance is not None
@@ -349,7 +366,7 @@ class DiffusionHost(ABC):
         batch = self.at_once(how.size) if batch is None else batch
         if batch < 1:
             raise BadRequest(f"batch is {batch}; it must be at least 1.")
-        images, prompts, seeds = [], *_paired(prompts, seeds)
+        images, prompts, seeds = [], *paired(prompts, seeds)
         runs = -(-len(prompts) // batch)
         for run in range(runs):
             rows = slice(run * batch, (run + 1) * batch)
@@ -374,24 +391,3 @@ class DiffusionHost(ABC):
         if size < 1 or size % self.multiple:
             raise BadRequest(f"size is {size}; {self.name} draws images whose side is a multiple of {self.multiple}.")
         return size
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """A CLIP text encoder without the shell that only older versions of transformers put around it."""
-    inner = getattr(module, "text_model", None)
-    return inner if isinstance(inner, nn.Module) and not hasattr(module, "text_projection") else module
-
-
-def _some(prompts: Sequence[str]) -> list[str]:
-    if isinstance(prompts, str):
-        raise BadRequest(f"Prompts must be a list of strings; got the single string {prompts!r}.")
-    if not prompts:
-        raise BadRequest("There is no prompt; give at least one (the empty string is a prompt, too).")
-    return list(prompts)
-
-
-def _paired(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[list[str], list[int]]:
-    rows = _some(prompts), list(seeds)
-    if len(rows[0]) != len(rows[1]):
-        raise BadRequest(f"{len(rows[0])} prompts but {len(rows[1])} seeds; give one seed for each prompt.")
-    return rows

@@ -22,7 +22,7 @@ from palimpsest.hosts.pipelines import (
     T5_TOKENIZER,
     family,
 )
-from palimpsest.hosts.text import read_clip, read_t5, spelt
+from palimpsest.hosts.text import read_clip, read_t5
 
 T5_LENGTH = 512
 
@@ -75,11 +75,11 @@ class FluxHost(FlowHost):
         return self._at(cond, guidance), self._at(null, guidance)
 
     def _read(self, prompts: Sequence[str], *, cut: bool) -> Cond:
-        pipe = self.pipeline
+        pipe, first, second = self.pipeline, self.spoken("text_encoder"), self.spoken("text_encoder_2")
         states, lengths = read_t5(
-            pipe.tokenizer_2, pipe.text_encoder_2, spelt(pipe.tokenizer_2, prompts), cut=cut, longest=T5_LENGTH
+            pipe.tokenizer_2, pipe.text_encoder_2, prompts, cut=cut, longest=T5_LENGTH, spoken=second
         )
-        pooled = read_clip(pipe.tokenizer, pipe.text_encoder, spelt(pipe.tokenizer, prompts), cut=cut).pooled
+        pooled = read_clip(pipe.tokenizer, pipe.text_encoder, prompts, cut=cut, spoken=first).pooled
         return self._at(Cond(states=states, lengths=lengths, pooled=pooled), self.defaults.guidance or 1.0)
 
     def _at(self, cond: Cond, guidance: float) -> Cond:

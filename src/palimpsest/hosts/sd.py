@@ -13,7 +13,7 @@ from palimpsest.core.errors import Unsupported
 from palimpsest.core.host import Cond
 from palimpsest.hosts.diffusion import DiffusionHost
 from palimpsest.hosts.pipelines import AUTOENCODER, CLIP, CLIP_TOKENIZER, NOISE_SCHEDULER, family
-from palimpsest.hosts.text import read_clip, spelt
+from palimpsest.hosts.text import read_clip
 
 
 class SDHost(DiffusionHost):
@@ -64,8 +64,8 @@ class SDHost(DiffusionHost):
         return self.pipeline.scheduler.config.get("prediction_type", "epsilon")
 
     def _read(self, prompts: Sequence[str], *, cut: bool) -> Cond:
-        tokenizer = self.pipeline.tokenizer
-        text = read_clip(tokenizer, self.pipeline.text_encoder, spelt(tokenizer, prompts), cut=cut)
+        pipe = self.pipeline
+        text = read_clip(pipe.tokenizer, pipe.text_encoder, prompts, cut=cut, spoken=self.spoken("text_encoder"))
         return Cond(states=text.states, lengths=text.lengths)
 
     def _set_timesteps(self, scheduler: Any, steps: int, height: int, width: int) -> None:

@@ -57,16 +57,23 @@ class SD3Host(FlowHost):
         )[0]
 
     def _read(self, prompts: Sequence[str], *, cut: bool) -> Cond:
-        pipe = self.pipeline
-        first = read_clip(pipe.tokenizer, pipe.text_encoder, prompts, cut=cut, layer=self.text_layer)
-        second = read_clip(pipe.tokenizer_2, pipe.text_encoder_2, prompts, cut=cut, layer=self.text_layer)
+        pipe, layer, spoken = self.pipeline, self.text_layer, self.spoken
+        first = read_clip(
+            pipe.tokenizer, pipe.text_encoder, prompts, cut=cut, layer=layer, spoken=spoken("text_encoder")
+        )
+        second = read_clip(
+            pipe.tokenizer_2, pipe.text_encoder_2, prompts, cut=cut, layer=layer, spoken=spoken("text_encoder_2")
+        )
         clip = torch.cat([first.states, second.states], dim=-1)
         further: dict[int, Tensor] = {}
         if pipe.text_encoder_3 is None:
             width = self.denoiser.config.joint_attention_dim
             t5 = clip.new_zeros(len(clip), 0 if cut else self._zeros, width)
         else:
-            t5, lengths = read_t5(pipe.tokenizer_3, pipe.text_encoder_3, prompts, cut=cut, longest=T5_LENGTH)
+            third = spoken("text_encoder_3")
+            t5, lengths = read_t5(
+                pipe.tokenizer_3, pipe.text_encoder_3, prompts, cut=cut, longest=T5_LENGTH, spoken=third
+            )
             further[clip.shape[1]] = lengths
         clip = pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return Cond(

@@ -12,7 +12,7 @@ from palimpsest.core.host import Cond
 from palimpsest.core.sampling import Sampling
 from palimpsest.hosts.pipelines import AUTOENCODER, CLIP, CLIP_TOKENIZER, NOISE_SCHEDULER, family
 from palimpsest.hosts.sd import SDHost
-from palimpsest.hosts.text import read_clip, spelt
+from palimpsest.hosts.text import read_clip
 
 
 class SDXLHost(SDHost):
@@ -46,12 +46,12 @@ class SDXLHost(SDHost):
         return replace(cond, states=torch.zeros_like(cond.states), pooled=torch.zeros_like(cond.pooled))
 
     def _read(self, prompts: Sequence[str], *, cut: bool) -> Cond:
-        pipe = self.pipeline
+        pipe, layer, spoken = self.pipeline, self.text_layer, self.spoken
         first = read_clip(
-            pipe.tokenizer, pipe.text_encoder, spelt(pipe.tokenizer, prompts), cut=cut, layer=self.text_layer
+            pipe.tokenizer, pipe.text_encoder, prompts, cut=cut, layer=layer, spoken=spoken("text_encoder")
         )
         second = read_clip(
-            pipe.tokenizer_2, pipe.text_encoder_2, spelt(pipe.tokenizer_2, prompts), cut=cut, layer=self.text_layer
+            pipe.tokenizer_2, pipe.text_encoder_2, prompts, cut=cut, layer=layer, spoken=spoken("text_encoder_2")
         )
         states = torch.cat([first.states, second.states], dim=-1)
         return Cond(states=states, lengths=second.lengths, pooled=second.pooled)

@@ -1,89 +1,102 @@
-"""Words that no vocabulary holds, put into what the text encoders of transformers read."""
+"""Words of patches in the prompts of a pipeline: what its tokenizers and text encoders make of them.
+
+A word never gets an id that reaches an encoder: CLIP models whose `eos_token_id` is 2 (Stable Diffusion 1, both of
+SDXL) find the pooled state at the *largest* id, which a new one would be. In the rows of ids that stand between
+tokenizer and encoder a word's vectors are numbers below zero; on the way in they give place to an ordinary id, and what
+the table looks up there to the vectors. Nothing of the model or its tokenizers changes.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from palimpsest.core.host import Denoiser
-
-
-@contextmanager
-def speaking(host: Denoiser, words: Mapping[str, Tensor]) -> Iterator[None]:
-    """Every prompt but the empty one is read with the words before its first word, until the context ends.
-
-    Differentiable in the words. The empty prompt stays what it is, so guidance reads no word. A prompt that fills
-    the encoder loses its last words; its end token stays.
-
-    Args:
-        words: (k, d) vectors by the name of the token table that they stand in for.
-
-    Cost: one text forward of the empty prompt, when the context starts.
-    """
-    tables = host.parts("token_embedding")
-    empty = _read_of_empty(host)
-    with ExitStack() as stack:
-        for encoder, module in host.parts("text_encoder").items():
-            for name in tables:
-                if name.startswith(encoder + ".") and name in words:
-                    room = _Room(words[name], empty[encoder])
-                    stack.callback(module.register_forward_pre_hook(room.make, with_kwargs=True).remove)
-                    stack.callback(tables[name].register_forward_hook(room.fill).remove)
-        yield
+from palimpsest.core.declared import shown
+from palimpsest.core.errors import BadRequest
+from palimpsest.core.fingerprint import raw_bytes
+from palimpsest.core.words import Word
 
 
-class _Room:
-    """Makes room for words in an encoder's tokens, and fills it with vectors once the tokens are looked up."""
+class Speech:
+    """The words that a host speaks just now."""
 
-    def __init__(self, words: Tensor, empty: Tensor) -> None:
-        self.words, self.empty = words, empty  # empty (1, L): the tokens of the empty prompt, at full length
-        self.rows: Tensor | None = None
+    def __init__(self) -> None:
+        self._said: list[Mapping[str, Word]] = []
 
-    def make(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        ids = args[0] if args else kwargs["input_ids"]
-        head = self.empty[:, :2].to(ids.device)
-        self.rows = (ids[:, :2] != head).any(1)
-        ids = self._moved(ids, ids[:, :1])
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            kwargs = {**kwargs, "attention_mask": self._moved(mask, torch.ones_like(mask[:, :1]))}
-        if args:
-            return (ids, *args[1:]), kwargs
-        return args, {**kwargs, "input_ids": ids}
+    @property
+    def words(self) -> dict[str, Word]:
+        return {word: meant for words in self._said for word, meant in words.items()}
 
-    def _moved(self, ids: Tensor, filler: Tensor) -> Tensor:
-        """Room behind the first token. Longer where the prompts were cut, else the words before the end are lost."""
-        assert self.rows is not None
-        k, length = len(self.words), ids.shape[1]
-        moved = torch.cat([ids[:, :1], filler.expand(-1, k), ids[:, 1:]], 1)
-        still = torch.cat([ids, ids[:, -1:].expand(-1, k)], 1)
-        if length + k > self.empty.shape[1]:
-            moved = torch.cat([moved[:, : length - 1], ids[:, -1:]], 1)
-            still = ids
-        return torch.where(self.rows[:, None], moved, still)
+    @contextmanager
+    def speaking(self, words: Mapping[str, Word]) -> Iterator[None]:
+        """The host speaks these words too, until the context ends; contexts may end in any order."""
+        known = {word.casefold(): meant for word, meant in self.words.items()}
+        for word, meant in words.items():
+            if not known.get(word.casefold(), meant).same(meant):
+                raise BadRequest(f"The word {shown(word)} is spoken with another meaning already; rename one of them.")
+        said = dict(words)
+        self._said.append(said)
+        try:
+            yield
+        finally:
+            self._said[:] = [other for other in self._said if other is not said]
 
-    def fill(self, table: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        assert self.rows is not None
-        k = len(self.words)
-        words = self.words.to(out.device, out.dtype).expand(len(out), -1, -1)
-        with_words = torch.cat([out[:, :1], words, out[:, 1 + k :]], 1)
-        return torch.where(self.rows[:, None, None], with_words, out)
+    def read_by(self, table: str) -> Spoken:
+        """What the encoder with the token table of this name reads."""
+        return Spoken(words=self.words, table=table)
 
 
-def _read_of_empty(host: Denoiser) -> dict[str, Tensor]:
-    """The tokens (1, L) that each text encoder reads for the empty prompt."""
-    seen: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for encoder, module in host.parts("text_encoder").items():
+@dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """What one text encoder reads where words stand: vectors, or a plain text where a word has none for its table."""
 
-            def look(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], encoder: str = encoder) -> None:
-                seen[encoder] = args[0] if args else kwargs["input_ids"]
+    words: Mapping[str, Word]
+    table: str
 
-            stack.callback(module.register_forward_pre_hook(look, with_kwargs=True).remove)
-        with torch.no_grad():
-            host.encode([""])
-    return seen
+    def vectors(self, device: torch.device) -> Tensor | None:
+        """(m, d) of all words one after the other; None where there are none."""
+        found = [meant.vectors[self.table].to(device) for meant in self.words.values() if self.table in meant.vectors]
+        return torch.cat(found) if found else None
+
+    def pieces(self, prompt: str) -> list[str | range]:
+        """The prompt as plain texts, one at least, and between them words as their rows of `vectors`."""
+        if not self.words:
+            return [prompt]
+        rows, taken = {}, 0
+        for word, meant in self.words.items():
+            if self.table in meant.vectors:
+                rows[word] = range(taken, taken := taken + len(meant.vectors[self.table]))
+        words = sorted(self.words, key=len, reverse=True)
+        each = "|".join(f"({re.escape(word)})" for word in words)
+        found, text, at = list[str | range](), "", 0
+        for match in re.finditer(rf"(?<!\w)(?:{each})(?!\w)", prompt, re.IGNORECASE):
+            assert match.lastindex is not None
+            word = words[match.lastindex - 1]
+            text, at = text + prompt[at : match.start()], match.end()
+            if word in rows:
+                found += [text, rows[word]]
+                text = ""
+            else:
+                text += self.words[word].reads_as
+        return [*found, text + prompt[at:]]
+
+
+NOTHING = Spoken(words={}, table="")
+"""Where no word is spoken."""
+
+
+def digest(words: Mapping[str, Word]) -> str:
+    """sha256 of words and all that they mean."""
+    whole = hashlib.sha256()
+    for word, meant in sorted(words.items()):
+        whole.update(repr((word, meant.reads_as)).encode())
+        for table, vectors in sorted(meant.vectors.items()):
+            whole.update(repr((table, tuple(vectors.shape), str(vectors.dtype))).encode())
+            whole.update(raw_bytes(vectors.detach().cpu().contiguous()))
+    return whole.hexdigest()

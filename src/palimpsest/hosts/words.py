@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from palimpsest.hosts.text import spelt, words_of
+from palimpsest.hosts.speaking import NOTHING, Spoken, digest
+from palimpsest.hosts.text import looked_up, row_of, spelt, words_of
 from palimpsest.hosts.weights import Weights
 
 END, START = "</w>", "\u2581"  # of whole words: after them (byte-pair vocabularies of CLIP), before them (T5's pieces)
@@ -28,9 +29,17 @@ class WordReader:
         pipeline: its `tokenizer` and `text_encoder` are read when they are asked, and may be changed.
         readers: names of all its tokenizers.
         layer: index of the hidden layer that the denoiser reads; None: the normalised last one.
+        spoken: gives what the encoder of a name reads where words that the host speaks stand.
     """
 
-    def __init__(self, pipeline: Any, readers: Sequence[str], layer: int | None) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        readers: Sequence[str],
+        layer: int | None,
+        spoken: Callable[[str], Spoken] = lambda encoder: NOTHING,
+    ) -> None:
+        self._spoken = spoken
         self._pipeline, self._layer = pipeline, layer
         self._readers = readers
         self._weights = Weights(pipeline.text_encoder)
@@ -46,8 +55,14 @@ class WordReader:
 
     @property
     def sha256(self) -> str:
-        """Of what decides `words` and `read`: the encoder's tensors, the tokenizers, the layer."""
+        """Of what decides `words` and `read`: the encoder's tensors, the tokenizers, the layer.
+
+        And words that the host speaks, but for those in angle brackets: no vocabulary and no list has such, so what is
+        kept under this hash stays right where one is spoken.
+        """
+        plain = {word: meant for word, meant in self._spoken("text_encoder").words.items() if not set(word) & set("<>")}
         parts = (self._weights.fingerprint(), self._layer, *map(words_of, self._tokenizers))
+        parts = (*parts, digest(plain)) if plain else parts
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @torch.no_grad()
@@ -65,7 +80,12 @@ class WordReader:
         tokenizer, encoder = self._pipeline.tokenizer, self._pipeline.text_encoder
         longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         tokens = tokenizer(spelt(tokenizer, texts), truncation=True, max_length=longest, return_attention_mask=False)
-        ids = [row[:-1] for row in tokens.input_ids]
+        spoken = self._spoken("text_encoder")
+        pieces, vectors = map(spoken.pieces, texts), spoken.vectors(encoder.device)
+        ids = [
+            (row_of(tokenizer, parts, longest) if len(parts) > 1 else row)[:-1]
+            for row, parts in zip(tokens.input_ids, pieces, strict=True)
+        ]
         lengths = torch.tensor([len(row) for row in ids])
         order, states, done = lengths.argsort(stable=True), None, 0
         while done < len(ids):
@@ -73,7 +93,7 @@ class WordReader:
             rows = order[done : done + max(1, ROWS // max(1, length - 1))]
             rows = rows[lengths[rows] == length]
             batch = torch.tensor([ids[i] for i in rows.tolist()], device=encoder.device)
-            last = _last(encoder, batch, self._layer)
+            last = _last(encoder, batch, self._layer, vectors)
             states = torch.empty(len(ids), last.shape[1]) if states is None else states
             states[rows] = last.float().cpu()
             done += len(rows)
@@ -87,11 +107,12 @@ class WordReader:
         return [t for t in (getattr(self._pipeline, name, None) for name in self._readers) if t is not None]
 
 
-def _last(encoder: Any, ids: Tensor, layer: int | None) -> Tensor:
+def _last(encoder: Any, ids: Tensor, layer: int | None, vectors: Tensor | None) -> Tensor:
     """(n, d) the last tokens' states in a causal CLIP text encoder, of (n, L) ids that begin with one start token."""
     text = getattr(encoder, "text_model", encoder)
     blocks, tables = text.encoder.layers, text.embeddings
-    states = tables.token_embedding(ids) + tables.position_embedding(torch.arange(ids.shape[1], device=ids.device))
+    places = tables.position_embedding(torch.arange(ids.shape[1], device=ids.device))
+    states = looked_up(ids, tables.token_embedding, vectors) + places
     start, rest = states[:1, :1], states[:, 1:]
     for block in blocks if layer is None else blocks[: len(blocks) + 1 + layer]:
         start, rest = _through(block, start, rest)

@@ -134,7 +134,8 @@ def refuse_broken(models: Mapping[str, Any]) -> None:
 
 def _weights(model: Any) -> Mapping[str, Tensor]:
     if isinstance(model, Patch):
-        return {f"{name} ({k})": t for name, delta in model.deltas.items() for k, t in delta.tensors().items()}
+        words = {f"{word} ({n})": t for word, meant in model.words.items() for n, t in meant.vectors.items()}
+        return words | {f"{name} ({k})": t for name, d in model.deltas.items() for k, t in d.tensors().items()}
     return tensors_of(model.root) if hasattr(model, "root") else {}
 
 

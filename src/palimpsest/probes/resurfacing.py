@@ -253,7 +253,7 @@ def _inverted(work: _Work) -> list[Reading]:
             rng = torch.Generator().manual_seed(budget.seed)
             words = _words(work.host, model, patch, target, budget, rng)
             only = replace(scene, ask={target.name: scene.ask[target.name]})
-            with patch.applied(model), model.speaking(words):
+            with patch.applied(model), model.prefixed(words):
                 found.append(_shown(model, only, work.judges, budget))
         with patch.applied(model):
             shown[who] = [work.as_it_is(who, model), _together(found)]

@@ -60,7 +60,7 @@ def check_method(method: ModelEdit, host: Any, request: Request, *, data: Any = 
     assert hook_count(host.root) == hooks, f"{method.id} left hooks on its host"
     assert patch.sha256() == again.sha256(), f"{method.id} is not deterministic under its seed"
     assert patch.base == before, f"{method.id} does not know its base"
-    assert patch.deltas or patch.hooks, f"{method.id} returned a patch that changes nothing"
+    assert patch.deltas or patch.hooks or patch.words, f"{method.id} returned a patch that changes nothing"
     for key in ("method", "parameters", "request", "seed", "versions"):
         assert key in patch.provenance, f"{method.id}: provenance lacks {key}"
     assert set(patch.cost) == set(COSTS), f"{method.id} does not say what it cost"
@@ -124,7 +124,7 @@ def _check_use(method: ModelEdit, host: Any, patch: Patch, before: str, hooks: i
     if not patch.hooks:
         with patch.scaled(0.0).applied(host):
             assert host.fingerprint() == before, f"{method.id}: scaled to zero, the patch still changes something"
-    stranger = Patch(base="another model", deltas=patch.deltas, hooks=patch.hooks)
+    stranger = Patch(base="another model", deltas=patch.deltas, hooks=patch.hooks, words=patch.words)
     try:
         with stranger.applied(host):
             raise AssertionError(f"{method.id}: a patch for another base was applied")

@@ -66,7 +66,7 @@ def attack(
 
     def loss(k: int) -> Tensor:
         at = points[torch.arange(k * batch, (k + 1) * batch) % n]
-        with host.speaking(leaves):
+        with host.prefixed(leaves):
             cond = encoded(host, prompts, at.row)
         return output_error(host, at.t, host.denoise(at.x, at.t, cond), at.x0_cond).square().mean()
 
@@ -91,7 +91,7 @@ def attacked(
 ) -> dict[str, Tensor]:
     """The words that best bring a concept back in an edited model; draw with them to see how far that goes:
 
-        with patch.applied(host), host.speaking(attacked(host, patch, concept, rng=rng)):
+        with patch.applied(host), host.prefixed(attacked(host, patch, concept, rng=rng)):
             images = host.sample(prompts, seeds)
 
     The attacker knows the edited model and how the untouched one draws the concept (white box). Words that no one can

@@ -42,4 +42,4 @@ class FineTune(ModelEdit, Training, ABC):
     @final
     def run(self, host: Any, request: Request, *, data: Material, rng: torch.Generator, trace: Trace) -> Patch:
         fitted = self.fit(host, request, data=data, seed=rng.initial_seed(), trace=trace)
-        return Patch(base="", deltas=fitted.deltas, hooks=self.hooks(request, data, fitted))
+        return Patch(base="", deltas=fitted.deltas, hooks=self.hooks(request, data, fitted), words=fitted.words)

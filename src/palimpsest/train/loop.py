@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import Diverged
 from palimpsest.core.trace import Trace
+from palimpsest.core.words import Word
 from palimpsest.train import checkpoint, ranks
 from palimpsest.train.checkpoint import Checkpoint
 from palimpsest.train.randomness import generator
@@ -45,6 +46,7 @@ class TrainStep:
         trace: takes the log.
         trained: swaps student and teacher.
         free: the tensors that are trained beside the model's own.
+        words: that are trained; the student speaks them, the teacher does not know them.
         kept: the tensors that steps write by themselves.
     """
 
@@ -59,6 +61,7 @@ class TrainStep:
     trace: Trace
     trained: Trained
     free: Mapping[str, Tensor] = field(default_factory=dict)
+    words: Mapping[str, Word] = field(default_factory=dict)
     kept: Mapping[str, Tensor] = field(default_factory=dict)
 
     def student(self) -> AbstractContextManager[None]:

@@ -6,8 +6,8 @@ never written and are back, bit for bit, when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +27,27 @@ class Trained:
         rank: 0 trains the tensors themselves; r > 0 trains `W + up @ down` with up (out, r), down (r, in), where in
             is the product of all axes but the first.
         seed: of the first `down`; `up` starts at zero, so training starts at the model as it is.
+        speak: a context in which the student speaks words that are trained; then there may be no parameter.
 
     Raises:
         BadRequest: nothing to train, or a name that the model lacks.
     """
 
-    def __init__(self, root: nn.Module, names: Sequence[str], *, rank: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        names: Sequence[str],
+        *,
+        rank: int = 0,
+        seed: int = 0,
+        speak: Callable[[], AbstractContextManager[None]] | None = None,
+    ) -> None:
         known = dict(root.named_parameters(remove_duplicate=False))
         unknown = [n for n in names if n not in known]
         if unknown:
             raise BadRequest(f"There is no parameter {unknown[0]!r} to train in this model.")
         chosen = {n: known[n] for n in dict.fromkeys(names) if rank == 0 or known[n].ndim >= 2}
-        if not chosen:
+        if not chosen and speak is None:
             raise BadRequest("The method found no parameter to train in this model; choose other parts of it.")
         self.root, self.rank = root, rank
         self.old: dict[str, nn.Parameter] = _once(chosen)
@@ -46,9 +55,9 @@ class Trained:
         for name, old in self.old.items():
             self._add(name, old.detach(), seed)
         self._holders = _holders(root, self.old)
-        self._in: list[
-            Mapping[str, Tensor | Factored]
-        ] = []  # what is swapped in, outermost first; {} stands for the originals
+        # What is swapped in, outermost first, {} for the originals; and whether it is the student, who speaks.
+        self._in: list[tuple[Mapping[str, Tensor | Factored], bool]] = []
+        self._speak, self._aloud = speak, ExitStack()
 
     def _add(self, name: str, old: Tensor, seed: int) -> None:
         if self.rank == 0:
@@ -81,8 +90,8 @@ class Trained:
 
     @contextmanager
     def student(self) -> Iterator[None]:
-        """The model with the trained tensors."""
-        with self._swapped(self.current()):
+        """The model with the trained tensors and words."""
+        with self._swapped(self.current(), student=True):
             yield
 
     @contextmanager
@@ -105,16 +114,21 @@ class Trained:
             yield
 
     @contextmanager
-    def _swapped(self, new: Mapping[str, Tensor | Factored]) -> Iterator[None]:
-        self._in.append(new)
-        self._point(new)
+    def _swapped(self, new: Mapping[str, Tensor | Factored], *, student: bool = False) -> Iterator[None]:
+        self._in.append((new, student))
         try:
+            self._turn()
             yield
         finally:
             self._in.pop()
-            self._point(self._in[-1] if self._in else {})
+            self._turn()
 
-    def _point(self, new: Mapping[str, Tensor | Factored]) -> None:
+    def _turn(self) -> None:
+        """Makes the model what was swapped in last."""
+        new, student = self._in[-1] if self._in else ({}, False)
+        self._aloud.close()
+        if student and self._speak is not None:
+            self._aloud.enter_context(self._speak())
         for name, holders in self._holders.items():
             for module, key in holders:
                 module._parameters[key] = new.get(name, self.old[name])  # type: ignore[assignment]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, final
 
 import torch
@@ -17,6 +18,7 @@ from palimpsest.core.fields import Count, NonNegative, Size, checked, types_of
 from palimpsest.core.method import Work
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
+from palimpsest.core.words import Word, sound
 from palimpsest.train import ranks
 from palimpsest.train.loop import Gradients, Losses, TrainStep, clipped, constant, identity, minimise
 from palimpsest.train.trained import Trained
@@ -29,11 +31,13 @@ class Fitted:
     Args:
         deltas: of the model's tensors.
         free: the tensors that were trained beside, on the CPU.
+        words: that were trained, on the CPU.
         log: (step, name, value).
     """
 
     deltas: Mapping[str, Delta]
     free: Mapping[str, Tensor]
+    words: Mapping[str, Word]
     log: tuple[tuple[int, str, float], ...]
 
 
@@ -59,6 +63,7 @@ class Training(ABC):
     batch: Count
 
     rank = 0  # no field here, since not every loss bears a low-rank change
+    word_lr = 5e-3  # of words that are trained, in the vectors' own units; no field here, since few losses train any
     clip: ClassVar[float | None] = None
     """Largest norm of all gradients of the model's own tensors together."""
     apart: ClassVar[bool] = False
@@ -71,12 +76,12 @@ class Training(ABC):
         """Raises BadRequest where a field holds a value that its type, or that of the field it repeats, does not."""
         for name, hint in types_of(type(self)).items():
             checked(name, getattr(self, name), hint)
-        for name, hint in {**types_of(Training), "rank": Size}.items():
+        for name, hint in {**types_of(Training), "rank": Size, "word_lr": NonNegative}.items():
             checked(name, getattr(self, name), hint | None)
 
     @abstractmethod
     def trains(self, host: Any) -> Sequence[str]:
-        """Names of the parameters to train, as in `host.root.named_parameters()`."""
+        """Names of the parameters to train, as in `host.root.named_parameters()`; none, where words are trained."""
 
     @abstractmethod
     def loss(self, step: TrainStep) -> Losses:
@@ -102,6 +107,14 @@ class Training(ABC):
     def prepare(self, host: Any, request: Request, *, data: Material, seed: int, trace: Trace) -> Any:
         """What all steps need, computed once on the untouched model, without gradients; it becomes `step.context`."""
         return None
+
+    def new_words(self, host: Any, request: Request, data: Material) -> Mapping[str, Word]:
+        """Words that are trained at the rate `word_lr`, as they start: `step.words`, `Fitted.words`. Here, none.
+
+        Prompts of the student may say them (`host.encode` inside the loss); the teacher, and `prepare`, read them by
+        their letters. A resumed run has them back.
+        """
+        return {}
 
     def free(self, context: Any, seed: int) -> Mapping[str, Tensor]:
         """Tensors that are trained beside the model's own (a discriminator, an adapter): `step.free`, `Fitted.free`.
@@ -165,13 +178,20 @@ class Training(ABC):
         """
         total, run = self.total(data), identity(self, host, request, seed)
         self._divide(run)
-        trained = Trained(host.root, self.trains(host), rank=self.rank, seed=seed)
+        with torch.no_grad():
+            words, spoken = _leaves(host, sound(self.new_words(host, request, data)))
+        speak = partial(host.speaking, words) if words else None
+        trained = Trained(host.root, self.trains(host), rank=self.rank, seed=seed, speak=speak)
         with trained.frozen(), ranks.divided(host):
             with torch.no_grad():
                 context = self.prepare(host, request, data=data, seed=seed, trace=trace)
             free = {n: t.detach().clone().requires_grad_(True) for n, t in self.free(context, seed).items()}
             kept = {n: t.detach().clone() for n, t in self.kept(context, seed).items()}
-            optimiser = self.optimiser(trained.leaves.values())
+            optimiser = self.optimiser(list(trained.leaves.values()) or list(spoken.values()))
+            if spoken:
+                if trained.leaves:
+                    optimiser.add_param_group({"params": list(spoken.values())})
+                optimiser.param_groups[-1]["lr"] = self.word_lr
             if free:
                 optimiser.add_param_group({"params": list(free.values()), **self.free_options()})
 
@@ -188,18 +208,19 @@ class Training(ABC):
                     trace=trace,
                     trained=trained,
                     free=free,
+                    words=words,
                     kept=kept,
                 )
 
             minimise(
-                {**trained.leaves, **free},
+                {**trained.leaves, **spoken, **free},
                 lambda k: self.loss(at(k)),
                 steps=total,
                 optimiser=optimiser,
                 trace=trace,
                 run=run,
                 kept=kept,
-                gradient=lambda k, parts: clipped(self.gradient(at(k), parts), self.clip, but=free),
+                gradient=lambda k, parts: clipped(self.gradient(at(k), parts), self.clip, but={**spoken, **free}),
                 apart=self.apart,
                 schedule=self.schedule,
                 after=lambda k: self.after(at(k)),
@@ -209,7 +230,12 @@ class Training(ABC):
             optimiser.state.clear()  # gradients and moments make room for the deltas
             with torch.no_grad():
                 deltas = {**trained.deltas(), **self.settled(at(total))}
-        return Fitted(deltas=deltas, free={n: t.detach().cpu() for n, t in free.items()}, log=tuple(trace.log))
+        return Fitted(
+            deltas=deltas,
+            free={n: t.detach().cpu() for n, t in free.items()},
+            words={word: meant.mapped(lambda t: t.detach().cpu()) for word, meant in words.items()},
+            log=tuple(trace.log),
+        )
 
     def _divide(self, run: Mapping[str, Any]) -> None:
         """Raises BadRequest where several processes train and cannot divide a step."""
@@ -224,3 +250,16 @@ class Training(ABC):
         if self.batch < n:
             raise BadRequest(f"batch is {self.batch}; {n} processes cannot divide it. Give a batch of at least {n}.")
         ranks.agree("training", run)
+
+
+def _leaves(host: Any, words: Mapping[str, Word]) -> tuple[dict[str, Word], dict[str, Tensor]]:
+    """The words with vectors that can be trained, and these by name."""
+    leaves: dict[str, Tensor] = {}
+
+    def leaf(vectors: Tensor) -> Tensor:
+        return vectors.detach().to(host.device, torch.float32, copy=True).requires_grad_(True)
+
+    made = {word: meant.mapped(leaf) for word, meant in words.items()}
+    for word, meant in made.items():
+        leaves |= {f"{word}|{table}": vectors for table, vectors in meant.vectors.items()}
+    return made, leaves

@@ -43,7 +43,7 @@ def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
         words = attacked(host, patch, target, rng=rng)
     with patch.applied(model):
         plain = shows(model, world(host), rows, seed, case["steps"])
-        with model.speaking(words):
+        with model.prefixed(words):
             under_attack = shows(model, world(host), rows, seed, case["steps"])
     return {"plain": plain, "attacked": under_attack, "cost": dict(patch.cost)}
 
