@@ -19,7 +19,7 @@ from palimpsest.worlds.face_identity import (
     random_vectors,
     unnamed_vectors,
 )
-from palimpsest.worlds.face_parts import Look, compose
+from palimpsest.worlds.face_parts import PARTS, Look, compose
 from palimpsest.worlds.picture import Pictures
 
 _CHUNK = 32  # people drawn at once: their layers then stay in a core's cache
@@ -125,6 +125,7 @@ class Faces:
         generator: Generator,
         captions: list[str] | None = None,
         vectors: Tensor | None = None,
+        parts: bool = False,
     ) -> Pictures:
         """Draw people.
 
@@ -134,6 +135,7 @@ class Faces:
             generator: CPU; all that labels leave open comes from it.
             captions: one per picture; made by `caption` where None.
             vectors: (n, d) identity vectors in [0, 1] to draw instead of those of the labels.
+            parts: also say where hair, skin, eyes, ... show (`Pictures.parts`); the pictures are the same.
 
         Returns:
             Pictures with all labels filled in, masks (n, 1, 64, 64) of the person, identity (n, d) as drawn.
@@ -158,10 +160,11 @@ class Faces:
         walls = torch.tensor(list(BACKGROUNDS.values()))[labels["background"]]
         bold = torch.tensor([_BOLD.get(style, 0.0) for style in STYLES])[labels["style"]]
         images, masks = [torch.zeros(0, 3, 64, 64)], [torch.zeros(0, 1, 64, 64)]
+        shown = [torch.zeros(0, len(PARTS), 64, 64)]
         for start in range(0, n, _CHUNK):
             part = slice(start, start + _CHUNK)
             look = Look(**{key: labels[key][part] for key in ("expression", "glasses", "hat", "pose", "light")})
-            layers = compose(vectors[part], look, bold=bold[part], generator=generator)
+            layers = compose(vectors[part], look, bold=bold[part], generator=generator, parts=parts)
             images.append(
                 render(
                     labels["style"][part], albedo=layers.albedo, alpha=layers.alpha, ink=layers.ink,
@@ -169,12 +172,15 @@ class Faces:
                 )
             )  # fmt: skip
             masks.append(layers.alpha)
+            if layers.parts is not None:
+                shown.append(layers.parts)
         return Pictures(
             images=torch.cat(images),
             masks=torch.cat(masks),
             labels=labels,
             captions=captions,
             identity=vectors,
+            parts=dict(zip(PARTS, torch.cat(shown).split(1, 1), strict=True)) if parts else {},
         )
 
     def _complete(self, labels: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
