@@ -15,7 +15,7 @@ from palimpsest.core.patch import Hook, Patch
 from palimpsest.core.reading import Change, Reading
 from palimpsest.probes.broken import KINDS, kinds
 from palimpsest.probes.collapse import Collapse
-from palimpsest.probes.distance import Distance, frechet, kernel
+from palimpsest.probes.distance import Distance
 from palimpsest.probes.drawn import Drawn, collect
 from palimpsest.probes.drift import Drift
 from palimpsest.probes.leakage import Leakage
@@ -124,34 +124,6 @@ def test_pixel_drift_against_its_definition() -> None:
     assert one(Drift().run(evidence), name="pixel drift", role="target").value == pytest.approx(
         float(expected), abs=1e-3
     )
-
-
-def test_kernel_distance_against_its_definition() -> None:
-    g = torch.Generator().manual_seed(0)
-    a, b = torch.randn(7, 3, generator=g), torch.randn(7, 3, generator=g) + 1
-
-    def k(x: torch.Tensor, y: torch.Tensor) -> float:
-        return float((x.double() @ y.double() / 3 + 1) ** 3)
-
-    pairs = [(i, j) for i in range(7) for j in range(7) if i != j]
-    naive = sum(k(a[i], a[j]) + k(b[i], b[j]) - 2 * k(a[i], b[j]) for i, j in pairs) / len(pairs)
-    value, null = kernel(a, b)
-    assert value == pytest.approx(naive)
-    assert len(null) == 999
-    assert value > sorted(null)[-50]  # a shift by one deviation shows
-    assert abs(kernel(a, a)[0]) < 1e-12
-
-
-def test_frechet_distance_against_scipy() -> None:
-    import numpy as np
-    from scipy.linalg import sqrtm
-
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(60, 5)), rng.normal(size=(40, 5)) @ rng.normal(size=(5, 5)) + 0.5
-    s, t = np.cov(a.T), np.cov(b.T)
-    root = np.real(sqrtm(s @ t))
-    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s + t - 2 * root)
-    assert frechet(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_distances_see_ruin_and_spare_the_spared() -> None:

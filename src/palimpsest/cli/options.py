@@ -102,9 +102,14 @@ class Looking:
     guidance: Number = None
     """Scale of classifier-free guidance; the model's own default where not given."""
     judge: Annotated[tuple[str, ...], arg(metavar="JUDGE ...")] = ()
-    """Evaluators: folders of classifiers or CLIP models, or nudenet, beside what the model brings: the reader of its
-    drawn world, else the untouched model itself (own; own:100 for at most 100 forwards a picture). none leaves that
-    out."""
+    """Evaluators: folders of classifiers or CLIP models, nudenet, or own: the untouched model itself (own:100 for at
+    most 100 forwards a picture), which judges where nobody else does. The reader of a drawn world comes first; none
+    leaves out what the model brings."""
+    features: Annotated[tuple[str, ...], arg(metavar="FOLDER ...")] = ()
+    """Networks that judge nothing and in whose features distances are measured: folders of CLIP models (for CMMD and
+    the CLIP score as well), of vision models or of classifiers."""
+    reference: OptionalFolder = None
+    """A folder of pictures that those of the audit are compared with, in the features of --features and of judges."""
     sees: Number = None
     """Draw as many seeds as a change of so many points in any one other concept needs to be seen 9 times of 10."""
     stop_early: bool = False
@@ -127,6 +132,8 @@ class Looking:
             steps=self.sample_steps,
             guidance=self.guidance,
             judges=self.judge,
+            features=self.features,
+            reference=self.reference,
             sees=self.sees,
             stop_early=self.stop_early,
             prompts_files=files,

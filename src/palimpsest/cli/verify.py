@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -38,6 +39,8 @@ class Verify(Loading, Reading):
     """To ask a classifier again: what it learned from."""
     forget: options.Forget = ""
     """Likewise: the request, where it lists single samples: samples:list.csv."""
+    reference: options.OptionalFolder = None
+    """To measure a generator's distances again: the pictures that it was compared with."""
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest.receipt.finding import exit_code, report
@@ -49,6 +52,7 @@ class Verify(Loading, Reading):
             before, subject = self._asked_again(self.before or load(self.receipt)["base"]["name"])
         else:
             self._refuse_idle()
+            subject = self._compared_again(load(self.receipt)["plan"])
         findings = verify(
             self.receipt,
             remeasure=self.remeasure,
@@ -68,6 +72,21 @@ class Verify(Loading, Reading):
         if given:
             option = given[0].replace("_", "-")
             raise BadRequest(f"--{option} says more about --data, which is missing: give it too.")
+
+    def _compared_again(self, plan: Mapping[str, Any]) -> Any:
+        """The subject with the reference pictures that an option names; None where none does."""
+        if self.reference is None:
+            return None
+        stated = plan.get("reference")
+        if not stated or self.remeasure != "all":
+            raise BadRequest(
+                "--reference is for --remeasure all of a receipt whose plan compares pictures with a folder's; leave "
+                "it out."
+            )
+        from palimpsest.data.photos import Photos
+        from palimpsest.receipt.subjects.generator import Generator
+
+        return Generator(reference=Photos(self.reference, size=stated["size"]))
 
     def _asked_again(self, model: str) -> tuple[Any, Any]:
         """The classifier, and the samples that the options name."""

@@ -20,6 +20,7 @@ from palimpsest.probes.broken import kinds
 from palimpsest.probes.crew import Crew, Model, draw
 from palimpsest.probes.evaluators import Judge, classes_of
 from palimpsest.probes.evidence import Evidence, norms, parts, refuse_broken, rounded
+from palimpsest.probes.extractors import matches
 from palimpsest.probes.gallery import Gallery
 from palimpsest.probes.plan import LISTED, Plan
 from palimpsest.probes.read import read
@@ -31,6 +32,8 @@ _WHO = {
     "oracle": "model that never saw it",
 }
 SETS = tuple(_WHO)
+REFERENCE = "reference"  # pictures of a folder: only their features are kept
+MATCH = "match"  # of a picture with its prompt
 DIGITS = 5  # of the per-picture numbers that a receipt keeps
 
 
@@ -39,10 +42,12 @@ class Drawn(Evidence):
     """What an audit of a generator collected.
 
     Sets are "before" (untouched), "after" (edited), "other" (untouched, other seeds) and, where there is one, "oracle"
-    (a model that never saw the target). Rows follow `plan.shots`, those of "other" `plan.twin_shots`.
+    (a model that never saw the target). Rows follow `plan.shots`, those of "other" `plan.twin_shots`. Of "reference",
+    where a folder of pictures is compared with, features alone are kept.
 
-    Measures: "set/judge/present" (n, classes) bool, "set/judge/features" (n, d), "set/drift" and "set/judge/drift"
-    (of "after" and "other": the distance from "before"), "set/collapse" (index into `broken.KINDS`).
+    Measures: "set/judge/present" (n, classes) bool, "set/judge/features" (n, d), "set/judge/match" (cosine with the
+    text of the picture's prompt), "set/drift" and "set/judge/drift" (of "after" and "other": the distance from
+    "before"), "set/collapse" (index into `broken.KINDS`).
     """
 
     subject: ClassVar[str] = "generator"
@@ -127,7 +132,7 @@ def collect(
     patch = edited if isinstance(edited, Patch) else _diff(host, edited)
     return Drawn(
         plan=plan,
-        measures=measured(plan, shown, judges, trace, whole=rows is None, gallery=gallery, crew=crew),
+        measures=measured(plan, shown, judges, trace, rows=rows, gallery=gallery, crew=crew),
         gallery=shown,
         evaluators={j.evaluator.name: j.evaluator for j in judges},
         patch=patch,
@@ -147,21 +152,28 @@ def measured(
     judges: Sequence[Judge],
     trace: Trace,
     *,
-    whole: bool = True,
+    rows: Sequence[int] | None = None,
     gallery: Gallery | None = None,
     crew: Crew | None = None,
 ) -> dict[str, Tensor]:
-    """Every measure of pictures by set; without `whole` those alone that need no other row."""
+    """Every measure of pictures by set; of pictures of these rows alone, those that need no other row."""
     found: dict[str, Tensor] = {}
+    prompts = {which: [s.prompt for s in plan.shots] for which in shown} | {
+        "other": [s.prompt for s in plan.twin_shots]
+    }
+    if rows is not None:
+        prompts = {which: [said[row] for row in rows] for which, said in prompts.items()}
     gallery = Gallery() if gallery is None else gallery
     for judge in judges:
         for which, pictures in shown.items():
             present, features = read(judge, pictures, plan, crew=crew or Crew(), gallery=gallery, trace=trace)
-            found[f"{which}/{judge.evaluator.name}/present"] = present
-            if features.shape[1]:
-                found[f"{which}/{judge.evaluator.name}/features"] = features
+            at = f"{which}/{judge.evaluator.name}"
+            found |= {f"{at}/present": present} if judge.evaluator.classes else {}
+            found |= {f"{at}/features": features} if features.shape[1] else {}
+            if (cosines := matches(judge, features, prompts[which])) is not None:
+                found[f"{at}/{MATCH}"] = rounded(cosines, DIGITS)
     with torch.autocast("cpu", enabled=False):  # whoever draws in half precision does not measure in it
-        found |= _distances(plan, shown, found, whole)
+        found |= _distances(plan, shown, found, rows is None)
     return found
 
 

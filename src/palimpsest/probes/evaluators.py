@@ -50,6 +50,8 @@ class Judge(Protocol):
 
 def decide(evaluator: Evaluator, probabilities: Tensor) -> Tensor:
     """(n, classes) bool: which classes count as present. Without a threshold the largest class alone does."""
+    if not evaluator.classes:
+        return probabilities.bool()
     if evaluator.threshold is not None:
         return probabilities >= evaluator.threshold
     return functional.one_hot(probabilities.argmax(1), probabilities.shape[1]).bool()
@@ -201,8 +203,9 @@ def judge(source: str, concepts: Sequence[Concept] = (), host: Any = None) -> Ju
 
     Args:
         source: "tiny/glyphs" or "tiny/faces" for the shipped oracles, "nudenet", a folder of an image classifier or
-            CLIP model, "own" for the audited model itself (after a colon the forwards for each picture, at most), or
-            what an installed package adds: the name of its entry point in the group "palimpsest.judges", a function
+            CLIP model, "own" for the audited model itself (after a colon the forwards for each picture, at most),
+            "features:FOLDER" for a network that judges nothing and in whose features distances are measured, or what
+            an installed package adds: the name of its entry point in the group "palimpsest.judges", a function
             of (source, concepts); after a colon it may say more.
         concepts: what a CLIP model or the audited model has to tell apart.
         host: the audited model, untouched.
@@ -212,11 +215,14 @@ def judge(source: str, concepts: Sequence[Concept] = (), host: Any = None) -> Ju
         Unsupported: an extra package is missing, or the folder holds another kind of model.
     """
     from palimpsest.hosts.load import load
+    from palimpsest.probes.extractors import FEATURES, extractor
     from palimpsest.worlds.concepts import WORLDS
 
     name, colon, more = source.partition(":")
     if name == OWN:
         return _own(host, concepts, more if colon else str(FORWARDS))
+    if name == FEATURES:
+        return extractor(more)
     for point in entry_points(group="palimpsest.judges"):
         if point.name == name:
             return point.load()(source, concepts)

@@ -29,7 +29,7 @@ class Leakage(Probe):
         """One reading for each group of pictures and judge; `row` holds it."""
         found = []
         for judge, evaluator in evidence.evaluators.items():
-            columns = _columns(evidence, judge)
+            columns = _columns(evidence, judge) if evaluator.classes else {}
             if not columns:
                 continue
             for g, group in enumerate(evidence.plan.groups):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from palimpsest.core.reading import Reading
 from palimpsest.ops import statistics
-from palimpsest.probes.distance import kernel, spread
+from palimpsest.ops.distances import kernel
+from palimpsest.probes.distance import spread
 from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.evidence import Probe
 

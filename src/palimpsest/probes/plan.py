@@ -108,6 +108,22 @@ class Scope(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Others:
+    """A folder of pictures that others made, which those of an audit are compared with.
+
+    Args:
+        name: of the folder. pictures: how many are read, of `found`. size: side to which they are resized.
+        sha256: over their files.
+    """
+
+    name: str
+    pictures: Annotated[int, declared.Within(least=1)]
+    found: Annotated[int, declared.Within(least=1)]
+    size: Annotated[int, declared.Within(least=1)]
+    sha256: declared.Sha256
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All pictures of one audit. Every picture has a seed of its own, so that pictures are independent; only rows of a
     user's file of prompts may bring seeds that others have as well.
@@ -122,6 +138,7 @@ class Plan:
             with the prompt and seed that it has at the last look.
         aim: where presence of the target was meant to go: "away" (erased) or "in" (taught).
         resurfacing: the budget at which the targets are also to be brought back; None: not asked for.
+        reference: pictures that its own are compared with; None: none.
     """
 
     request: Request
@@ -135,6 +152,7 @@ class Plan:
     looks: int = field(default=1, repr=False)
     aim: Literal["away", "in"] = "away"
     resurfacing: Budget | None = None
+    reference: Others | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.look <= self.looks:

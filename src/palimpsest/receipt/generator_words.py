@@ -8,6 +8,7 @@ from palimpsest.core.reading import Reading, Series
 from palimpsest.probes.judging import AGREEMENT, IMAGINED, MISSED
 from palimpsest.probes.oracle_gap import NEVER as NEVER_SAW
 from palimpsest.probes.plan import LISTED, Plan
+from palimpsest.probes.reference import FRECHET
 from palimpsest.probes.resurfacing import EDITED, INVERTED, NAMES, NEVER, RELEARNT
 from palimpsest.probes.verdict import LEVEL, verdict
 
@@ -65,6 +66,7 @@ def sentences(readings: Sequence[Reading], targets: Sequence[str], plan: Plan) -
         said += _others([r for r in presence if r.role == role], what)
     said += [_listed(r) for r in presence if r.role == LISTED]
     said += _collapse(collapse)
+    said += _few(readings)
     said += _oracle(readings)
     said += [_resurfaced(r) for r in readings if r.name in NAMES]
     said += _weights(readings)
@@ -229,6 +231,18 @@ def _collapse(found: list[Reading]) -> list[dict[str, str]]:
         return [_say("good", "No sign of collapse: pictures did not turn into noise, one colour or copies.")]
     where = _names([f"{r.value:.0f} % of {_pictures(r)} (before {r.before or 0:.0f} %)" for r in worse])
     return [_say("bad", f"Over-erasure alarm: {where} are noise, one colour or copies of another.")]
+
+
+def _few(readings: Sequence[Reading]) -> list[dict[str, str]]:
+    """Frechet distances to reference pictures that rest on fewer pictures than features."""
+    found = [r for r in readings if r.name == FRECHET and min(r.n, r.detail["reference"]) <= r.detail["features"]]
+    if not found:
+        return []
+    counts = sorted({min(r.n, r.detail["reference"]) for r in found})
+    some = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    text = f"Frechet distances to the reference rest on {some} pictures of {found[0].detail['features']} features"
+    more = "their covariance has no full rank, and they are larger than those of more pictures would be; compare them "
+    return [_say("unsure", f"{text}: {more}with equal numbers alone.")]
 
 
 def _pictures(r: Reading) -> str:

@@ -193,7 +193,8 @@ def _plot(t: _Told) -> Any:
 def _change(r: Reading) -> str:
     if r.change is None:
         return ""
-    value, low, high = (number(x, "points") for x in (r.change.value, r.change.low, r.change.high))
+    unit = "points" if r.unit == "%" else r.unit
+    value, low, high = (number(x, unit) for x in (r.change.value, r.change.low, r.change.high))
     return f"{value} ({low} to {high})"
 
 

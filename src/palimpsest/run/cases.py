@@ -23,6 +23,7 @@ from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.data.dataset import Dataset, aligned
 from palimpsest.data.forget import ForgetRequest, record, repeated, resolved, split, told
+from palimpsest.data.photos import Photos
 from palimpsest.ops.statistics import Interval, wilson
 from palimpsest.probes.attempt import Budget
 from palimpsest.probes.crew import Crew, crew_for
@@ -35,7 +36,7 @@ from palimpsest.receipt.make import Receipt
 from palimpsest.receipt.make import audit as measure
 from palimpsest.receipt.subject import Subject, find
 from palimpsest.receipt.subjects import classifier, generator
-from palimpsest.run.looking import Look, judges, plan
+from palimpsest.run.looking import Look, judges, knowing, plan, reference
 from palimpsest.run.requests import request
 
 Asked = str | Path | Sequence[str | Concept] | Request | ForgetRequest
@@ -123,6 +124,10 @@ class GeneratorCase(Case):
         return judges(self.host, self.plan, self.look)
 
     @cached_property
+    def reference(self) -> Photos | None:
+        return reference(self.host, self.plan, self.look)
+
+    @cached_property
     def crew(self) -> Crew:
         """The processes that draw; none is started before `begin`."""
         models = [self.host, *self.oracles, *([] if self.edited is None else [self.edited])]
@@ -135,7 +140,8 @@ class GeneratorCase(Case):
         return Material({name: data.samples for name, data in self.data.items()})
 
     def check(self) -> None:
-        _ = self.judges, self.crew  # an impossible plan and a judge that is not there cost nothing
+        # An impossible plan, a judge that is not there and an empty folder cost nothing.
+        _ = self.judges, self.reference, self.crew
 
     def begin(self) -> None:
         self.crew.start()
@@ -154,7 +160,7 @@ class GeneratorCase(Case):
             for j in self.judges
             if isinstance(j, OwnJudge)
         ]
-        lines += [self.crew.words] if self.crew.words else []
+        lines += [*knowing(self.judges, self.request), *([self.crew.words] if self.crew.words else [])]
         pace = f"one forward of the denoiser takes {500 * speed.step:.0f} ms here"
         return "\n".join([*lines, *_work(method, Material(), pace)])
 
@@ -163,6 +169,7 @@ class GeneratorCase(Case):
             plan=self.plan,
             judges=self.judges,
             oracle=self.oracles[0] if self.oracles else None,
+            reference=self.reference,
             stop_early=self.look.stop_early,
             resurfacing=self.resurfacing,
             crew=self.crew,

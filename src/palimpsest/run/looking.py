@@ -10,9 +10,12 @@ from typing import Any
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.printable import printable
+from palimpsest.data.photos import Photos
 from palimpsest.data.prompts import PromptFile, read_prompts
 from palimpsest.probes import plan as planning
-from palimpsest.probes.evaluators import NOBODY, OWN, Judge, itself, judge, judges_for
+from palimpsest.probes.distance import FEWEST
+from palimpsest.probes.evaluators import NOBODY, OWN, Judge, classes_of, itself, judge, judges_for
+from palimpsest.probes.extractors import FEATURES
 from palimpsest.probes.forecast import needed
 from palimpsest.probes.neighbours import PICTURES, Eye
 
@@ -25,8 +28,11 @@ class Look:
         prompts: for each target; neighbours and unrelated concepts get two fifths each.
         seeds: pictures a prompt.
         steps, guidance: of sampling; None is the model's own default.
-        judges: folders of classifiers or CLIP models, or "nudenet", beside what the model brings: its drawn world's
-            oracle, else itself ("own", or "own:100" for at most 100 forwards a picture). "none" leaves that out.
+        judges: folders of classifiers or CLIP models, or "nudenet", or the model itself ("own", or "own:100" for at
+            most 100 forwards a picture). A drawn world's oracle comes first all the same; where there is none, and
+            nobody is named, the model itself judges. "none" leaves both out.
+        features: folders of networks that judge nothing and in whose features distances are measured.
+        reference: a folder of pictures that those of the audit are compared with.
         sees: a change of so many points, in any one neighbour or unrelated concept, is to be seen 9 times of 10; seeds
             are raised to what that needs.
         stop_early: look four times, and stop drawing as soon as every answer is clear.
@@ -39,6 +45,8 @@ class Look:
     steps: int | None = None
     guidance: float | None = None
     judges: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    reference: str | Path | None = None
     sees: float | None = None
     stop_early: bool = False
     prompts_files: tuple[str | Path | PromptFile, ...] = ()
@@ -122,11 +130,12 @@ def _eye(host: Any, asked: Request, look: Look) -> Eye:
 def judges(host: Any, chosen: planning.Plan, look: Look | None) -> list[Judge]:
     """Who reads the pictures, told of every concept that is drawn; the first one decides what the receipt says.
 
-    First the drawn world's oracle where there is one, then those that the look names, then the model itself: whoever
-    comes from outside goes before it.
+    First the drawn world's oracle where there is one, then those that the look names, whoever comes from outside before
+    the model itself, which judges without being named where nobody else does. Behind them stand networks that judge
+    nothing but have features.
 
     Raises:
-        BadRequest: a judge is named twice.
+        BadRequest: a judge is named twice, or a reference without anybody who has features.
     """
     look = look or Look()
     nobody, told = NOBODY in look.judges, chosen.concepts
@@ -134,14 +143,37 @@ def judges(host: Any, chosen: planning.Plan, look: Look | None) -> list[Judge]:
     outside = [judge(source, told, host) for source in _outside(look)]
     named = [source for source in look.judges if source.partition(":")[0] == OWN]
     mine = [itself(host, chosen) if source == OWN else judge(source, told, host) for source in named]
-    if not (oracle or mine or nobody):
+    if not (oracle or outside or mine or nobody):
         mine = judges_for(host, chosen)
-    found = [*oracle, *outside, *mine]
+    found = [*oracle, *outside, *mine, *(judge(f"{FEATURES}:{folder}") for folder in look.features)]
+    if look.reference is not None and not found:
+        raise BadRequest("A reference is compared in features of a network, and there is none: name one (--features).")
     names = [j.evaluator.name for j in found]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise BadRequest(f"The judge {twice[0]!r} is named twice; each reads the pictures once.")
     return found
+
+
+def knowing(found: list[Judge], asked: Request) -> list[str]:
+    """What is to be said of targets that no judge knows, a line."""
+    lost = [c.name for c in asked.target if not any(classes_of(j.evaluator, c) for j in found)]
+    text = f"No judge knows {', '.join(lost)}: presence will not be measured. The model itself would judge: --judge own"
+    return [f"{text} beside the others."] if lost else []
+
+
+def reference(host: Any, chosen: planning.Plan, look: Look) -> Photos | None:
+    """The pictures that a look compares with, as large as those that a plan draws.
+
+    Raises:
+        BadRequest: no folder of pictures, or too few.
+    """
+    if look.reference is None:
+        return None
+    size = chosen.sampling.over(host.defaults).size or getattr(host, "default_size", None)
+    if size is None:
+        raise BadRequest(f"{host.name} does not say how large its pictures are, so none can be compared with others.")
+    return Photos(look.reference, size=size, least=FEWEST)
 
 
 def _outside(look: Look) -> list[str]:

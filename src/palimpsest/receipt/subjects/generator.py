@@ -14,6 +14,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, PalimpsestError
 from palimpsest.core.reading import Reading
 from palimpsest.core.trace import Trace
+from palimpsest.data.photos import Photos
 from palimpsest.ops import statistics
 from palimpsest.ops.statistics import Interval
 from palimpsest.probes.attempt import Budget
@@ -21,16 +22,18 @@ from palimpsest.probes.closeness import Closeness
 from palimpsest.probes.collapse import Collapse
 from palimpsest.probes.crew import Crew
 from palimpsest.probes.distance import Distance
-from palimpsest.probes.drawn import Drawn, collect
+from palimpsest.probes.drawn import REFERENCE, Drawn, collect
 from palimpsest.probes.drift import Drift
 from palimpsest.probes.evaluators import Judge, judge, judges_for
 from palimpsest.probes.evidence import Probe, unkept
 from palimpsest.probes.gallery import Gallery, key
 from palimpsest.probes.judging import AGREEMENT, IMAGINED, MISSED, Agreement, JudgeErrors
 from palimpsest.probes.leakage import Leakage
+from palimpsest.probes.matching import Matching
 from palimpsest.probes.oracle_gap import GAP, NEVER, OracleGap, OraclePresence
 from palimpsest.probes.plan import LISTED, Group, Plan, plan
 from palimpsest.probes.presence import Presence
+from palimpsest.probes.reference import Reference, measured, others
 from palimpsest.probes.resurfacing import NAMES, resurfacing
 from palimpsest.probes.stopping import collect_until_clear
 from palimpsest.probes.weights import Weights
@@ -51,6 +54,7 @@ class Generator(Subject):
         judges: who reads the pictures; by default the oracle of the drawn world that the model knows, else the
             untouched model itself.
         oracle: a model that never saw the target, to compare with.
+        reference: a folder of pictures to compare with.
         stop_early: look four times, and stop drawing as soon as every answer is clear.
         resurfacing: also try to bring the targets back, at this budget.
         crew: the processes that draw and read; by default this one alone.
@@ -59,6 +63,7 @@ class Generator(Subject):
     plan: Plan | None = None
     judges: Sequence[Judge] | None = None
     oracle: Any = None
+    reference: Photos | None = None
     stop_early: bool = False
     resurfacing: Budget | None = None
     crew: Crew | None = None
@@ -66,8 +71,8 @@ class Generator(Subject):
     name: ClassVar[str] = "generator"
     counted: ClassVar[str] = "pictures"
     probes: ClassVar[tuple[Probe, ...]] = (
-        Presence(), JudgeErrors(), Agreement(), Leakage(), Drift(), Distance(), Collapse(), OracleGap(),
-        OraclePresence(), Closeness(), Weights(),
+        Presence(), JudgeErrors(), Agreement(), Leakage(), Drift(), Distance(), Reference(), Matching(), Collapse(),
+        OracleGap(), OraclePresence(), Closeness(), Weights(),
     )  # fmt: skip
     attempts: ClassVar[tuple[str, ...]] = NAMES
     roles: ClassVar[Mapping[str, tuple[str, str]]] = {
@@ -109,8 +114,21 @@ class Generator(Subject):
         ),
         Section(
             title="Distance",
-            readings=("kernel distance", "Frechet distance"),
+            readings=Distance.makes,
             note="How far all pictures of a role moved, as distributions.",
+        ),
+        Section(
+            title="Against reference pictures",
+            readings=Reference.makes,
+            note="How far the pictures of a role are from a folder of pictures that the user named, in features of a "
+            "network that the user named. It is the field's FID and KID only where that network is Inception. The "
+            "fewer pictures, the larger a Frechet distance: numbers of pictures must be equal to be compared.",
+        ),
+        Section(
+            title="Prompts matched",
+            readings=Matching.makes,
+            note="How well pictures match the prompts that they were drawn of: 100 times their cosine in CLIP, none "
+            "below 0. Erasing is to lower it for the target alone.",
         ),
         Section(
             title="Collapse",
@@ -125,7 +143,15 @@ class Generator(Subject):
         Section(
             title="Prompts from files",
             role=LISTED,
-            readings=(*Presence.makes, *Drift.makes, *Distance.makes, *Collapse.makes, GAP),
+            readings=(
+                *Presence.makes,
+                *Drift.makes,
+                *Distance.makes,
+                *Reference.makes,
+                *Matching.makes,
+                *Collapse.makes,
+                GAP,
+            ),
             note="The user's own prompts, which the audit did not choose: in how many of their pictures a judge sees "
             "the target, whatever they ask for, and how far the pictures moved with the same prompt and seed.",
         ),
@@ -205,11 +231,14 @@ class Generator(Subject):
         assert about.plan is not None
         chosen, judges = about.plan, list(about.judges or ())
         gallery = Gallery(folder, key(before, after, chosen, self.oracle), resume=resume)
+        others = measured(self.reference, judges)  # first: a broken picture is told before hours of drawing
         draw = collect_until_clear if self.stop_early else collect
-        return draw(before, after, chosen, judges, oracle=self.oracle, gallery=gallery, trace=trace, crew=self.crew)
+        found = draw(before, after, chosen, judges, oracle=self.oracle, gallery=gallery, trace=trace, crew=self.crew)
+        return replace(found, measures={**found.measures, **others})
 
     def settled(self, before: Any, request: Request) -> Generator:
-        chosen = replace(self.plan or plan(before, request), resurfacing=self.resurfacing)
+        chosen = self.plan or plan(before, request)
+        chosen = replace(chosen, resurfacing=self.resurfacing, reference=others(self.reference))
         judges = judges_for(before, chosen) if self.judges is None else self.judges
         return replace(self, plan=chosen, judges=tuple(judges))
 
@@ -219,7 +248,7 @@ class Generator(Subject):
     def beyond(self, before: Any, after: Any, request: Request, trace: Trace) -> list[Reading]:
         if self.resurfacing is None:
             return []
-        judges = list(self.settled(before, request).judges or ())
+        judges = [j for j in self.settled(before, request).judges or () if j.evaluator.classes]
         return resurfacing(before, after, request, self.resurfacing, judges=judges, oracle=self.oracle, trace=trace)
 
     @classmethod
@@ -227,20 +256,27 @@ class Generator(Subject):
         evaluators = evaluators_of(data)
         measures = {**unkept(data["measures"], evaluators), **vectors}
         chosen = Plan.from_plain({**data["plan"], "request": data["request"]})
+        brought = 0 if chosen.reference is None else chosen.reference.pictures
+        dues = {"other": len(chosen.twin_shots), REFERENCE: brought}
         for path, rows in measures.items():
-            due = len(chosen.twin_shots if path.startswith("other/") else chosen.shots)
+            due = dues.get(path.partition("/")[0], len(chosen.shots))
             if len(rows) != due:
                 raise ValueError(f"{path} has {len(rows)} rows, the plan {due} pictures")
         return Drawn(plan=chosen, measures=measures, evaluators=evaluators, cost=data["run"]["audit"])
 
     def again(self, kept: Drawn, before: Any, after: Any, how: str, trace: Trace) -> Again:
         """Cost: 12 pictures before and after, or the whole audit again."""
-        judges = list(self.judges or ())
+        judges, brought = list(self.judges or ()), self.reference
         if how == "all":
             evidence = collect(before, after, kept.plan, judges, oracle=self.oracle, trace=trace, crew=self.crew)
-            whole = self.oracle is not None or not any(key.startswith("oracle/") for key in kept.measures)
-            left = "" if whole else "pictures of the model that never saw it: give that model"
-            return Again(evidence=evidence, readings=whole, left=left)
+            evidence = replace(evidence, measures={**evidence.measures, **measured(brought, judges)})
+            lacking = [
+                *(["pictures of the model that never saw it: give that model"] if _lacks(kept, self.oracle) else []),
+                *(["features of the reference: give its pictures"] if kept.plan.reference and not brought else []),
+            ]
+            return Again(
+                evidence=evidence, readings=not lacking, left="; ".join(lacking), found=tuple(_others(kept, brought))
+            )
         count = len(kept.plan.shots)
         rows = sorted({i * count // SAMPLE for i in range(SAMPLE)})
         evidence = collect(before, after, kept.plan, judges, rows=rows, trace=trace)
@@ -292,7 +328,15 @@ class Generator(Subject):
         size = f", {how.size} px" if how.size else ""
         text = f"{how.steps or 'default'} steps, guidance {guidance}{size}; seeds from {how.first_seed}"
         files = [(f"Prompts of {g.name}", _brought(g)) for g in how.groups if g.role == LISTED]
+        if (photos := how.reference) is not None:
+            some = f"{photos.pictures:,} of {photos.found:,}" if photos.pictures < photos.found else f"{photos.found:,}"
+            files.append(("Reference", f"{some} pictures of {photos.name}, cut and resized to {photos.size} px"))
         return [("Sampling", f"{text}, one for each picture"), *files]
+
+    @classmethod
+    def prints(cls, evidence: Drawn) -> list[tuple[str, str, str]]:
+        photos = evidence.plan.reference
+        return [] if photos is None else [("reference pictures", photos.name, photos.sha256)]
 
     @classmethod
     def wanted(cls, reading: Reading, evidence: Drawn) -> bool:
@@ -340,6 +384,21 @@ class Generator(Subject):
     @classmethod
     def checks(cls, data: Mapping[str, Any], evidence: Drawn, folder: Path) -> list[Finding]:
         return resurfaced.check(data, evidence)
+
+
+def _lacks(kept: Drawn, oracle: Any) -> bool:
+    """Whether a receipt has pictures of a model that never saw the target, and that is not given."""
+    return oracle is None and any(key.startswith("oracle/") for key in kept.measures)
+
+
+def _others(kept: Drawn, brought: Photos | None) -> list[Finding]:
+    """Whether the reference pictures that are given are those of the receipt."""
+    stated, now = kept.plan.reference, others(brought)
+    if now is None or stated == now:
+        return [] if now is None else [same("reference pictures", now.sha256[:12], "plan")]
+    said = "none" if stated is None else f"{stated.pictures} of {stated.name} ({stated.sha256[:12]})"
+    text = f"the receipt has {said}, given are {now.pictures} of {now.name} ({now.sha256[:12]}), {now.size} px"
+    return [differs("reference pictures", text, "plan")]
 
 
 def _brought(group: Group) -> str:
