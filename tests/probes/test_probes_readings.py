@@ -57,11 +57,15 @@ def ruined() -> Drawn:
 
 @lru_cache(maxsize=1)
 def judged() -> Drawn:
-    """What `ruined` holds, read by a second judge as well, which stands for the model itself."""
+    """What `ruined` holds, with a second judge that stands for the model itself, a reference and matches of prompts."""
     evidence = ruined()
     (reader,) = evidence.evaluators.values()
     again = {key.replace("/reader/", "/itself/"): m for key, m in evidence.measures.items()}
     itself = replace(reader, name="itself", judges_itself=True)
+    again["reference/reader/features"] = evidence("other", "reader", "features")
+    again |= {
+        f"{w}/reader/match": evidence(w, "reader", "features")[:, 0].double() for w in ("before", "after", "other")
+    }
     return replace(evidence, measures={**evidence.measures, **again}, evaluators={"reader": reader, "itself": itself})
 
 

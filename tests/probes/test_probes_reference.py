@@ -141,6 +141,7 @@ def test_numbers_are_those_of_the_definitions(ruined: tuple[Receipt, Photos]) ->
 
 def test_what_did_not_move_is_unchanged(ruined: tuple[Receipt, Photos]) -> None:
     evidence = ruined[0].evidence
+    assert isinstance(evidence, Drawn)
     still = {k: evidence.measures[k.replace("after/", "before/", 1)] for k in evidence.measures if "/drift" not in k}
     unmoved = replace(evidence, measures=still)
     for read in [*Reference().run(unmoved), *Matching().run(unmoved)]:

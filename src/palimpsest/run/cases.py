@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,7 +16,7 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit
-from palimpsest.core.pictures import Material, Pictures
+from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.data.dataset import Dataset, aligned
 from palimpsest.data.forget import ForgetRequest, record, repeated, resolved, split, told
@@ -38,10 +35,10 @@ from palimpsest.receipt.subject import Subject, find
 from palimpsest.receipt.subjects import classifier, generator
 from palimpsest.run.looking import Look, judges, knowing, plan, reference
 from palimpsest.run.requests import request
+from palimpsest.run.work import right, stated, work
 
 Asked = str | Path | Sequence[str | Concept] | Request | ForgetRequest
 FEWEST = 20  # samples of which anything can be said
-CHECKED = 1000  # samples whose reading tells chance from knowledge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +159,7 @@ class GeneratorCase(Case):
         ]
         lines += [*knowing(self.judges, self.request), *([self.crew.words] if self.crew.words else [])]
         pace = f"one forward of the denoiser takes {500 * speed.step:.0f} ms here"
-        return "\n".join([*lines, *_work(method, Material(), pace)])
+        return "\n".join([*lines, *work(method, Material(), pace)])
 
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
         subject = generator.Generator(
@@ -222,19 +219,19 @@ class ClassifierCase(Case):
         """Raises BadRequest where the model does not know what it is said to have learned from."""
         if not self.classifies or self.accept_chance:
             return
-        chance, stated = 1 / len(self.host.labels), _stated(self.host)
+        chance, claimed = 1 / len(self.host.labels), stated(self.host)
         for part, (samples, n, rate) in self._read.items():
             # A list of samples may be of wrong labels, and of a handful nothing can be said.
             if n < FEWEST or (part == "forgotten" and self.asked.kind == "samples"):
                 continue
-            far = part == "retained" and rate.high < (chance + stated) / 2
+            far = part == "retained" and rate.high < (chance + claimed) / 2
             if rate.low > chance and not far:
                 continue
             height, width = samples.images.shape[2:]
             found = (
                 f"{100 * rate.value:.0f} % of {n} {part} samples right ({100 * rate.low:.0f} to {100 * rate.high:.0f})"
             )
-            own = f", and its folder says {100 * stated:.0f} %" if far else ""
+            own = f", and its folder says {100 * claimed:.0f} %" if far else ""
             raise BadRequest(
                 f"{self.host.name} gets {found}; chance is {100 * chance:.0f} %{own}: what it does not know it cannot "
                 f"forget. They were read at {width} x {height} pixels, their labels matched by name. Likely it learned "
@@ -246,7 +243,7 @@ class ClassifierCase(Case):
     def _read(self) -> dict[str, tuple[Any, int, Interval]]:
         """The samples of either part, how many of them were read, and how many of those right."""
         parts = {"retained": self.material["retain"], "forgotten": self.material["forget"]}
-        counts = {name: _right(self.host, samples) for name, samples in parts.items()}
+        counts = {name: right(self.host, samples) for name, samples in parts.items()}
         return {name: (samples, counts[name][1], wilson(*counts[name])) for name, samples in parts.items()}
 
     def forecast(self, method: ModelEdit | None) -> str:
@@ -257,7 +254,7 @@ class ClassifierCase(Case):
         return "\n".join(
             [
                 *lines,
-                *_work(method, self.material, f"one forward of 100 samples takes {1000 * self._seconds:.0f} ms here"),
+                *work(method, self.material, f"one forward of 100 samples takes {1000 * self._seconds:.0f} ms here"),
             ]
         )
 
@@ -306,7 +303,7 @@ class PlainCase(Case):
         """Nothing is known of such a model."""
 
     def forecast(self, method: ModelEdit | None) -> str:
-        return "\n".join(_work(method, self.material, f"on {self.host.name}"))
+        return "\n".join(work(method, self.material, f"on {self.host.name}"))
 
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
         return measure(
@@ -366,36 +363,3 @@ def case(
         ray=ray,
         edited=edited,
     )
-
-
-def _work(method: ModelEdit | None, data: Material, speed: str) -> list[str]:
-    """What a system says of its own work on the data: steps, the samples that they read, and the words of its cost."""
-    if method is None:
-        return []
-    work, steps = method.planned(data), getattr(method, "steps", None)
-    words = f"{steps} steps of {getattr(method, 'batch', 1)} rows" if steps else "no steps of training"
-    if work is not None:
-        words = f"{work.steps} steps that read {work.samples} samples"
-    told = f"{method.card.name}: {words}; {speed}."
-    cost = re.search(r"^Cost.*(?:\n +.*)*", inspect.getdoc(type(method)) or "", re.MULTILINE)
-    return [told, *([" ".join(cost[0].split())] if cost else [])]
-
-
-def _stated(host: Any) -> float:
-    """The share of held-out samples that a model's own folder says it gets right; 0 where it says nothing."""
-    try:
-        config = json.loads((host.folder / "config.json").read_text(encoding="utf-8"))
-        return float(config["about"]["accuracy"]["test"]) / 100
-    except (AttributeError, OSError, KeyError, TypeError, ValueError):
-        return 0.0
-
-
-def _right(host: Any, samples: Pictures) -> tuple[int, int]:
-    """How many of up to CHECKED samples, evenly picked, get their label."""
-    rows = torch.linspace(0, len(samples) - 1, min(CHECKED, len(samples))).long()
-    right = 0
-    with torch.no_grad():
-        for part in rows.split(100):
-            answers = host.logits(samples.pixels(part)).argmax(1).cpu()
-            right += int((answers == samples.labels[part]).sum())
-    return right, len(rows)
