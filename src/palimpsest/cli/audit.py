@@ -86,7 +86,7 @@ class Audit(Learning, Looking, Working, Reading):
         run.refuse_other(host, self.after, download=self.download)
         if self.plan:
             return None
-        after = run.edited(self.after, load=self.load)
+        after = run.edited(self.after, host, load=self.load)
         for sentence in run.unlike(host, after):
             tell(sentence)
         return after

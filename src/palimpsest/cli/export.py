@@ -13,20 +13,24 @@ from palimpsest.cli.terminal import tell
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Loading):
-    """Write a patch as a LoRA that diffusers, ComfyUI and kohya's tools read and that draws the same pictures.
+    """Write a patch as files that diffusers, ComfyUI and the web interfaces read and that draw the same pictures.
+
+    Its weights as a LoRA, or its words as embeddings.
 
     Examples:
       palimpsest export --patch no-star/patch.safetensors --format kohya --out lora
+      palimpsest export --patch crown/patch.safetensors --format embedding --out embeddings
     """
 
     patch: options.PatchFile
     """The patch."""
-    format: Literal["peft", "kohya"] = "peft"
-    """peft for diffusers (`pipe.load_lora_weights(folder)`), kohya for ComfyUI and the web interfaces."""
+    format: Literal["peft", "kohya", "embedding"] = "peft"
+    """peft for diffusers (`pipe.load_lora_weights(folder)`), kohya for ComfyUI and the web interfaces; embedding: one
+    file for each word, which all of them read."""
     out: options.Folder = Path("lora")
     """Folder to write to."""
     overwrite: bool = False
-    """Replace a LoRA that is in the out folder already."""
+    """Replace what is in the out folder already."""
     model: options.Model = ""
     """The model that the patch was made for; needed where the patch does not say enough about its layers."""
     half: bool = False
@@ -36,13 +40,22 @@ class Export(Loading):
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest.core.patch import Patch
-        from palimpsest.export import export_patch
+        from palimpsest.export import export_patch, export_words
 
         refuse_overwriting(self.out, [p.name for p in self.out.glob("*.safetensors")], self.overwrite)
         patch = Patch.load(self.patch)
         host = self.load(self.model) if self.model else None
+        if self.format == "embedding":
+            for one in export_words(patch, self.out, host=host, half=self.half, force=self.force):
+                tell(f"{one.path}\n{one.word}: {one.vectors} vectors. In diffusers:")
+                tell("\n".join(f"  {call}" for call in one.diffusers))
+            if patch.deltas:
+                tell("The patch changes weights, too: export them with --format peft or kohya, and use both.")
+            return 0
         done = export_patch(patch, host, self.format, self.out, half=self.half, force=self.force)
         tell(f"{done.path}\n{done.layers} layers of rank {done.rank}, {done.nbytes / 2**20:.1f} MiB")
+        if patch.words:
+            tell(f"The words {', '.join(sorted(patch.words))} are no part of it: export them with --format embedding.")
         if done.nbytes > 2 * patch.nbytes():
             high, low = done.own_rank
             tell(f"The patch itself has {patch.nbytes() / 2**20:.1f} MiB: its changes have ranks from {low} to {high}.")

@@ -1,5 +1,7 @@
-"""Patches as files that other programs read: LoRAs for diffusers, ComfyUI and the kohya family of tools."""
+"""Patches as files that other programs read, LoRAs and embeddings; and embeddings of other programs as patches."""
 
+from palimpsest.export.embedding import Embedded, export_words
 from palimpsest.export.lora import Exported, export_patch
+from palimpsest.export.read import read_patch
 
-__all__ = ["Exported", "export_patch"]
+__all__ = ["Embedded", "Exported", "export_patch", "export_words", "read_patch"]

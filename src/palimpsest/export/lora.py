@@ -53,6 +53,8 @@ def export_patch(
     the largest that any layer's change has; nothing is cut off. A dense change of full rank is exported too, in a
     file up to about twice its size.
 
+    Words of the patch are not part of a LoRA: `export_words` writes them, and both files together are the patch.
+
     Args:
         patch: every delta must be of a linear or convolution layer's weight in the denoiser or a text encoder.
         host: the model that the patch was made for. None serves where only attention blocks and text encoder layers
@@ -115,7 +117,8 @@ def _check(patch: Patch, host: Any, format: Format, force: bool) -> None:
             "(`palimpsest sample --patch`, or `with patch.applied(host)`)."
         )
     if not patch.deltas:
-        raise BadRequest("The patch changes nothing; there is nothing to export.")
+        words = "brings words alone; export them as embeddings: --format embedding."
+        raise BadRequest(f"The patch {words if patch.words else 'changes nothing; there is nothing to export.'}")
     if host is not None and not force and host.fingerprint() != patch.base:
         raise WrongBase(
             f"This patch was made for the model {patch.base[:12]}, but {host.name} is {host.fingerprint()[:12]}. Give "

@@ -11,6 +11,7 @@ from typing import Any
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
 from palimpsest.data.dataset import Dataset
+from palimpsest.export.read import is_embedding_file, read_patch
 from palimpsest.hosts.load import check_alike, load
 from palimpsest.probes.attempt import Budget
 from palimpsest.receipt.make import PATCH_FILE
@@ -40,7 +41,7 @@ def audit(
 
     Args:
         before: the untouched model.
-        after: a Patch, the path of one, or the edited model or its path.
+        after: a Patch, the path of one or of an embedding (`export.read`), or the edited model or its path.
         asked: what the edit was about: names, concepts or a Request; for a classifier a ForgetRequest, with `data`.
         data, test, look, oracles, resurfacing: see `run.case`.
         resume: take the pictures that an interrupted audit left in `out`.
@@ -51,7 +52,7 @@ def audit(
     """
     if isinstance(after, (str, Path)):
         refuse_other(before, after)
-    changed = edited(after) if isinstance(after, (str, Path)) else after
+    changed = edited(after, before) if isinstance(after, (str, Path)) else after
     about = case(
         before,
         asked,
@@ -75,7 +76,7 @@ def refuse_other(before: Any, after: str | Path, *, download: bool = False) -> N
     Cost: headers of the files; of a patch all of it.
     """
     if _is_patch(Path(after)):
-        Patch.load(after).fits(before)
+        read_patch(after, before).fits(before)
     else:
         check_alike(before, after, download=download)
 
@@ -87,20 +88,22 @@ def unlike(before: Any, after: Any) -> list[str]:
     return [s["text"] for s in sentences({"settings": settings_of(before)}, {"settings": settings_of(after)})]
 
 
-def edited(path: str | Path, *, load: Callable[[str], Any] = load) -> Any:
-    """A patch file or another model, which `load` loads."""
+def edited(path: str | Path, before: Any = None, *, load: Callable[[str], Any] = load) -> Any:
+    """A patch file, an embedding as a patch of the model before, or another model, which `load` loads."""
     if _is_patch(Path(path)):
-        return Patch.load(path)
+        return read_patch(path, before)
     return load(str(path))
 
 
 def _is_patch(path: Path) -> bool:
-    """Whether a safetensors file's header says that it is a patch; false for checkpoints and missing files."""
+    """Whether a safetensors file's header says that it is a patch or an embedding; false for checkpoints and missing
+    files."""
     if path.suffix != ".safetensors":
         return False
     try:
         with open(path, "rb") as f:
             size = int.from_bytes(f.read(8), "little")
-            return re.search(rb'"palimpsest"\s*:', f.read(min(size, 1 << 26))) is not None
+            stated = re.search(rb'"palimpsest"\s*:', f.read(min(size, 1 << 26))) is not None
+        return stated or is_embedding_file(path)
     except OSError:
         return path.name == PATCH_FILE

@@ -15,6 +15,7 @@ from palimpsest.core.files import write_beside
 from palimpsest.core.method import versions
 from palimpsest.core.patch import Patch
 from palimpsest.core.sampling import Sampling
+from palimpsest.export.read import read_patch
 
 
 def sample(
@@ -31,12 +32,12 @@ def sample(
     steps: int | None = None,
     guidance: float | None = None,
 ) -> Path:
-    """Draws n pictures of a prompt side by side into a PNG, with or without a patch."""
+    """Draws n pictures of a prompt side by side into a PNG, with or without a patch or an embedding's file."""
     from PIL import Image
 
     if n < 1:
         raise BadRequest(f"n is {n}; draw at least 1 picture.")
-    held = Patch.load(patch) if isinstance(patch, (str, Path)) else patch
+    held = read_patch(patch, host) if isinstance(patch, (str, Path)) else patch
     with held.scaled(scale).applied(host, force=force) if held is not None else nullcontext():
         images = host.sample(
             [prompt] * n,

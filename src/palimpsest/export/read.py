@@ -1,0 +1,116 @@
+"""Other programs' embeddings as patches: what a file calls its vectors, and what a model's token tables are called.
+
+| keys of a safetensors file | who writes it | the word |
+|---|---|---|
+| one tensor under any name | diffusers | the name |
+| `emb_params`; `string_to_param.*` | converters of A1111's files | the file's name |
+| `clip_l`, `clip_g` | A1111, ComfyUI, kohya's tools | the file's name |
+| `text_encoders_0`, `text_encoders_1` | diffusers' training scripts | the file's name |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from palimpsest.core.declared import shown
+from palimpsest.core.delta import REAL
+from palimpsest.core.errors import BadRequest, Damaged, Unsupported
+from palimpsest.core.files import read_tensors
+from palimpsest.core.patch import Patch
+from palimpsest.core.words import MOST, Word, sound
+from palimpsest.export.embedding import PAIR, WORD
+
+ONE = ("emb_params", "string_to_param.*", "*")
+"""Keys under which a file has the vectors of the one word that it is called by."""
+OTHER_PAIR = ("text_encoders_0", "text_encoders_1")
+
+
+def read_patch(path: str | Path, host: Any) -> Patch:
+    """A patch file, or an embedding of another program as a patch of this model.
+
+    Raises:
+        Damaged: neither; a pickle (.pt, .bin) is never opened.
+        WrongBase, BadRequest: the embedding's vectors fit none of the model's tables, or leave one without any.
+    """
+    path = Path(path)
+    meta, tensors = read_tensors(path, "a patch or an embedding")
+    if "palimpsest" in meta or not is_embedding(tensors):
+        return Patch.load(path)
+    return _embedding(path, meta, tensors, host)
+
+
+def is_embedding_file(path: Path) -> bool:
+    """Whether a safetensors file's header names what an embedding holds; no tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as f:
+            return is_embedding(f.keys())
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+def is_embedding(keys: Iterable[str]) -> bool:
+    """Whether a file with tensors of these names can be an embedding."""
+    names = set(keys)
+    return len(names) == 1 or (bool(names) and (names <= set(PAIR) or names <= set(OTHER_PAIR)))
+
+
+def _embedding(path: Path, meta: Mapping[str, str], tensors: Mapping[str, Tensor], host: Any) -> Patch:
+    """The patch of an embedding's file. Encoders that are no CLIP ones (T5) read the word's letters in its place."""
+    word = _called(path, meta, list(tensors))
+    words = {word: word_of(word, tensors, host, str(path))}
+    try:
+        sound(words)
+    except BadRequest as e:
+        raise Damaged(f"{path} is no embedding: {e}") from e
+    words[word].fits(word, host)
+    return Patch(base=host.fingerprint(), words=words, provenance={"method": "import", "file": path.name})
+
+
+def _called(path: Path, meta: Mapping[str, str], keys: Sequence[str]) -> str:
+    """What a file's word is called: as we wrote it, else by the one tensor's name, else by the file's."""
+    if WORD in meta:
+        return meta[WORD]
+    if len(keys) == 1 and keys[0] not in (*ONE, *PAIR, *OTHER_PAIR):
+        return keys[0]
+    return "_".join(path.stem.split())
+
+
+def word_of(word: str, tensors: Mapping[str, Tensor], host: Any, where: str) -> Word:
+    """A word of a model, of its vectors as another program calls them."""
+    every = {} if host is None else host.parts("token_embedding")
+    tables = {name: table for name, table in every.items() if name.endswith("token_embedding")}
+    if not tables:
+        who = "give the model that it is for" if host is None else f"{host.name} reads no prompts by a CLIP encoder"
+        raise Unsupported(f"{where} is an embedding; {who}.")
+    vectors: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        rows = tensor[None] if tensor.dim() == 1 else tensor
+        if rows.dim() != 2 or not 0 < len(rows) <= MOST or rows.dtype not in REAL:
+            raise Damaged(f"{where} has {shown(key)} of the shape {tuple(tensor.shape)}; a word has (1 to {MOST}, d).")
+        vectors[_table(key, rows.shape[1], tables, host, where)] = rows
+    only_others = len(every) > len(tables) == len(vectors)
+    return Word(vectors=vectors, reads_as=word.strip("<>") if only_others else "")
+
+
+def _table(key: str, width: int, tables: Mapping[str, Any], host: Any, where: str) -> str:
+    """The token table that a tensor's vectors are rows of: by its key where that names an encoder, else by width."""
+    wide = {name: table.get_parameter("weight").shape[1] for name, table in tables.items()}
+    for pair in (PAIR, OTHER_PAIR):
+        if key in pair:
+            fitting = list(wide)[pair.index(key) : pair.index(key) + 1]
+            break
+    else:
+        fitting = [name for name in wide if wide[name] == width]
+    if len(fitting) != 1 or wide[fitting[0]] != width:
+        sizes = " and ".join(map(str, wide.values()))
+        raise BadRequest(
+            f"{where} has vectors of {width} numbers under {shown(key)}; the CLIP encoders of {host.name} read "
+            f"{sizes}. It was made for another family of models."
+        )
+    return fitting[0]
