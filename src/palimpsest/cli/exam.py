@@ -13,8 +13,8 @@ class Exam:
     """Run systems on the fixed work of their verb and write exam/results; only what changed runs again."""
 
     what: Positional[str] = "erase"
-    """A verb (erase, unlearn), one system (erase/uce), the comparisons (studies, or studies/attack), or "table":
-    write the pages of the results alone."""
+    """A verb (erase, unlearn), one system (erase/uce), the comparisons (studies, or studies/attack), "agreement": hold
+    the ranks of systems against published ones, or "table": write the pages of the results alone."""
     results: Path = Path("exam/results")
     """Folder of the results."""
     again: bool = False
@@ -29,9 +29,12 @@ class Exam:
     """Folder of the pages generated from the results; the page of plots goes into the folder plots beside it."""
 
     def run(self, rest: list[str], command: str) -> int:
-        from palimpsest.exam import pages, plots, running
+        from palimpsest.exam import agreement, pages, plots, running
         from palimpsest.progress import bars
 
+        if self.what == "agreement":
+            print(agreement.page(self.results))
+            return 0
         if self.dry_run:
             lines = ["Nothing is due: the pages are written from the results as they are."]
             if self.what != "table":
