@@ -101,6 +101,8 @@ class Looking:
     """Sampling steps; the model's own default where not given."""
     guidance: Number = None
     """Scale of classifier-free guidance; the model's own default where not given."""
+    at_once: Annotated[int | None, arg(metavar="N")] = None
+    """Pictures that are drawn at once; as many as fill the device where not given. Fewer take less memory."""
     judge: Annotated[tuple[str, ...], arg(metavar="JUDGE ...")] = ()
     """Evaluators: folders of classifiers or CLIP models, nudenet, or own: the untouched model itself (own:100 for at
     most 100 forwards a picture), which judges where nobody else does. The reader of a drawn world comes first; none
@@ -131,6 +133,7 @@ class Looking:
             seeds=self.seeds,
             steps=self.sample_steps,
             guidance=self.guidance,
+            batch=self._batch(),
             judges=self.judge,
             features=self.features,
             reference=self.reference,
@@ -138,6 +141,11 @@ class Looking:
             stop_early=self.stop_early,
             prompts_files=files,
         )
+
+    def _batch(self) -> int | None:
+        if self.at_once is not None and self.at_once < 1:
+            raise BadRequest(f"--at-once is {self.at_once}; draw at least 1 picture at once.")
+        return self.at_once
 
 
 @dataclass(frozen=True, kw_only=True)

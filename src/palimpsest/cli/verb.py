@@ -169,7 +169,7 @@ class Doing:
         if not self.method:
             tell(f"No --method given: using {entry.card.name} ({entry.id}), the default.")
         case = self.case()
-        case.check()
+        case.check(method)
         tell(case.forecast(method))
         if self.dry_run:
             tell(f"{entry.card.name} ({entry.id}): {method}")

@@ -27,6 +27,7 @@ from palimpsest.probes.crew import Crew, crew_for
 from palimpsest.probes.evaluators import Judge, rows_of
 from palimpsest.probes.forecast import judging, time_host
 from palimpsest.probes.forecast import lines as foresee
+from palimpsest.probes.memory import Taken, refuse_too_large, taken
 from palimpsest.probes.own_judge import OwnJudge
 from palimpsest.probes.plan import Plan
 from palimpsest.receipt.make import Receipt
@@ -63,8 +64,8 @@ class Case(ABC):
         """What a method learns from."""
 
     @abstractmethod
-    def check(self) -> None:
-        """Refuses, before any work, what cannot come to a meaningful end."""
+    def check(self, method: ModelEdit | None = None) -> None:
+        """Refuses, before any work of a method or of an audit alone, what cannot come to a meaningful end."""
 
     @abstractmethod
     def forecast(self, method: ModelEdit | None) -> str:
@@ -103,6 +104,7 @@ class GeneratorCase(Case):
     workers: int | None = 1
     ray: str = ""
     edited: Any = None
+    _needs: dict[str, Taken | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.oracles) > 1:
@@ -136,9 +138,17 @@ class GeneratorCase(Case):
     def material(self) -> Material:
         return Material({name: data.samples for name, data in self.data.items()})
 
-    def check(self) -> None:
+    def check(self, method: ModelEdit | None = None) -> None:
         # An impossible plan, a judge that is not there and an empty folder cost nothing.
         _ = self.judges, self.reference, self.crew
+        refuse_too_large(self.host, self._need(method))
+
+    def _need(self, method: ModelEdit | None) -> Taken | None:
+        """What it all takes in memory; counted once."""
+        if repr(method) not in self._needs:
+            found = taken(self.host, self.plan, method=method, oracle=bool(self.oracles), batch=self.look.batch)
+            self._needs[repr(method)] = found
+        return self._needs[repr(method)]
 
     def begin(self) -> None:
         self.crew.start()
@@ -157,6 +167,7 @@ class GeneratorCase(Case):
             for j in self.judges
             if isinstance(j, OwnJudge)
         ]
+        lines += [need.told()] if (need := self._need(method)) else []
         lines += [*knowing(self.judges, self.request), *([self.crew.words] if self.crew.words else [])]
         pace = f"one forward of the denoiser takes {500 * speed.step:.0f} ms here"
         return "\n".join([*lines, *work(method, Material(), pace)])
@@ -167,6 +178,7 @@ class GeneratorCase(Case):
             judges=self.judges,
             oracle=self.oracles[0] if self.oracles else None,
             reference=self.reference,
+            batch=self.look.batch,
             stop_early=self.look.stop_early,
             resurfacing=self.resurfacing,
             crew=self.crew,
@@ -215,7 +227,7 @@ class ClassifierCase(Case):
     def material(self) -> Material:
         return split(self.known, self.clear)
 
-    def check(self) -> None:
+    def check(self, method: ModelEdit | None = None) -> None:
         """Raises BadRequest where the model does not know what it is said to have learned from."""
         if not self.classifies or self.accept_chance:
             return
@@ -299,7 +311,7 @@ class PlainCase(Case):
     def material(self) -> Material:
         return Material({name: data.samples for name, data in self.data.items()})
 
-    def check(self) -> None:
+    def check(self, method: ModelEdit | None = None) -> None:
         """Nothing is known of such a model."""
 
     def forecast(self, method: ModelEdit | None) -> str:

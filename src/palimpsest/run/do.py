@@ -122,7 +122,7 @@ def perform(
     """Runs a system on a case; see `do`."""
     system = system_of(verb, method)
     _divide(system)
-    about.check()
+    about.check(system)
     record, folder = about.record(), None if out is None else Path(out)
     work = Trace(folder=folder, resume=resume, progress=progress)
     patch = system(about.host, about.request, data=about.material, seed=seed, trace=work)

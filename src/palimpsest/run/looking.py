@@ -28,6 +28,7 @@ class Look:
         prompts: for each target; neighbours and unrelated concepts get two fifths each.
         seeds: pictures a prompt.
         steps, guidance: of sampling; None is the model's own default.
+        batch: pictures that are drawn at once; as many as fill the device where not given.
         judges: folders of classifiers or CLIP models, or "nudenet", or the model itself ("own", or "own:100" for at
             most 100 forwards a picture). A drawn world's oracle comes first all the same; where there is none, and
             nobody is named, the model itself judges. "none" leaves both out.
@@ -44,6 +45,7 @@ class Look:
     seeds: int = 3
     steps: int | None = None
     guidance: float | None = None
+    batch: int | None = None
     judges: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     reference: str | Path | None = None

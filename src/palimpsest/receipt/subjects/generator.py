@@ -56,6 +56,7 @@ class Generator(Subject):
             untouched model itself.
         oracle: a model that never saw the target, to compare with.
         reference: a folder of pictures to compare with.
+        batch: pictures that are drawn at once; the model's choice where not given.
         stop_early: look four times, and stop drawing as soon as every answer is clear.
         resurfacing: also try to bring the targets back, at this budget.
         crew: the processes that draw and read; by default this one alone.
@@ -65,6 +66,7 @@ class Generator(Subject):
     judges: Sequence[Judge] | None = None
     oracle: Any = None
     reference: Photos | None = None
+    batch: int | None = None
     stop_early: bool = False
     resurfacing: Budget | None = None
     crew: Crew | None = None
@@ -90,7 +92,10 @@ class Generator(Subject):
         gallery = Gallery(folder, key(before, after, chosen, self.oracle), resume=resume)
         others = measured(self.reference, judges)  # first: a broken picture is told before hours of drawing
         draw = collect_until_clear if self.stop_early else collect
-        found = draw(before, after, chosen, judges, oracle=self.oracle, gallery=gallery, trace=trace, crew=self.crew)
+        found = draw(
+            before, after, chosen, judges, oracle=self.oracle, batch=self.batch, gallery=gallery, trace=trace,
+            crew=self.crew,
+        )  # fmt: skip
         return replace(found, measures={**found.measures, **others})
 
     def settled(self, before: Any, request: Request) -> Generator:
