@@ -204,7 +204,7 @@ def test_whoever_is_named_judges_beside_what_the_model_brings() -> None:
     chosen = plan(host, Request(target=(STAR,)), prompts_per_concept=1, seeds=1, steps=5, guidance=2.0)
     assert names() == ["own:10"] == names("own")
     assert names("own:33", "tiny/glyphs") == ["tiny/glyphs", "own:33"]
-    assert names("tiny/glyphs") == ["tiny/glyphs", "own:10"]  # whoever comes from outside comes first
+    assert names("tiny/glyphs") == ["tiny/glyphs"]  # nobody else was asked
     assert names("none", "own") == ["own:10"]
     assert names("none") == []
     with pytest.raises(BadRequest, match="named twice"):

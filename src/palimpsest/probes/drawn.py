@@ -158,9 +158,7 @@ def measured(
 ) -> dict[str, Tensor]:
     """Every measure of pictures by set; of pictures of these rows alone, those that need no other row."""
     found: dict[str, Tensor] = {}
-    prompts = {which: [s.prompt for s in plan.shots] for which in shown} | {
-        "other": [s.prompt for s in plan.twin_shots]
-    }
+    prompts = {which: [s.prompt for s in (plan.twin_shots if which == "other" else plan.shots)] for which in shown}
     if rows is not None:
         prompts = {which: [said[row] for row in rows] for which, said in prompts.items()}
     gallery = Gallery() if gallery is None else gallery
