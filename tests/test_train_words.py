@@ -97,7 +97,9 @@ def test_a_word_alone_is_trained_by_adam_at_its_own_rate() -> None:
 def test_words_and_weights_are_trained_together_and_resumed_to_the_bit(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host, names = host_of("sd"), (projection(),)
+    host = host_of("sd")
+    tables = [f"{name}.weight" for name in host.parts("token_embedding")]  # a table, too, is a layer like others
+    names = (projection(), *tables)
     method = Learn(rank=rank, names=names)
     whole = method(host, REQUEST)
     assert set(whole.deltas) == set(names)

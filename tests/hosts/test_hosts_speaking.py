@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_hosts_offload import Elsewhere, offloaded
 from torch import Tensor
 
 from hosts_fixtures import SIZE, fresh_host, host_of, largest, pipeline_of
@@ -270,3 +271,12 @@ def test_another_process_draws_with_the_words_of_a_patch(tmp_path: Any) -> None:
     assert torch.equal(torch.from_numpy(drawn.pictures), (here * 255).round().to(torch.uint8))
     assert speaking is not None
     assert _elsewhere(Piece(which="x", who="it", shots=(shot,), how=how, model=speaking)) is None, "it knows no words"
+
+
+def test_encoders_that_visit_a_device_read_words_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Elsewhere(monkeypatch)
+    host, other = offloaded("sd3", elsewhere), host_of("sd3")
+    words = {"<a>": word_for(host, 2)}
+    with host.speaking(words), other.speaking(words):
+        assert torch.equal(host.encode(["an <a> q"]).states, other.encode(["an <a> q"]).states)
+    assert elsewhere.copied

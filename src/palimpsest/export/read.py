@@ -100,7 +100,7 @@ def word_of(word: str, tensors: Mapping[str, Tensor], host: Any, where: str) -> 
 
 def _table(key: str, width: int, tables: Mapping[str, Any], host: Any, where: str) -> str:
     """The token table that a tensor's vectors are rows of: by its key where that names an encoder, else by width."""
-    wide = {name: table.get_parameter("weight").shape[1] for name, table in tables.items()}
+    wide = {name: table.weight.shape[1] for name, table in tables.items()}
     for pair in (PAIR, OTHER_PAIR):
         if key in pair:
             fitting = list(wide)[pair.index(key) : pair.index(key) + 1]

@@ -127,7 +127,7 @@ def looked_up(ids: Tensor, table: nn.Module, vectors: Tensor | None) -> Tensor:
 
 def lookups(encoder: nn.Module, table: nn.Module) -> list[nn.Module]:
     """The modules by which an encoder looks up a token table: some have another one over the same tensor."""
-    weight = table.get_parameter("weight")
+    weight = table._parameters.get("weight")  # while it is trained, or visits a device, a plain tensor
     return [module for module in encoder.modules() if module._parameters.get("weight") is weight]
 
 
