@@ -24,9 +24,9 @@ class Export(Loading):
 
     patch: options.PatchFile
     """The patch."""
-    format: Literal["peft", "kohya", "embedding"] = "peft"
+    format: Literal["peft", "kohya", "embedding", "bundle"] = "peft"
     """peft for diffusers (`pipe.load_lora_weights(folder)`), kohya for ComfyUI and the web interfaces; embedding: one
-    file for each word, which all of them read."""
+    file for each word, which all of them read; bundle: kohya's with the words in it (A1111, OneTrainer)."""
     out: options.Folder = Path("lora")
     """Folder to write to."""
     overwrite: bool = False
@@ -54,7 +54,7 @@ class Export(Loading):
             return 0
         done = export_patch(patch, host, self.format, self.out, half=self.half, force=self.force)
         tell(f"{done.path}\n{done.layers} layers of rank {done.rank}, {done.nbytes / 2**20:.1f} MiB")
-        if patch.words:
+        if patch.words and self.format != "bundle":
             tell(f"The words {', '.join(sorted(patch.words))} are no part of it: export them with --format embedding.")
         if done.nbytes > 2 * patch.nbytes():
             high, low = done.own_rank

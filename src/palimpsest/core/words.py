@@ -52,7 +52,7 @@ class Word:
         """
         if not isinstance(host, Denoiser):
             raise Unsupported(f"The patch brings the word {shown(word)}; {host.name} reads no prompts.")
-        tables = {name: table.weight for name, table in host.parts("token_embedding").items()}
+        tables: dict[str, Any] = {name: table.weight for name, table in host.parts("token_embedding").items()}
         for name, vectors in self.vectors.items():
             if name not in tables:
                 known = ", ".join(tables) or "none"

@@ -17,9 +17,12 @@ from palimpsest.core.errors import BadRequest, Damaged, Unsupported, WrongBase
 from palimpsest.core.files import write_beside
 from palimpsest.core.patch import Patch
 from palimpsest.export import names
+from palimpsest.export.embedding import tensors_of
 from palimpsest.export.factors import balanced, factors, padded
 from palimpsest.export.names import Format
 
+BUNDLE = "bundle_emb."
+"""What the keys of words in a LoRA's file begin with."""
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 # Without the model at hand, only these layers are known to be linear whatever the family.
 _LINEAR = (".transformer_blocks.", ".encoder.layers.", "single_transformer_blocks.")
@@ -53,13 +56,14 @@ def export_patch(
     the largest that any layer's change has; nothing is cut off. A dense change of full rank is exported too, in a
     file up to about twice its size.
 
-    Words of the patch are not part of a LoRA: `export_words` writes them, and both files together are the patch.
+    Words of the patch are part of a "bundle" alone; else `export_words` writes them, and both files are the patch.
 
     Args:
         patch: every delta must be of a linear or convolution layer's weight in the denoiser or a text encoder.
         host: the model that the patch was made for. None serves where only attention blocks and text encoder layers
             change by dense or low-rank deltas; otherwise shapes and kinds of layers are not known without it.
-        format: "peft" (`pytorch_lora_weights.safetensors`) or "kohya" (`<folder>.safetensors`).
+        format: "peft" (`pytorch_lora_weights.safetensors`), "kohya" (`<folder>.safetensors`) or "bundle": kohya's with
+            the patch's words as `bundle_emb.<word>.*`, which A1111 and OneTrainer read.
         out: the folder to write to.
         half: float16 instead of float32; half the size, rounded to three digits.
         force: also where the host is not the model that the patch was made for.
@@ -84,6 +88,8 @@ def export_patch(
         if kernel:  # a convolution: the kernel's shape goes to the first factor, the second is 1 x 1
             down, up = down.reshape(rank, -1, *kernel), up.reshape(len(up), rank, *([1] * len(kernel)))
         tensors |= _keyed(name.removesuffix(".weight"), up.to(dtype), down.to(dtype), rank, format, host)
+    if format == "bundle":
+        tensors |= {key: t.detach().cpu().to(dtype) for key, t in _bundled(patch).items()}
     _finite(tensors)
     folder = Path(out)
     path = folder / ("pytorch_lora_weights.safetensors" if format == "peft" else f"{folder.resolve().name}.safetensors")
@@ -105,6 +111,19 @@ def _keyed(name: str, up: Tensor, down: Tensor, rank: int, format: Format, host:
     key = names.kohya(name, encoders=_encoders(host))
     alpha = torch.tensor(float(rank), dtype=up.dtype)
     return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha}
+
+
+def _bundled(patch: Patch) -> dict[str, Tensor]:
+    """A patch's words under the keys of a bundle."""
+    found: dict[str, Tensor] = {}
+    for word, meant in sorted(patch.words.items()):
+        if "." in word:
+            raise Unsupported(
+                f"{word!r} has a dot, which ends a word in a bundle's keys; rename it, or export it apart."
+            )
+        for key, vectors in tensors_of(word, meant).items():
+            found[f"{BUNDLE}{word}.{'string_to_param.*' if key == word else key}"] = vectors
+    return found
 
 
 def _check(patch: Patch, host: Any, format: Format, force: bool) -> None:
@@ -137,7 +156,9 @@ def _check(patch: Patch, host: Any, format: Format, force: bool) -> None:
         delta.fits(shape := _shape(name, delta, host))
         if len(shape) < 2 or not shape.numel():
             raise Damaged(f"{name} has the shape {tuple(shape)}, which no layer's weight has; the patch is damaged.")
-    if host is None and format == "kohya" and any(n.startswith("text_encoder.") for n in patch.deltas):
+    if format == "bundle" and not patch.words:
+        raise BadRequest("The patch brings no word to bundle with its weights; export it with --format kohya.")
+    if host is None and format != "peft" and any(n.startswith("text_encoder.") for n in patch.deltas):
         raise BadRequest("The text encoder's name in this format depends on the model family: give --model.")
 
 
@@ -190,7 +211,7 @@ def _header(patch: Patch, host: Any, format: Format, rank: int) -> dict[str, str
     made = patch.provenance
     told = {"base": patch.base, "patch": patch.sha256(), "method": made.get("method"), "request": made.get("request")}
     header = {"format": "pt", "palimpsest_export": json.dumps(told, sort_keys=True)}
-    if format == "kohya":
+    if format != "peft":
         header |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
         family = architecture(host)
         if family:

@@ -1,4 +1,4 @@
-"""Other programs' embeddings as patches: what a file calls its vectors, and what a model's token tables are called.
+"""Other programs' embeddings and LoRAs as patches of a model: what a file calls its vectors and layers.
 
 | keys of a safetensors file | who writes it | the word |
 |---|---|---|
@@ -6,6 +6,7 @@
 | `emb_params`; `string_to_param.*` | converters of A1111's files | the file's name |
 | `clip_l`, `clip_g` | A1111, ComfyUI, kohya's tools | the file's name |
 | `text_encoders_0`, `text_encoders_1` | diffusers' training scripts | the file's name |
+| `bundle_emb.WORD.` and any of these | A1111, OneTrainer: words inside a LoRA | WORD |
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from palimpsest.core.files import read_tensors
 from palimpsest.core.patch import Patch
 from palimpsest.core.words import MOST, Word, sound
 from palimpsest.export.embedding import PAIR, WORD
+from palimpsest.export.lora import BUNDLE
+from palimpsest.export.read_lora import deltas_of, is_lora
 
 ONE = ("emb_params", "string_to_param.*", "*")
 """Keys under which a file has the vectors of the one word that it is called by."""
@@ -30,46 +33,64 @@ OTHER_PAIR = ("text_encoders_0", "text_encoders_1")
 
 
 def read_patch(path: str | Path, host: Any) -> Patch:
-    """A patch file, or an embedding of another program as a patch of this model.
+    """A patch file; or an embedding or a LoRA of another program, as a patch of this model.
 
     Raises:
-        Damaged: neither; a pickle (.pt, .bin) is never opened.
-        WrongBase, BadRequest: the embedding's vectors fit none of the model's tables, or leave one without any.
+        Damaged: none of these; a pickle (.pt, .bin) is never opened.
+        WrongBase, BadRequest: layers or vectors that the model does not have, or an encoder that is left without any.
+        Unsupported: other forms than two factors a layer.
     """
     path = Path(path)
-    meta, tensors = read_tensors(path, "a patch or an embedding")
-    if "palimpsest" in meta or not is_embedding(tensors):
+    meta, tensors = read_tensors(path, "a patch, an embedding or a LoRA")
+    if "palimpsest" in meta or not is_foreign(tensors):
         return Patch.load(path)
-    return _embedding(path, meta, tensors, host)
+    if host is None:
+        raise Unsupported(f"{path} is of another program; give the model that it is for.")
+    words, deltas = {}, {}
+    if is_lora(tensors):
+        inside = _bundled(tensors)
+        deltas = deltas_of({key: t for key, t in tensors.items() if not key.startswith(BUNDLE)}, host, str(path))
+        words = {word: word_of(word, vectors, host, str(path)) for word, vectors in inside.items()}
+    else:
+        word = _called(path, meta, list(tensors))
+        words = {word: word_of(word, tensors, host, str(path))}
+    try:
+        sound(words)
+    except BadRequest as e:
+        raise Damaged(f"{path} brings no word: {e}") from e
+    patch = Patch(
+        base=host.fingerprint(), deltas=deltas, words=words, provenance={"method": "import", "file": path.name}
+    )
+    patch.fits(host)
+    return patch
 
 
-def is_embedding_file(path: Path) -> bool:
-    """Whether a safetensors file's header names what an embedding holds; no tensor is read."""
+def _bundled(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """By word, the tensors of words inside a LoRA under the keys that they would have in a file of their own."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(BUNDLE):
+            word, _, rest = key.removeprefix(BUNDLE).partition(".")
+            found.setdefault(word, {})[rest] = tensor
+    return found
+
+
+def is_foreign_file(path: Path) -> bool:
+    """Whether a safetensors file's header names what an embedding or a LoRA holds; no tensor is read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as f:
-            return is_embedding(f.keys())
+            return is_foreign(f.keys())
     except (SafetensorError, OSError, ValueError):
         return False
 
 
-def is_embedding(keys: Iterable[str]) -> bool:
-    """Whether a file with tensors of these names can be an embedding."""
+def is_foreign(keys: Iterable[str]) -> bool:
+    """Whether a file with tensors of these names can be an embedding or a LoRA."""
     names = set(keys)
-    return len(names) == 1 or (bool(names) and (names <= set(PAIR) or names <= set(OTHER_PAIR)))
-
-
-def _embedding(path: Path, meta: Mapping[str, str], tensors: Mapping[str, Tensor], host: Any) -> Patch:
-    """The patch of an embedding's file. Encoders that are no CLIP ones (T5) read the word's letters in its place."""
-    word = _called(path, meta, list(tensors))
-    words = {word: word_of(word, tensors, host, str(path))}
-    try:
-        sound(words)
-    except BadRequest as e:
-        raise Damaged(f"{path} is no embedding: {e}") from e
-    words[word].fits(word, host)
-    return Patch(base=host.fingerprint(), words=words, provenance={"method": "import", "file": path.name})
+    pair = bool(names) and (names <= set(PAIR) or names <= set(OTHER_PAIR))
+    return len(names) == 1 or pair or is_lora(names)
 
 
 def _called(path: Path, meta: Mapping[str, str], keys: Sequence[str]) -> str:
@@ -83,17 +104,19 @@ def _called(path: Path, meta: Mapping[str, str], keys: Sequence[str]) -> str:
 
 def word_of(word: str, tensors: Mapping[str, Tensor], host: Any, where: str) -> Word:
     """A word of a model, of its vectors as another program calls them."""
-    every = {} if host is None else host.parts("token_embedding")
+    every = host.parts("token_embedding")
     tables = {name: table for name, table in every.items() if name.endswith("token_embedding")}
     if not tables:
-        who = "give the model that it is for" if host is None else f"{host.name} reads no prompts by a CLIP encoder"
-        raise Unsupported(f"{where} is an embedding; {who}.")
+        raise Unsupported(f"{where} brings a word; {host.name} reads no prompts by a CLIP encoder.")
     vectors: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         rows = tensor[None] if tensor.dim() == 1 else tensor
         if rows.dim() != 2 or not 0 < len(rows) <= MOST or rows.dtype not in REAL:
             raise Damaged(f"{where} has {shown(key)} of the shape {tuple(tensor.shape)}; a word has (1 to {MOST}, d).")
-        vectors[_table(key, rows.shape[1], tables, host, where)] = rows
+        table = _table(key, rows.shape[1], tables, host, where)
+        if table in vectors:
+            raise Damaged(f"{where} has vectors of {shown(word)} for {table} twice; get a fresh copy.")
+        vectors[table] = rows
     only_others = len(every) > len(tables) == len(vectors)
     return Word(vectors=vectors, reads_as=word.strip("<>") if only_others else "")
 

@@ -11,7 +11,7 @@ from typing import Any
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
 from palimpsest.data.dataset import Dataset
-from palimpsest.export.read import is_embedding_file, read_patch
+from palimpsest.export.read import is_foreign_file, read_patch
 from palimpsest.hosts.load import check_alike, load
 from palimpsest.probes.attempt import Budget
 from palimpsest.receipt.make import PATCH_FILE
@@ -41,7 +41,7 @@ def audit(
 
     Args:
         before: the untouched model.
-        after: a Patch, the path of one or of an embedding (`export.read`), or the edited model or its path.
+        after: a Patch, the path of one, of an embedding or a LoRA, or the edited model or its path.
         asked: what the edit was about: names, concepts or a Request; for a classifier a ForgetRequest, with `data`.
         data, test, look, oracles, resurfacing: see `run.case`.
         resume: take the pictures that an interrupted audit left in `out`.
@@ -89,21 +89,21 @@ def unlike(before: Any, after: Any) -> list[str]:
 
 
 def edited(path: str | Path, before: Any = None, *, load: Callable[[str], Any] = load) -> Any:
-    """A patch file, an embedding as a patch of the model before, or another model, which `load` loads."""
+    """A patch, an embedding or a LoRA as a patch of the model before, or another model, which `load` loads."""
     if _is_patch(Path(path)):
         return read_patch(path, before)
     return load(str(path))
 
 
 def _is_patch(path: Path) -> bool:
-    """Whether a safetensors file's header says that it is a patch or an embedding; false for checkpoints and missing
-    files."""
+    """Whether a safetensors file's header says that it is a patch, an embedding or a LoRA; false for checkpoints and
+    missing files."""
     if path.suffix != ".safetensors":
         return False
     try:
         with open(path, "rb") as f:
             size = int.from_bytes(f.read(8), "little")
             stated = re.search(rb'"palimpsest"\s*:', f.read(min(size, 1 << 26))) is not None
-        return stated or is_embedding_file(path)
+        return stated or is_foreign_file(path)
     except OSError:
         return path.name == PATCH_FILE
