@@ -86,6 +86,56 @@ class Generator(Learning, Looking, Working):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Word:
+    word: Annotated[Positional[str], arg(metavar="WORD")]
+    """The new word, like <crown>, or several with commas between; without spaces."""
+    images: Annotated[tuple[str, ...], arg(metavar="PICTURES ...")]
+    """For each word a folder of pictures or a file; world:WORD draws some of a drawn world's concept."""
+    like: options.Words
+    """What the newcomer is one of: dog, person, painting; several with commas between."""
+    kind: options.Kind | None = None
+    """What sort of thing it is; where not given, drawn worlds know it, the lists of names that come with this package
+    may of its class, and else it is an object."""
+    captions: Annotated[str, arg(metavar="auto|file|TEXT")] = "auto"
+    """auto puts the word into the captions that lie beside the pictures and makes those that are missing; file takes
+    them as they are; a text with {word} in it stands for all."""
+    n: options.Count = 4
+    """How many references world:WORD draws."""
+    skip_unreadable: bool = False
+    """Leave out pictures that cannot be read, and list them, instead of stopping."""
+    consent: Annotated[str, arg(metavar="TEXT")] = ""
+    """What the persons that are shown agreed to; it goes into the receipt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Newcomer(Learning, Looking, Working):
+    """A generator that is taught something."""
+
+    model: options.Model = "tiny/sd"
+    """A diffusers folder, a .safetensors checkpoint, a repository of the hub, or one of the shipped tiny models."""
+    oracle: options.Models = ()
+    """A model that always knew the newcomer, for the receipt to compare with."""
+
+    def case(self) -> Any:
+        from palimpsest.run import inserting
+
+        about: Any = self  # what the command asks stands in its other bases
+        host = self.load(self.model)
+        brought = inserting.introduce(
+            host, about.word, about.images, like=about.like, kind=about.kind, keep=about.keep,
+            captions=about.captions, n=about.n, skip_unreadable=about.skip_unreadable, consent=about.consent,
+        )  # fmt: skip
+        for line in brought.told:
+            tell(line)
+        if not about.consent and any(c.kind == "identity" for c in brought.request.target) and host.knows is None:
+            tell("Nothing is said of whether the person agreed (--consent); the receipt says so.")
+        return inserting.NewcomerCase(
+            host=host, asked=brought.request, pictures=brought.references, newcomers=brought.newcomers,
+            look=self.look(), oracles=self.load_all(self.oracle), workers=self.workers, ray=self.ray,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class Classifier(Loading, Reading):
     model: options.Model
     """The classifier: tiny/cifar, a transformers, timm or palimpsest folder, or a .safetensors state and --factory."""
@@ -243,8 +293,8 @@ def _named(given: tuple[str, ...]) -> dict[str, Any]:
     return {part[1]: read(part[2], labelled=False) for part in parts if part is not None}
 
 
-_ASKS = {"target": Target, "keep": Keep, "toward": Toward, "forget": Forget}
-_SUBJECTS = {"generator": Generator, "classifier": Classifier}
+_ASKS = {"target": Target, "keep": Keep, "toward": Toward, "forget": Forget, "word": Word}
+_SUBJECTS = {"generator": Generator, "classifier": Classifier, "newcomer": Newcomer}
 
 
 def command_of(name: str, verb: Verb) -> type:

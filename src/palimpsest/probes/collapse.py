@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from palimpsest.core.reading import Change, Reading
+from palimpsest.core.reading import Reading
 from palimpsest.ops import statistics
 from palimpsest.probes.broken import KINDS
 from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.evidence import Probe
+from palimpsest.probes.rates import rate
 
 
 class Collapse(Probe):
@@ -29,26 +30,8 @@ class Collapse(Probe):
         found = []
         for role, name, rows, _ in evidence.plan.scopes():
             before, after = (evidence(which, "collapse")[rows] for which in ("before", "after"))
-            n = len(rows)
-            level = 1 - (1 - statistics.LEVEL) / evidence.plan.looks
-            rate = statistics.wilson(int((after > 0).sum()), n, level)
-            change = statistics.paired((before > 0).numpy(), (after > 0).numpy(), level)
-            found.append(
-                Reading(
-                    name="collapse",
-                    concept=name,
-                    role=role,
-                    value=round(100 * rate.value, 3),
-                    low=round(100 * rate.low, 3),
-                    high=round(100 * rate.high, 3),
-                    n=n,
-                    unit="%",
-                    before=round(100 * float((before > 0).float().mean()), 3),
-                    floor=round(100 * statistics.rate_floor(int((before > 0).sum()), n, n, level), 3),
-                    p=min(1.0, evidence.plan.looks * statistics.mcnemar((before > 0).numpy(), (after > 0).numpy())),
-                    change=Change(**{k: round(100 * v, 3) for k, v in change._asdict().items()}),
-                    detail={kind: int((after == i).sum()) for i, kind in enumerate(KINDS) if i},
-                )
-            )
+            reading = rate("collapse", before > 0, after > 0, looks=evidence.plan.looks, again=before[:0] > 0)
+            detail = {kind: int((after == i).sum()) for i, kind in enumerate(KINDS) if i}
+            found.append(replace(reading, concept=name, role=role, detail=detail))
         ps = statistics.holm([r.p if r.p is not None else 1.0 for r in found])
         return [replace(r, p=float(f"{p:.4g}")) for r, p in zip(found, ps, strict=True)]

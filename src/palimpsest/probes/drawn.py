@@ -22,7 +22,7 @@ from palimpsest.probes.evaluators import Judge, classes_of
 from palimpsest.probes.evidence import Evidence, norms, parts, refuse_broken, rounded
 from palimpsest.probes.extractors import matches
 from palimpsest.probes.gallery import Gallery
-from palimpsest.probes.plan import LISTED, Plan
+from palimpsest.probes.plan import LISTED, Plan, Taught
 from palimpsest.probes.read import read
 
 _WHO = {
@@ -33,6 +33,7 @@ _WHO = {
 }
 SETS = tuple(_WHO)
 REFERENCE = "reference"  # pictures of a folder: only their features are kept
+REFERENCES = "references"  # what newcomers were taught from
 MATCH = "match"  # of a picture with its prompt
 DIGITS = 5  # of the per-picture numbers that a receipt keeps
 
@@ -42,8 +43,9 @@ class Drawn(Evidence):
     """What an audit of a generator collected.
 
     Sets are "before" (untouched), "after" (edited), "other" (untouched, other seeds) and, where there is one, "oracle"
-    (a model that never saw the target). Rows follow `plan.shots`, those of "other" `plan.twin_shots`. Of "reference",
-    where a folder of pictures is compared with, features alone are kept.
+    (a model that never saw the target, or always knew the newcomer). Rows follow `plan.shots`, those of "other"
+    `plan.twin_shots`. Of "reference", where a folder of pictures is compared with, features alone are kept. Where
+    newcomers were taught, "references" are the user's pictures of them, one newcomer after the other.
 
     Measures: "set/judge/present" (n, classes) bool, "set/judge/features" (n, d), "set/judge/match" (cosine with the
     text of the picture's prompt), "set/drift" and "set/judge/drift" (of "after" and "other": the distance from
@@ -76,6 +78,11 @@ class Drawn(Evidence):
                     found.append((g, name, classes, target))
         return found
 
+    def shown(self, judge: str, measure: str) -> list[tuple[Taught, int, range]]:
+        """`plan.taught()` of the newcomers whose references a judge has read."""
+        known = self.has(REFERENCES, judge, measure)
+        return [entry for entry in self.plan.taught() if known and len(entry[2])]
+
     def featured(self) -> list[str]:
         """Judges whose features are known."""
         return [judge for judge in self.evaluators if self.has("before", judge, "features")]
@@ -101,7 +108,8 @@ def collect(
         host: the untouched model; anything with `sample`. It is unchanged afterwards.
         edited: a Patch for it, or another model with `sample`.
         oracle: a model that never saw the target, drawn with the same prompts and seeds.
-        drawn: pictures of an earlier audit of the same host, oracle and plan; all but "after" are taken from it.
+        drawn: pictures that are there already: those of an earlier audit of the same host, oracle and plan, of which
+            all but "after" are taken, or "references".
         rows: of the plan's shots; only these are drawn, before and after, and what follows from a picture alone or
             from a pair is measured. None: everything.
         batch: pictures that are drawn at once; as many as the model says where not given, 16 where it says nothing.
@@ -118,14 +126,16 @@ def collect(
     trace = trace or Trace()
     gallery = Gallery() if gallery is None else gallery
     start = time.perf_counter()
-    shots = plan.shots if rows is None else tuple(plan.shots[row] for row in rows)
+    shots = {which: plan.asked(which) for which in _WHO}
+    if rows is not None:
+        shots = {which: tuple(shots[which][row] for row in rows) for which in ("before", "after")}
     shown = {k: v for k, v in (drawn or {}).items() if k != "after"}
     after = Model(host=host, patch=edited) if isinstance(edited, Patch) else Model(host=edited)
-    wanted = {"before": (Model(host=host), shots), "after": (after, shots)}
+    wanted = {"before": (Model(host=host), shots["before"]), "after": (after, shots["after"])}
     if rows is None:
-        wanted["other"] = Model(host=host), plan.twin_shots
+        wanted["other"] = Model(host=host), shots["other"]
     if rows is None and oracle is not None:
-        wanted["oracle"] = Model(host=oracle), shots
+        wanted["oracle"] = Model(host=oracle), shots["oracle"]
     due = {which: (_WHO[which], *what) for which, what in wanted.items() if which not in shown}
     draw(due, plan, crew=crew or Crew(), gallery=gallery, trace=trace, batch=batch)
     shown |= {which: gallery.hang(which, what[-1]) for which, what in due.items()}
@@ -139,7 +149,7 @@ def collect(
         base=norms(host, patch),
         cost={
             "seconds": round(time.perf_counter() - start, 3),
-            "pictures": sum(len(v) for v in shown.values()),
+            "pictures": sum(len(v) for which, v in shown.items() if which != REFERENCES),
             "forwards": dict(trace.forwards),
             "peak_bytes": trace.peak_bytes,
         },

@@ -19,14 +19,14 @@ from palimpsest.core.host import Denoiser, Vocabulary
 from palimpsest.core.sampling import Sampling
 from palimpsest.ops import statistics
 from palimpsest.ops.listed import same
-from palimpsest.ops.prompts import asking
+from palimpsest.ops.prompts import asking, holds, swapped
 from palimpsest.probes.attempt import Budget
 from palimpsest.probes.lexicon import vocabulary
 from palimpsest.probes.neighbours import Eye, Near
 from palimpsest.probes.neighbours import neighbours as neighbours_of
 
-Role = Literal["target", "neighbour", "unrelated", "empty", "listed", "paraphrase"]
-ROLES: tuple[Role, ...] = ("target", "neighbour", "unrelated", "empty")  # of an audit; paraphrases are the exam's
+Role = Literal["target", "class", "neighbour", "unrelated", "empty", "listed", "paraphrase"]
+ROLES: tuple[Role, ...] = ("target", "class", "neighbour", "unrelated", "empty")  # of an audit; paraphrases are the exam's
 LISTED: Role = "listed"  # prompts that users bring
 Seed = Annotated[int, declared.Within(0, 2**64 - 1)]
 
@@ -36,8 +36,8 @@ class Group:
     """The pictures that ask for one concept.
 
     Args:
-        role: target, neighbour (close to a target), unrelated, empty (the empty prompt), listed (prompts of a file
-            that the user brought), or paraphrase (a target in other words).
+        role: target, class (of a newcomer), neighbour (close to a target), unrelated, empty (the empty prompt), listed
+            (prompts of a file that the user brought), or paraphrase (a target in other words).
         concept: what is asked for; None for the empty prompt and for prompts of a file.
         prompts: sentences that ask for it.
         seeds: pictures a prompt; one that brings its own seed has one picture.
@@ -83,6 +83,30 @@ class Group:
         order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0)).tolist()
         turns = dict(zip(keys, order if self.role == LISTED else range(len(keys)), strict=True))
         return tuple((prompt, seed, scale, turns[key]) for key, prompt, seed, scale in rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """A newcomer that the edited model was taught, and what other models are asked for in its place.
+
+    Args:
+        name: what prompts say for it, the name of its target.
+        like: what the untouched model is asked for in its place: the word of its class.
+        known: what a model that always knew it calls it; "": as it is taught.
+        references: how many pictures of it were given.
+        consent: what the person shown agreed to, in the user's words; "": nothing was said.
+    """
+
+    name: str
+    like: str
+    known: str = ""
+    references: int = 0
+    consent: str = ""
+
+    def said(self, prompt: str, which: str) -> str:
+        """A prompt as the models of a set are asked."""
+        other = {"before": self.like, "other": self.like, "oracle": self.known}.get(which, "")
+        return swapped(prompt, self.name, other) if other and holds(prompt, self.name) else prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +161,7 @@ class Plan:
         look: which of them this is. Look k of K has k/K of every group's pictures, seed by seed over all prompts, each
             with the prompt and seed that it has at the last look.
         aim: where presence of the target was meant to go: "away" (erased) or "in" (taught).
+        newcomers: targets that only the edited model was taught; others are asked for something else in their place.
         resurfacing: the budget at which the targets are also to be brought back; None: not asked for.
         reference: pictures that its own are compared with; None: none.
     """
@@ -151,6 +176,7 @@ class Plan:
     look: int = field(default=1, repr=False)
     looks: int = field(default=1, repr=False)
     aim: Literal["away", "in"] = "away"
+    newcomers: tuple[Taught, ...] = ()
     resurfacing: Budget | None = None
     reference: Others | None = None
 
@@ -162,8 +188,9 @@ class Plan:
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
-        """Those that are drawn, in order."""
-        return tuple(g.concept for g in self.groups if g.concept is not None)
+        """Those that are drawn and that the untouched model knows, in order: what a judge may be told of."""
+        new = {n.name for n in self.newcomers}
+        return tuple(g.concept for g in self.groups if g.concept is not None and g.concept.name not in new)
 
     @property
     def sampling(self) -> Sampling:
@@ -215,6 +242,13 @@ class Plan:
     def twin_shots(self) -> tuple[Shot, ...]:
         return tuple(shot for _, shot in self._twins)
 
+    def asked(self, which: str) -> tuple[Shot, ...]:
+        """The shots of a set (before, after, other, oracle) with the prompts that its model is asked."""
+        shots = self.twin_shots if which == "other" else self.shots
+        for newcomer in self.newcomers:
+            shots = tuple(replace(shot, prompt=newcomer.said(shot.prompt, which)) for shot in shots)
+        return shots
+
     def rows(self, *, role: str | None = None, group: int | None = None) -> torch.Tensor:
         """(k,) int64 rows of `shots` of a role or of a group."""
         chosen = [
@@ -230,6 +264,15 @@ class Plan:
         files = [g for g, group in enumerate(self.groups) if group.role == LISTED]
         found += [Scope(LISTED, self.groups[g].name, self.rows(group=g), self.twin_rows(group=g)) for g in files]
         return [scope for scope in found if len(scope.rows)]
+
+    def taught(self) -> list[tuple[Taught, int, range]]:
+        """Each newcomer, the group that asks for it, and its rows among the references."""
+        groups = {g.name: i for i, g in enumerate(self.groups) if g.role == "target"}
+        starts = [sum(n.references for n in self.newcomers[:i]) for i in range(len(self.newcomers))]
+        return [
+            (n, groups[n.name], range(start, start + n.references))
+            for n, start in zip(self.newcomers, starts, strict=True)
+        ]
 
     def twin_rows(self, *, role: str | None = None, group: int | None = None) -> torch.Tensor:
         """(k,) int64 rows of `twins` whose picture belongs to a role or to a group."""
@@ -287,6 +330,7 @@ def plan(
     size: int | None = None,
     first_seed: int = 0,
     eye: Eye | None = None,
+    newcomers: Sequence[Taught] = (),
 ) -> Plan:
     """Chooses concepts and prompts for an audit of a request.
 
@@ -303,16 +347,18 @@ def plan(
         neighbours, unrelated: how many concepts.
         steps, guidance, size: of sampling; None is the model's own default.
         eye: looks at pictures of the candidates; None: text alone decides.
+        newcomers: targets that are to be taught. Neighbours are those of what a model that knew them calls them, else
+            of their class, whose own pictures are drawn as well, from the same prompts.
 
     Raises:
         BadRequest: nothing to draw, or a world does not have enough contexts.
     """
     if prompts_per_concept < 1 or seeds < 1:
         raise BadRequest(f"{prompts_per_concept} prompts and {seeds} seeds draw nothing; give at least 1 of each.")
-    words = vocabulary(host)
-    near = _neighbours(host, request, words, neighbours, eye)
-    far = _unrelated(request, words, unrelated, {c.name.casefold() for c, _ in near})
-    avoid = frozenset(c.name for c in request.target)
+    words, known = vocabulary(host), _known(request, newcomers)
+    near = _neighbours(host, known, words, neighbours, eye)
+    far = _unrelated(known, words, unrelated, {c.name.casefold() for c, _ in near})
+    avoid = frozenset(c.name for c in known.target)
     found: list[tuple[Role, Concept, str, int]] = [
         *(("target", c, "asked for", prompts_per_concept) for c in request.target),
         *(("neighbour", c, why, max(2, prompts_per_concept * 2 // 5)) for c, why in near),
@@ -321,6 +367,9 @@ def plan(
     groups = [
         Group(role=role, concept=c, prompts=_prompts(words, c, n, avoid, i), seeds=seeds, reason=why)
         for i, (role, c, why, n) in enumerate(found)
+    ]
+    groups[len(request.target) : len(request.target)] = [
+        _class(n, group, prompts_per_concept) for n, group in zip(newcomers, groups, strict=False)
     ]
     empty = max(4, prompts_per_concept * 2 // 5 * seeds // 2)
     groups.append(Group(role="empty", concept=None, prompts=("",), seeds=empty, reason="what the model draws unasked"))
@@ -332,6 +381,30 @@ def plan(
         steps=steps if steps is not None else own[0],
         guidance=guidance if guidance is not None else own[1],
         size=size,
+        aim="in" if newcomers else "away",
+        newcomers=tuple(newcomers),
+    )
+
+
+def _known(request: Request, newcomers: Sequence[Taught]) -> Request:
+    """The request with newcomers by what is known of them: their names in a model that knew them, or their class."""
+    names = {n.name: n.known or n.like for n in newcomers}
+    known = {names.get(c.name, c.name): c for c in request.target}
+    keep = tuple(c for c in request.keep if c.name not in known)
+    return Request(target=tuple(replace(c, name=name, labels=()) for name, c in known.items()), keep=keep)
+
+
+def _class(newcomer: Taught, target: Group, prompts: int) -> Group:
+    """Pictures of a newcomer's class: of the target's own prompts, evenly chosen, with the class in its place."""
+    assert target.concept is not None
+    said = list(dict.fromkeys(newcomer.said(p, "before") for p in target.prompts))
+    n = min(len(said), max(2, prompts * 2 // 5))
+    return Group(
+        role="class",
+        concept=replace(target.concept, name=newcomer.like, prompts=(), labels=()),
+        prompts=tuple(said[i * len(said) // n] for i in range(n)),
+        seeds=target.seeds,
+        reason=f"what {newcomer.name} is one of",
     )
 
 

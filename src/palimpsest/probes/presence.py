@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from palimpsest.core.reading import Change, Reading
+from palimpsest.core.reading import Reading
 from palimpsest.ops import statistics
 from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.evaluators import kind_of, word_of
 from palimpsest.probes.evidence import Probe
 from palimpsest.probes.judging import errors
+from palimpsest.probes.rates import percent, rate
 
 
 class Presence(Probe):
@@ -69,34 +70,25 @@ def _of(evidence: Drawn, judge: str, asked: Sequence[tuple[int, list[int]]], tar
         torch.cat([_hits(evidence, judge, which, g, classes) for g, classes in asked])
         for which in ("before", "after", "other")
     ]
-    n, shown, again = len(before), int(before.sum()), int(other.sum())
-    level = 1 - (1 - statistics.LEVEL) / plan.looks
-    rate = statistics.wilson(int(after.sum()), n, level)
+    reading = rate("presence", before, after, looks=plan.looks, again=other)
     if evidence.evaluators[judge].judges_itself:
-        rate = errors(evidence, judge, [classes for _, classes in asked], level).widened(rate)
-    change = statistics.paired(before.numpy(), after.numpy(), level)
-    floor = statistics.rate_floor(shown + again, n + len(other), n, level)
+        level = 1 - (1 - statistics.LEVEL) / plan.looks
+        known = errors(evidence, judge, [classes for _, classes in asked], level)
+        wide = known.widened(statistics.wilson(int(after.sum()), len(after), level))
+        reading = replace(reading, low=percent(wide.low), high=percent(wide.high))
     group = plan.groups[asked[0][0]]
     one = f"{target} in {group.name}" if target else group.name
-    detail: dict[str, object] = {"seeds apart": float(f"{statistics.unlike(shown, n, again, len(other)):.4g}")}
+    apart = statistics.unlike(int(before.sum()), len(before), int(other.sum()), len(other))
+    detail: dict[str, object] = {"seeds apart": float(f"{apart:.4g}")}
     if len(asked) > 1:
         detail["concepts"] = [plan.groups[g].name for g, _ in asked]
     else:
         detail["instead"] = _instead(evidence, judge, asked[0][0], asked[0][1])
-    return Reading(
-        name="presence",
+    return replace(
+        reading,
         concept=one if len(asked) == 1 else "",
         role=group.role,
-        value=_percent(rate.value),
-        low=_percent(rate.low),
-        high=_percent(rate.high),
-        n=n,
-        unit="%",
-        before=_percent(float(before.float().mean())),
-        floor=_percent(floor),
-        p=min(1.0, plan.looks * statistics.mcnemar(before.numpy(), after.numpy())),
         evaluator=evidence.evaluators[judge],
-        change=Change(**{k: _percent(v) for k, v in change._asdict().items()}),
         detail=detail,
     )
 
@@ -121,8 +113,5 @@ def _instead(evidence: Drawn, judge: str, group: int, classes: Sequence[int]) ->
         if i not in classes and kind_of(c) == kind
     ]
     top = sorted(gain, key=lambda entry: (-entry[0], entry[1]))[:3]
-    return [[word_of(c), _percent(points)] for points, c in top if points >= 0.05]
+    return [[word_of(c), percent(points)] for points, c in top if points >= 0.05]
 
-
-def _percent(x: float) -> float:
-    return round(100 * x, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,13 @@ class Look:
     prompts_files: tuple[str | Path | PromptFile, ...] = ()
 
 
-def plan(host: Any, asked: Request, look: Look | None = None) -> planning.Plan:
+def plan(
+    host: Any, asked: Request, look: Look | None = None, *, newcomers: Sequence[planning.Taught] = ()
+) -> planning.Plan:
     """The pictures that an audit of a request draws; `Case.forecast` says what they can show and how long they take.
+
+    Args:
+        newcomers: targets that are to be taught.
 
     Cost: some short pictures of the nearest concepts by text, whose likeness chooses the neighbours (`probes.
     neighbours`): about a thirtieth of what a default audit draws.
@@ -72,6 +78,7 @@ def plan(host: Any, asked: Request, look: Look | None = None) -> planning.Plan:
             steps=look.steps,
             guidance=look.guidance,
             eye=eye,
+            newcomers=newcomers,
         )
 
     found = with_seeds(look.seeds)
@@ -123,7 +130,7 @@ def _group(file: PromptFile, seeds: int) -> planning.Group:
 
 def _eye(host: Any, asked: Request, look: Look) -> Eye:
     """Looks with the first judge; without any, with what the model's own autoencoder keeps of a picture."""
-    own = judges_for(host) or [judge(source, asked.target) for source in _outside(look)[:1]]
+    own = judges_for(host) or [judge(source, (*asked.target, *asked.keep)) for source in _outside(look)[:1]]
     few = max(1, min(PICTURES, look.prompts * look.seeds // 10))  # a quick look stays quick
     embed = own[0].features if own else host.latents
     return Eye(host, embed, pictures=few, steps=look.steps, guidance=look.guidance)

@@ -156,11 +156,18 @@ def siblings(world: World, word: str) -> list[str]:
 
 
 def prompts(
-    world: World, word: str, n: int, *, generator: torch.Generator, avoid: frozenset[str] = frozenset()
+    world: World,
+    word: str,
+    n: int,
+    *,
+    generator: torch.Generator,
+    avoid: frozenset[str] = frozenset(),
+    others: int | None = None,
 ) -> list[str]:
     """n different prompts that ask for a word, each in another context of the world's other words.
 
     Args:
+        others: how many other things a prompt names, of which kinds in turn; None: all that a context has.
         avoid: words that no prompt may mention, such as the target in prompts about something else.
 
     Raises:
@@ -180,6 +187,9 @@ def prompts(
             labels.pop("background" if key == "colour" else "colour")
         for row in range(4 * n):
             words = {k: world.vocabulary[k][int(v[row])] for k, v in labels.items() if int(v[row]) >= 0}
+            if others is not None:
+                said = [k for k in (*keys[row % len(keys) :], *keys[: row % len(keys)]) if k in words][:others]
+                words = {k: w for k, w in words.items() if k == key or k in said}
             found.setdefault(world.prompt(**words))
             if len(found) == n:
                 return list(found)

@@ -22,7 +22,7 @@ from palimpsest.probes.closeness import Closeness
 from palimpsest.probes.collapse import Collapse
 from palimpsest.probes.crew import Crew
 from palimpsest.probes.distance import Distance
-from palimpsest.probes.drawn import REFERENCE, Drawn, collect
+from palimpsest.probes.drawn import REFERENCE, REFERENCES, Drawn, collect
 from palimpsest.probes.drift import Drift
 from palimpsest.probes.evaluators import Judge, judge, judges_for
 from palimpsest.probes.evidence import Probe, unkept
@@ -119,7 +119,8 @@ class Generator(Subject):
         measures = {**unkept(data["measures"], evaluators), **vectors}
         chosen = Plan.from_plain({**data["plan"], "request": data["request"]})
         brought = 0 if chosen.reference is None else chosen.reference.pictures
-        dues = {"other": len(chosen.twin_shots), REFERENCE: brought}
+        taught = sum(n.references for n in chosen.newcomers)
+        dues = {"other": len(chosen.twin_shots), REFERENCE: brought, REFERENCES: taught}
         for path, rows in measures.items():
             due = dues.get(path.partition("/")[0], len(chosen.shots))
             if len(rows) != due:
