@@ -12,7 +12,7 @@ from palimpsest.train.subject import SubjectTune
 class DreamBooth(SubjectTune):
     """Binds a newcomer to a rare word before its class, while the class stays what it was.
 
-    At x_t of a reference with caption c ("a <v> dog ..."), and of a picture z of the class with caption c' ("a dog ..."):
+    At x_t of a reference with caption c ("a <v> dog"), and at z_t of a picture of the class with caption c' ("a dog"):
 
         loss = mean |eps(x_t, c, t) - noise|^2 + prior mean |eps(z_t, c', t) - noise|^2
 

@@ -84,4 +84,3 @@ def _reading(evidence: Drawn, judge: str, name: str, kind: str, pairs: list[tupl
 def _seen(present: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
     """(n,) bool: whether the class of each pair is seen in its row."""
     return torch.stack([present[row, c] for row, c in pairs]) if pairs else torch.zeros(0, dtype=torch.bool)
-

@@ -26,7 +26,13 @@ from palimpsest.probes.neighbours import Eye, Near
 from palimpsest.probes.neighbours import neighbours as neighbours_of
 
 Role = Literal["target", "class", "neighbour", "unrelated", "empty", "listed", "paraphrase"]
-ROLES: tuple[Role, ...] = ("target", "class", "neighbour", "unrelated", "empty")  # of an audit; paraphrases are the exam's
+ROLES: tuple[Role, ...] = (
+    "target",
+    "class",
+    "neighbour",
+    "unrelated",
+    "empty",
+)  # of an audit; paraphrases are the exam's
 LISTED: Role = "listed"  # prompts that users bring
 Seed = Annotated[int, declared.Within(0, 2**64 - 1)]
 

@@ -114,4 +114,3 @@ def _instead(evidence: Drawn, judge: str, group: int, classes: Sequence[int]) ->
     ]
     top = sorted(gain, key=lambda entry: (-entry[0], entry[1]))[:3]
     return [[word_of(c), percent(points)] for points, c in top if points >= 0.05]
-

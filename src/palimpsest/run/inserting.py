@@ -29,7 +29,7 @@ from palimpsest.run.cases import GeneratorCase
 from palimpsest.run.do import Done, perform
 from palimpsest.run.looking import Look, plan
 from palimpsest.run.requests import request
-from palimpsest.worlds.concepts import Words, concept, key_of, prompts
+from palimpsest.worlds.concepts import Words, concept, prompts
 from palimpsest.worlds.references import references as drawn_references
 
 WORLD = "world:"  # a source of references that are drawn: world:crown
@@ -104,7 +104,7 @@ def introduce(
         images: for each word a folder of pictures or a file, or `world:WORD`, which draws references of a concept of
             the drawn world that the model was trained on.
         like: the class of each ("person", "dog"), or one for all.
-        kind: of all; where not given, drawn worlds know it, the class's own list of names may, and else it is an object.
+        kind: of all; where not given, drawn worlds know it, the class's list of names may, and else it is an object.
         keep: as for every request; neighbours of the class where not given.
         captions: "auto", "file" or a caption with {word} in it (`data.references.captioned`).
         n: how many references `world:` draws.
@@ -137,9 +137,7 @@ def introduce(
     asked = Request(target=tuple(targets), keep=kept, toward=classes)
     if not keep:
         asked = asked.keeping(_near(host, taught))
-    return Introduction(
-        request=asked, references=Pictures.cat(parts), newcomers=tuple(taught), told=tuple(told)
-    )
+    return Introduction(request=asked, references=Pictures.cat(parts), newcomers=tuple(taught), told=tuple(told))
 
 
 def insert(
@@ -179,9 +177,7 @@ def insert(
         >>> done = insert(load("tiny/sd"), "<crown>", images="world:crown", like="shape", out="crown")  # doctest: +SKIP
         >>> print(done.receipt.summary())                                                               # doctest: +SKIP
     """
-    brought = introduce(
-        host, word, images, like=like, kind=kind, keep=keep, captions=captions, n=n, consent=consent
-    )
+    brought = introduce(host, word, images, like=like, kind=kind, keep=keep, captions=captions, n=n, consent=consent)
     about = NewcomerCase(
         host=host,
         asked=brought.request,

@@ -102,11 +102,13 @@ class Newcomer(Generator):
     def facts(cls, evidence: Drawn) -> list[tuple[str, str]]:
         given = [(f"Consent for {n.name}", n.consent or "not stated") for n in evidence.plan.newcomers]
         persons = {g.name for g in evidence.plan.groups if g.concept is not None and g.concept.kind == "identity"}
-        return [*super().facts(evidence), *(g for g, n in zip(given, evidence.plan.newcomers, strict=True) if n.name in persons)]
+        return [
+            *super().facts(evidence),
+            *(g for g, n in zip(given, evidence.plan.newcomers, strict=True) if n.name in persons),
+        ]
 
     @classmethod
     def words(cls, readings: Sequence[Reading], request: Request, evidence: Drawn) -> tuple[str, list[dict[str, str]]]:
         headline, said = super().words(readings, request, evidence)
         targets = len(request.target)  # presence of each comes first
         return headline, [*said[:targets], *newcomer_words.sentences(readings), *said[targets:]]
-
