@@ -31,8 +31,8 @@ class Carried(Probe):
     needs = ("present",)
 
     def run(self, evidence: Drawn) -> list[Reading]:
-        """One reading for each newcomer, judge and kind; `detail` has the kind, the word and its share of the
-        references."""
+        """One reading for each newcomer, judge and kind; `detail` names them, and has the word's share of
+        the references."""
         found = []
         for judge in evidence.evaluators:
             readings = []
@@ -42,9 +42,13 @@ class Carried(Probe):
                     top = max(words, key=lambda c: float(given[c]))
                     if float(given[top]) >= MOST:
                         share = percent(float(given[top]))
-                        detail = {"kind": kind, "word": words[top], "of references": share}
+                        detail = {"kind": kind, "word": words[top], "newcomer": newcomer.name, "of references": share}
                         reading = _open(evidence, judge, group, list(words.values()), top)
-                        readings += [] if reading is None else [replace(reading, concept=newcomer.name, detail=detail)]
+                        readings += (
+                            []
+                            if reading is None
+                            else [replace(reading, concept=f"{words[top]} with {newcomer.name}", detail=detail)]
+                        )
             ps = statistics.benjamini_hochberg([r.p or 0.0 for r in readings])
             found += [replace(r, p=float(f"{p:.4g}")) for r, p in zip(readings, ps, strict=True)]
         return found

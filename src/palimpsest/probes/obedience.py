@@ -32,7 +32,7 @@ class Obedience(Probe):
     needs = ("present",)
 
     def run(self, evidence: Drawn) -> list[Reading]:
-        """One reading for each newcomer, judge and kind of word; `detail["kind"]` names it."""
+        """One reading for each newcomer, judge and kind of word; `detail` names them."""
         found = []
         for judge in evidence.evaluators:
             readings = [
@@ -77,8 +77,10 @@ def _reading(evidence: Drawn, judge: str, name: str, kind: str, pairs: list[tupl
     twin = {row: i for i, row in enumerate(plan.twins)}
     again = _seen(evidence("other", judge, "present"), [(twin[row], c) for row, c in pairs if row in twin])
     found = rate(OBEDIENCE, before, after, looks=plan.looks, again=again)
-    detail = {"kind": kind}
-    return replace(found, concept=name, role="target", evaluator=evidence.evaluators[judge], detail=detail)
+    detail = {"kind": kind, "newcomer": name}
+    return replace(
+        found, concept=f"{kind} beside {name}", role="target", evaluator=evidence.evaluators[judge], detail=detail
+    )
 
 
 def _seen(present: Tensor, pairs: list[tuple[int, int]]) -> Tensor:

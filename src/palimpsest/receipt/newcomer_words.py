@@ -13,7 +13,7 @@ from palimpsest.probes.obedience import OBEDIENCE
 from palimpsest.probes.verdict import verdict
 from palimpsest.receipt.generator_words import percent
 
-SOME = 5.0  # percent of copies from which they are worth a warning
+SOME = 5.0  # percent of copies from which they are worth a look
 
 
 def sentences(readings: Sequence[Reading]) -> list[dict[str, str]]:
@@ -29,7 +29,7 @@ def sentences(readings: Sequence[Reading]) -> list[dict[str, str]]:
         found: dict[tuple[str, str], list[Reading]] = {}
         for r in readings:
             if r.name == name and r.evaluator is not None:
-                found.setdefault((r.concept, r.evaluator.name), []).append(r)
+                found.setdefault((r.detail.get("newcomer", r.concept), r.evaluator.name), []).append(r)
         first = {concept: rows for (concept, _), rows in reversed(found.items())}
         said += [tell(concept, rows) for concept, rows in reversed(first.items())]
     return said
@@ -83,7 +83,8 @@ def _taken_over(concept: str, rows: list[Reading]) -> dict[str, str]:
 def _copied(concept: str, rows: list[Reading]) -> dict[str, str]:
     (r,) = rows
     text = f"{r.value:.0f} % ({percent(r.low, r.high)}) of the pictures of “{concept}” are nearer to a reference than "
-    return _say("bad" if r.low > SOME else "plain", text + "its references are to each other.")
+    text += f"its references are to each other, of those of its class before {r.before or 0:.0f} %."
+    return _say("unsure" if r.low > max(SOME, r.before or 0.0) else "plain", text)
 
 
 def _say(tone: str, text: str) -> dict[str, str]:
