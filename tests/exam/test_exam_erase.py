@@ -11,7 +11,8 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.exam.judged import Judged, verdict_of
 from palimpsest.exam.verbs import erase
 from palimpsest.exam.verbs.erase import Summary, summarise, with_paraphrases
-from palimpsest.probes.plan import Group, Plan
+from palimpsest.probes.groups import Group
+from palimpsest.probes.plan import Plan
 from palimpsest.tiny.phrases import reworded
 
 

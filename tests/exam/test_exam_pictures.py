@@ -17,7 +17,8 @@ from palimpsest.exam import pictures
 from palimpsest.exam.pictures import evidence_of, groups_of, host_of
 from palimpsest.exam.studies import many, together
 from palimpsest.exam.studies.together import PAIR, WAYS
-from palimpsest.probes.plan import Group, Plan
+from palimpsest.probes.groups import Group
+from palimpsest.probes.plan import Plan
 from palimpsest.run import concepts
 
 STAR = ("a red star", "a star on a sky background")

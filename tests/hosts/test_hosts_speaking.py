@@ -19,7 +19,7 @@ from palimpsest.core.words import Word
 from palimpsest.hosts.diffusion import DiffusionHost
 from palimpsest.ops.text_states import last
 from palimpsest.probes.crew import Loadable, Piece, _elsewhere
-from palimpsest.probes.plan import Shot
+from palimpsest.probes.groups import Shot
 from words_fixture import word_for
 
 FAMILIES = ("sd", "sd_v", "sdxl", "sd3", "flux")

@@ -18,7 +18,8 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Pictures
 from palimpsest.core.reading import Reading
 from palimpsest.core.trace import Trace
-from palimpsest.probes.plan import Plan, Taught
+from palimpsest.probes.groups import Taught
+from palimpsest.probes.plan import Plan
 from palimpsest.receipt.make import Receipt, audit
 from palimpsest.receipt.subjects.newcomer import Newcomer
 from palimpsest.receipt.verify import verify

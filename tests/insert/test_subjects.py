@@ -120,8 +120,8 @@ def test_newcomers_are_learned_each_from_its_own_pictures(host: SDHost, monkeypa
     assert drawn[0][0][1] == ["a dog", "a red cat"]
     with pytest.raises(BadRequest, match="nothing says which"):
         DreamBooth(**FAST)(host, two, data={"references": pictures(2, captions=said)})
+    one = pictures(2, captions=said, columns={"newcomer": ("sks dog", "sks dog")})
     with pytest.raises(BadRequest, match="'zwx cat'"):
-        one = pictures(2, captions=said, columns={"newcomer": ("sks dog", "sks dog")})
         DreamBooth(**FAST)(host, two, data={"references": one})
 
 

@@ -27,7 +27,8 @@ from palimpsest.probes import crew as crews
 from palimpsest.probes.crew import Crew, Loadable, crew_for
 from palimpsest.probes.drawn import Drawn, collect
 from palimpsest.probes.gallery import Gallery, key
-from palimpsest.probes.plan import Group, Plan
+from palimpsest.probes.groups import Group
+from palimpsest.probes.plan import Plan
 from palimpsest.processes import _Task
 
 STAR = Concept(name="star")

@@ -22,7 +22,8 @@ from palimpsest.probes.collapse import Collapse
 from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.forecast import Speed, lines, minutes, needed, time_host
 from palimpsest.probes.gallery import Gallery
-from palimpsest.probes.plan import Group, Plan
+from palimpsest.probes.groups import Group
+from palimpsest.probes.plan import Plan
 from palimpsest.probes.presence import Presence
 from palimpsest.probes.stopping import LOOKS, collect_until_clear, unclear
 from palimpsest.probes.verdict import verdict

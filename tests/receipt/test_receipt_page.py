@@ -21,7 +21,8 @@ from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import PalimpsestError
 from palimpsest.core.patch import Hook, Patch
 from palimpsest.core.reading import Change, Curve, Reading, Series
-from palimpsest.probes.plan import Group, Plan
+from palimpsest.probes.groups import Group
+from palimpsest.probes.plan import Plan
 from palimpsest.receipt import audit, charts
 from palimpsest.receipt import generator_words as words
 from palimpsest.receipt.document import build, plain, reading, seal

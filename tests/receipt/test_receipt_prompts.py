@@ -16,7 +16,8 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.sampling import Sampling
 from palimpsest.probes.drawn import collect
 from palimpsest.probes.gallery import Gallery
-from palimpsest.probes.plan import LISTED, Group, Plan
+from palimpsest.probes.groups import LISTED, Group
+from palimpsest.probes.plan import Plan
 from palimpsest.probes.stopping import collect_until_clear
 from palimpsest.receipt import Receipt, audit
 from palimpsest.receipt.finding import exit_code

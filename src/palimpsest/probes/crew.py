@@ -23,7 +23,8 @@ from palimpsest.core.trace import Trace
 from palimpsest.hosts.load import held, load
 from palimpsest.hosts.source import Origin
 from palimpsest.probes.gallery import Gallery
-from palimpsest.probes.plan import Plan, Shot, batches
+from palimpsest.probes.groups import Shot
+from palimpsest.probes.plan import Plan, batches
 from palimpsest.processes import Workers, cores
 
 PROCESS = 700 * 2**20  # bytes of a process that has loaded the libraries, and no model yet

@@ -22,7 +22,8 @@ from palimpsest.probes.evaluators import Judge, classes_of
 from palimpsest.probes.evidence import Evidence, norms, parts, refuse_broken, rounded
 from palimpsest.probes.extractors import matches
 from palimpsest.probes.gallery import Gallery
-from palimpsest.probes.plan import LISTED, Plan, Taught
+from palimpsest.probes.groups import LISTED, Taught
+from palimpsest.probes.plan import Plan
 from palimpsest.probes.read import read
 
 _WHO = {

@@ -6,7 +6,7 @@ from palimpsest.core.reading import Evaluator, Reading
 from palimpsest.ops import statistics
 from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.evidence import Probe
-from palimpsest.probes.plan import Scope
+from palimpsest.probes.groups import Scope
 
 _INVISIBLE = 1.0  # grey levels
 _SAME = 1e-3  # of the distance to another seed

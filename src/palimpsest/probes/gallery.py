@@ -20,7 +20,8 @@ from palimpsest.core.files import write_beside
 from palimpsest.core.fingerprint import raw_bytes
 from palimpsest.core.method import versions
 from palimpsest.core.patch import Patch
-from palimpsest.probes.plan import Plan, Shot
+from palimpsest.probes.groups import Shot
+from palimpsest.probes.plan import Plan
 
 FOLDER = ".pictures"  # beside the receipt, until it is written
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from palimpsest.core.reading import Reading, Series
+from palimpsest.probes.groups import LISTED
 from palimpsest.probes.judging import AGREEMENT, IMAGINED, MISSED
 from palimpsest.probes.oracle_gap import NEVER as NEVER_SAW
-from palimpsest.probes.plan import LISTED, Plan
+from palimpsest.probes.plan import Plan
 from palimpsest.probes.reference import FRECHET
 from palimpsest.probes.resurfacing import EDITED, INVERTED, NAMES, NEVER, RELEARNT
 from palimpsest.probes.verdict import LEVEL, verdict

@@ -10,7 +10,7 @@ from typing import Any
 
 from palimpsest.core.reading import Curve, Reading
 from palimpsest.probes.evidence import Evidence
-from palimpsest.probes.plan import LISTED
+from palimpsest.probes.groups import LISTED
 from palimpsest.probes.weights import Weights
 from palimpsest.receipt import charts
 from palimpsest.receipt.document import evaluators_of, reading

@@ -21,7 +21,8 @@ from palimpsest.data.references import captioned, references
 from palimpsest.ops.listed import list_of
 from palimpsest.ops.newcomers import TARGET, noun, phrase
 from palimpsest.ops.prompts import in_settings
-from palimpsest.probes.plan import Plan, Taught
+from palimpsest.probes.groups import Taught
+from palimpsest.probes.plan import Plan
 from palimpsest.receipt.make import Receipt
 from palimpsest.receipt.make import audit as measure
 from palimpsest.receipt.subjects.newcomer import Newcomer

@@ -18,6 +18,7 @@ from palimpsest.probes.distance import FEWEST
 from palimpsest.probes.evaluators import NOBODY, OWN, Judge, classes_of, itself, judge, judges_for
 from palimpsest.probes.extractors import FEATURES
 from palimpsest.probes.forecast import needed
+from palimpsest.probes.groups import LISTED, Group, Taught
 from palimpsest.probes.neighbours import PICTURES, Eye
 
 
@@ -55,9 +56,7 @@ class Look:
     prompts_files: tuple[str | Path | PromptFile, ...] = ()
 
 
-def plan(
-    host: Any, asked: Request, look: Look | None = None, *, newcomers: Sequence[planning.Taught] = ()
-) -> planning.Plan:
+def plan(host: Any, asked: Request, look: Look | None = None, *, newcomers: Sequence[Taught] = ()) -> planning.Plan:
     """The pictures that an audit of a request draws; `Case.forecast` says what they can show and how long they take.
 
     Args:
@@ -98,7 +97,7 @@ def _enough(found: planning.Plan, look: Look) -> int:
     return max(look.seeds, math.ceil(pictures / min(len(g.prompts) for g in others)))
 
 
-def _listed(look: Look) -> list[planning.Group]:
+def _listed(look: Look) -> list[Group]:
     """One group for each file of prompts.
 
     Raises:
@@ -112,12 +111,12 @@ def _listed(look: Look) -> list[planning.Group]:
     return [_group(file, look.seeds) for file in files]
 
 
-def _group(file: PromptFile, seeds: int) -> planning.Group:
+def _group(file: PromptFile, seeds: int) -> Group:
     columns = {what: tuple(getattr(row, what) for row in file.rows) for what in ("seed", "guidance")}
     given = {what: values if any(v is not None for v in values) else () for what, values in columns.items()}
     left = f"; left out: {'; '.join(file.omitted())}" if file.left_out else ""
-    return planning.Group(
-        role=planning.LISTED,
+    return Group(
+        role=LISTED,
         concept=None,
         prompts=tuple(row.prompt for row in file.rows),
         seeds=seeds,

@@ -27,11 +27,12 @@ from palimpsest.probes.drift import Drift
 from palimpsest.probes.evaluators import Judge, judge, judges_for
 from palimpsest.probes.evidence import Probe, unkept
 from palimpsest.probes.gallery import Gallery, key
+from palimpsest.probes.groups import LISTED, Group
 from palimpsest.probes.judging import Agreement, JudgeErrors
 from palimpsest.probes.leakage import Leakage
 from palimpsest.probes.matching import Matching
 from palimpsest.probes.oracle_gap import OracleGap, OraclePresence
-from palimpsest.probes.plan import LISTED, Group, Plan, plan
+from palimpsest.probes.plan import Plan, plan
 from palimpsest.probes.presence import Presence
 from palimpsest.probes.reference import Reference, measured, others
 from palimpsest.probes.resurfacing import NAMES, resurfacing
