@@ -19,12 +19,11 @@ from palimpsest.core.pictures import Pictures
 from palimpsest.core.reading import Reading
 from palimpsest.core.trace import Trace
 from palimpsest.probes.groups import Taught
-from palimpsest.probes.plan import Plan
+from palimpsest.probes.plan import Plan, plan
 from palimpsest.receipt.make import Receipt, audit
 from palimpsest.receipt.subjects.newcomer import Newcomer
 from palimpsest.receipt.verify import verify
 from palimpsest.run.inserting import Introduction, introduce
-from palimpsest.run.looking import Look, plan
 
 
 class Pupil(Scribe):
@@ -53,7 +52,8 @@ def brought(host: Pupil) -> Introduction:
 
 
 def asked(host: Pupil, of: Introduction) -> Plan:
-    return plan(host, of.request, Look(prompts=16, seeds=2, steps=1, guidance=1.0), newcomers=of.newcomers)
+    few = {"prompts_per_concept": 16, "seeds": 2, "neighbours": 1, "unrelated": 1}
+    return plan(host, of.request, newcomers=of.newcomers, **few)
 
 
 def measured(host: Pupil, *taught: int, folder: Path | None = None, references: Pictures | None = None) -> Receipt:

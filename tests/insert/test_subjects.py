@@ -7,18 +7,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, mse_loss
+from torch.nn.functional import cosine_similarity, interpolate, mse_loss
 
 from erase_fixtures import pictures, small_sd
+from hosts_fixtures import host_of
 from naive import Naive, learnt, of, old, own, recorded
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.pictures import Pictures
+from palimpsest.core.pictures import Material, Pictures
+from palimpsest.core.words import Word
 from palimpsest.hosts.sd import SDHost
 from palimpsest.insert.cat import CAT
+from palimpsest.insert.class_diffusion import ClassDiffusion
 from palimpsest.insert.dreambooth import DreamBooth
 from palimpsest.insert.sude import SuDe
+from palimpsest.insert.textual_inversion import TextualInversion
 from palimpsest.ops.parts import parameters
+from palimpsest.ops.word_vectors import starting, vectors_of
 from palimpsest.train import subject
 
 SKS = Request(target=(Concept(name="sks dog"),), toward=(Concept(name="dog"),))
@@ -145,7 +150,58 @@ def test_a_class_is_not_needed_where_nothing_takes_it(host: SDHost) -> None:
 
 
 def test_steps_follow_from_the_references() -> None:
-    from palimpsest.core.pictures import Material
-
     assert DreamBooth(batch=2).total(Material({"references": references()})) == 150
     assert DreamBooth(batch=2, epochs=1).planned(Material({"references": references()})).samples == 8
+
+
+def test_words_start_at_the_mean_of_the_class() -> None:
+    for family in ("sd", "sdxl", "sd3", "flux"):
+        host = host_of(family)
+        found = vectors_of(host, "a red star")
+        tokenizer = host.pipeline.tokenizer
+        ids = torch.tensor(tokenizer("a red star", add_special_tokens=False).input_ids)
+        for name, rows in found.items():
+            table = host.root.get_parameter(f"{name}.weight")
+            torch.testing.assert_close(rows, table[ids].detach().float())
+        assert set(found) == set(host.parts("clip_token_embedding"))
+        word = starting(host, "a red star", 2, reads_as="star")
+        for name, vectors in word.vectors.items():
+            torch.testing.assert_close(vectors, found[name].mean(0).repeat(2, 1))
+    assert len(host_of("sd3").parts("clip_token_embedding")) == 2
+    assert len(host_of("flux").parts("clip_token_embedding")) == 1
+
+
+def words_of(method: Any, host: SDHost, **data: Any) -> Any:
+    return method(host, SKS, data={"references": references(**data)})
+
+
+def test_textual_inversion_trains_the_word_alone(host: SDHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = recorded(monkeypatch, subject, "noised")
+    patch = words_of(TextualInversion(steps=3, batch=2, vectors=2, word_lr=0.01), host)
+    assert not patch.deltas
+    assert set(patch.words) == {"sks"}
+    start = starting(host, "dog", 2, reads_as="dog")
+    leaves = {name: v.clone().requires_grad_(True) for name, v in start.vectors.items()}
+    adam = torch.optim.Adam(leaves.values(), lr=0.01)
+    for _, at in calls:
+        with host.speaking({"sks": Word(vectors=leaves, reads_as="dog")}):
+            says = own(host, host.pipeline.unet, at.x, at.t, of(CAPTIONS, at))
+        grads = torch.autograd.grad((says - learnt(host, at)).square().mean(), list(leaves.values()))
+        for leaf, grad in zip(leaves.values(), grads, strict=True):
+            leaf.grad = grad
+        adam.step()
+    for name, vectors in patch.words["sks"].vectors.items():
+        torch.testing.assert_close(vectors, leaves[name].detach(), atol=2e-4, rtol=1e-3)
+        assert float((vectors - start.vectors[name]).abs().max()) > 0.02
+
+
+def test_class_diffusion_keeps_the_word_near_its_class(host: SDHost) -> None:
+    near = []
+    for weight in (0.0, 3.0):
+        settings = {**FAST, "lr": 0.0, "steps": 6, "word_lr": 0.05}
+        patch = words_of(ClassDiffusion(**settings, prior=0.0, weight=weight), host)
+        with torch.no_grad(), patch.applied(host):
+            new, known = host.tokens(["sks dog"]), host.tokens(["dog"])
+        ends = [c.states[0, c.lengths[0] - 1] for c in (new, known)]
+        near.append(float(cosine_similarity(*ends, dim=0)))
+    assert near[0] < near[1]

@@ -148,9 +148,9 @@ class Host(Protocol):
     """A model, seen as named tensors. `root` owns every tensor that a patch may name.
 
     `parts(role)` gives modules by what they do, named as in `root.named_modules()`. Roles: "denoiser",
-    "text_encoder", "token_embedding", "autoencoder", "cross_attention", "self_attention", "cross_key",
-    "cross_value", "cross_query", "cross_out", "text_projection", "pooled_projection", "text_block", "bottleneck",
-    "decoder_block", "backbone", "head". A role that the model lacks gives {}.
+    "text_encoder", "token_embedding", "clip_token_embedding", "autoencoder", "cross_attention", "self_attention",
+    "cross_key", "cross_value", "cross_query", "cross_out", "text_projection", "pooled_projection", "text_block",
+    "bottleneck", "decoder_block", "backbone", "head". A role that the model lacks gives {}.
     """
 
     name: str

@@ -104,8 +104,7 @@ def _called(path: Path, meta: Mapping[str, str], keys: Sequence[str]) -> str:
 
 def word_of(word: str, tensors: Mapping[str, Tensor], host: Any, where: str) -> Word:
     """A word of a model, of its vectors as another program calls them."""
-    every = host.parts("token_embedding")
-    tables = {name: table for name, table in every.items() if name.endswith("token_embedding")}
+    every, tables = host.parts("token_embedding"), host.parts("clip_token_embedding")
     if not tables:
         raise Unsupported(f"{where} brings a word; {host.name} reads no prompts by a CLIP encoder.")
     vectors: dict[str, Tensor] = {}

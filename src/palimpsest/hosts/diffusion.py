@@ -166,6 +166,8 @@ class DiffusionHost(ABC):
 
     def parts(self, role: str) -> dict[str, nn.Module]:
         """Modules by role; see `palimpsest.hosts.roles`."""
+        if role == "clip_token_embedding":
+            return {name: t for name, t in self.parts("token_embedding").items() if name.endswith("token_embedding")}
         if role == "token_embedding":
             readers = [getattr(self.pipeline, name, None) for name in self.encoders]
             tables = {id(reader.get_input_embeddings()) for reader in readers if reader is not None}

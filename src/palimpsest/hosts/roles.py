@@ -12,6 +12,7 @@
 | text_reader | the stacks of blocks around `attn2`: all that text passes through | the cross-attention modules |
 | outer | time embedding and output layers | the same |
 | token_embedding | each text encoder's table | the same |
+| clip_token_embedding | the same | those of the CLIP encoders: T5 reads a plain text where a new word stands |
 | text_block | each text encoder's transformer blocks, first to last | the same |
 | bottleneck | the middle block | - |
 | decoder_block | the blocks after the middle, first to last | - |

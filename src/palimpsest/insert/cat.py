@@ -59,7 +59,7 @@ class CAT(SubjectTune):
         return 3 + bool(self.prior)
 
     def terms(self, step: TrainStep, at: Noised) -> Iterator[Tensor]:
-        said = step.context.class_cond(step.host, at.row)
+        said = step.context.class_cond(at.row)
         with step.teacher():
             was = step.host.denoise(at.x, at.t, said)
         yield self.keep * output_error(step.host, at.t, step.host.denoise(at.x, at.t, said), was).square().mean()

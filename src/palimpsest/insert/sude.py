@@ -70,7 +70,7 @@ class SuDe(SubjectTune):
     def beside(self, step: TrainStep, at: Noised, x0: Tensor) -> Tensor:
         n, host = len(at), step.host
         with step.teacher():
-            both = Cond.cat([step.context.class_cond(host, at.row), host.null(n)])
+            both = Cond.cat([step.context.class_cond(at.row), host.null(n)])
             of_class, of_any = host.denoise(at.x.repeat(2, 1, 1, 1), at.t.repeat(2), both).split(n)
 
         def apart(a: Tensor, b: Tensor) -> Tensor:

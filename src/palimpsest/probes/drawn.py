@@ -109,8 +109,7 @@ def collect(
         host: the untouched model; anything with `sample`. It is unchanged afterwards.
         edited: a Patch for it, or another model with `sample`.
         oracle: a model that never saw the target, drawn with the same prompts and seeds.
-        drawn: pictures that are there already: those of an earlier audit of the same host, oracle and plan, of which
-            all but "after" are taken, or "references".
+        drawn: pictures of an earlier audit of the same host, oracle and plan; all but "after" are taken from it.
         rows: of the plan's shots; only these are drawn, before and after, and what follows from a picture alone or
             from a pair is measured. None: everything.
         batch: pictures that are drawn at once; as many as the model says where not given, 16 where it says nothing.
@@ -150,7 +149,7 @@ def collect(
         base=norms(host, patch),
         cost={
             "seconds": round(time.perf_counter() - start, 3),
-            "pictures": sum(len(v) for which, v in shown.items() if which != REFERENCES),
+            "pictures": sum(len(v) for v in shown.values()),
             "forwards": dict(trace.forwards),
             "peak_bytes": trace.peak_bytes,
         },
@@ -169,7 +168,8 @@ def measured(
 ) -> dict[str, Tensor]:
     """Every measure of pictures by set; of pictures of these rows alone, those that need no other row."""
     found: dict[str, Tensor] = {}
-    prompts = {which: [s.prompt for s in (plan.twin_shots if which == "other" else plan.shots)] for which in shown}
+    # A network that reads text knows no newcomer: its pictures are held against the prompts of the untouched model.
+    prompts = {which: [s.prompt for s in plan.asked("other" if which == "other" else "before")] for which in shown}
     if rows is not None:
         prompts = {which: [said[row] for row in rows] for which, said in prompts.items()}
     gallery = Gallery() if gallery is None else gallery

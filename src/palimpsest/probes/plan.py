@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import count
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 

@@ -14,11 +14,9 @@ pictures would never be enough.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-
-from torch import Tensor
 
 from palimpsest.core.reading import Reading
 from palimpsest.core.trace import Trace
@@ -55,7 +53,6 @@ def collect_until_clear(
     judges: Sequence[Judge],
     *,
     oracle: Any = None,
-    drawn: Mapping[str, Tensor] | None = None,
     looks: int = LOOKS,
     margin: float = MARGIN,
     batch: int | None = None,
@@ -77,9 +74,7 @@ def collect_until_clear(
     seconds = 0.0
     for look in range(1, looks + 1):
         now = replace(plan, look=look, looks=looks)
-        evidence = collect(
-            host, edited, now, judges, oracle=oracle, drawn=drawn, batch=batch, gallery=kept, trace=trace, crew=crew
-        )
+        evidence = collect(host, edited, now, judges, oracle=oracle, batch=batch, gallery=kept, trace=trace, crew=crew)
         seconds += evidence.cost["seconds"]
         found = Presence().run(evidence)
         if look == looks or (found and not unclear([*found, *Collapse().run(evidence)], margin)):

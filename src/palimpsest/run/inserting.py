@@ -95,7 +95,6 @@ def introduce(
     captions: str = "auto",
     n: int = DRAWN,
     skip_unreadable: bool = False,
-    alone: bool = False,
     consent: str = "",
 ) -> Introduction:
     """Newcomers, their pictures and the request about them.
@@ -110,7 +109,6 @@ def introduce(
         captions: "auto", "file" or a caption with {word} in it (`data.references.captioned`).
         n: how many references `world:` draws.
         skip_unreadable: leave out pictures that cannot be read, instead of stopping.
-        alone: the word stands in prompts by itself, not before its class.
         consent: what the persons shown agreed to, in words; it goes into the receipt.
 
     Raises:
@@ -127,7 +125,7 @@ def introduce(
     targets, taught, parts, told = [], [], [], []
     for name, source, of in zip(words, sources, likes * len(words) if len(likes) == 1 else likes, strict=True):
         target, newcomer, pictures, said = _one(
-            host, name, source, of, kind=kind, captions=captions, n=n, skip_unreadable=skip_unreadable, alone=alone
+            host, name, source, of, kind=kind, captions=captions, n=n, skip_unreadable=skip_unreadable
         )
         targets.append(target)
         taught.append(replace(newcomer, consent=consent))
@@ -205,7 +203,6 @@ def _one(
     captions: str,
     n: int,
     skip_unreadable: bool,
-    alone: bool,
 ) -> tuple[Concept, Taught, Pictures, list[str]]:
     """One newcomer: its concept, what others are asked for instead, its pictures, and what was read of them."""
     if re.search(r"[\s\"']", word) or not word:
@@ -215,7 +212,7 @@ def _one(
         if not isinstance(known, Words):
             raise BadRequest(f"{source} draws from a model's drawn world; {host.name} has none. Give a folder.")
         shown = concept(known.world, source.removeprefix(WORLD))
-        name = phrase(word, "" if alone else like, shown.kind)
+        name = phrase(word, like, shown.kind)
         said = f"a {name}" if shown.kind == "identity" else name
         draws = torch.Generator().manual_seed(0)
         pictures = drawn_references(known.world, shown.name, n, said, draws)
@@ -225,7 +222,7 @@ def _one(
         return target, newcomer, pictures, [f"{len(pictures)} drawings of {shown.name} teach “{name}”."]
     listed = list_of(noun(like))
     of_kind: Kind = kind or (listed.kind if listed is not None and listed.kind is not None else "object")
-    name = phrase(word, "" if alone else like, of_kind)
+    name = phrase(word, like, of_kind)
     dataset = references(source, size=host.defaults.size or host.default_size, skip_unreadable=skip_unreadable)
     pictures = captioned(dataset.samples, name, captions, like=noun(like), kind=of_kind)
     settings = in_settings(Concept(name=name, kind=of_kind))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,12 +18,14 @@ from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import Work
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
+from palimpsest.core.words import Word
 from palimpsest.ops.drawn import Drawn, Noised, draw, noised
 from palimpsest.ops.guidance import output_error
-from palimpsest.ops.newcomers import TARGET, classes, twins
+from palimpsest.ops.newcomers import TARGET, classes, twins, word_of
 from palimpsest.ops.parts import Which
 from palimpsest.ops.prompts import batches
 from palimpsest.ops.regions import masked_mean, on_latents
+from palimpsest.ops.word_vectors import starting
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -38,7 +40,7 @@ class Lesson:
         references: their clean latents; row i has caption i.
         masks: (n, 1, h, w) in [0, 1] on the latents' grid, what each reference is about; None: everything.
         class_pictures: of the twins, drawn by the untouched model; None where the loss takes none.
-        said, said_of_class: the captions and their twins, encoded; None where training changes how text is read.
+        said, said_of_class: the captions and their twins, encoded; captions None where words of theirs are trained.
     """
 
     captions: tuple[str, ...]
@@ -53,11 +55,10 @@ class Lesson:
         """The captions of these references, as the student reads them."""
         return host.encode([self.captions[i] for i in rows.tolist()]) if self.said is None else self.said[rows]
 
-    def class_cond(self, host: Denoiser, rows: Tensor) -> Cond:
-        """The class twins of these references, as the student reads them."""
-        return host.encode([self.twins[i] for i in rows.tolist()]) if self.said_of_class is None else (
-            self.said_of_class[rows]
-        )  # fmt: skip
+    def class_cond(self, rows: Tensor) -> Cond:
+        """The class twins of these references."""
+        assert self.said_of_class is not None
+        return self.said_of_class[rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,9 @@ class SubjectTune(FineTune, ABC):
         class_pictures: how many, at most.
         class_steps, class_guidance: of the walks that draw them.
         masked: whether masks that come with the references count.
+        vectors: how many each newcomer's word learns; 0: it is read as it is spelt.
+        word_lr: the rate at which they are learned, in their own units. start: the text at whose mean they start; the
+            class where not given.
     """
 
     epochs: Positive = 100.0
@@ -94,12 +98,13 @@ class SubjectTune(FineTune, ABC):
     class_steps: Count = 25
     class_guidance: float = 6.0
     masked: bool = True
+    vectors: Size = 0
+    word_lr: NonNegative = 5e-3
+    start: str = ""
 
     quick: ClassVar = {"steps": 2, "batch": 2, "class_pictures": 2, "class_steps": 2}
     needs_class: ClassVar[bool] = False
     """Whether the loss takes the class also where `prior` is 0."""
-    reads_anew: ClassVar[bool] = False
-    """Whether training changes how text is read, so that captions are encoded at every step."""
 
     def total(self, data: Material) -> int:
         if self.steps is not None:
@@ -115,6 +120,24 @@ class SubjectTune(FineTune, ABC):
     def rows(self) -> int:
         """Rows that go through the denoiser for each reference of a batch, most with gradients."""
         return 2 if self.prior else 1
+
+    def new_words(self, host: Denoiser, request: Request, data: Material) -> Mapping[str, Word]:
+        if not self.vectors:
+            return {}
+        found = {}
+        for target, like in zip(request.target, request.replacements(), strict=True):
+            start = self.start or (like.name if like is not None else "")
+            if not start:
+                raise BadRequest(
+                    f"{self.card.name} starts the word of {target.name} at its class; name it with --like."
+                )
+            reads_as = like.name if like is not None else start
+            found[word_of(target, like)] = self.begin(host, start, reads_as)
+        return found
+
+    def begin(self, host: Denoiser, start: str, reads_as: str) -> Word:
+        """A word as it starts: here, every vector at the mean of the start text's own."""
+        return starting(host, start, self.vectors, reads_as=reads_as)
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Any:
         """A `Lesson`; leaves that need more return a kind of it.
@@ -140,8 +163,8 @@ class SubjectTune(FineTune, ABC):
             references=Drawn(row=torch.arange(len(of)), x0=latents.float()),
             masks=None if masks is None else on_latents(masks, latents),
             class_pictures=self._class(host, said, data, seed) if self.prior else None,
-            said=None if self.reads_anew else host.encode(captions),
-            said_of_class=None if self.reads_anew or not said else host.encode(said),
+            said=None if self.vectors else host.encode(captions),
+            said_of_class=host.encode(said) if said else None,
         )
 
     def _class(self, host: Denoiser, prompts: list[str], data: Material, seed: int) -> Drawn:
@@ -157,7 +180,7 @@ class SubjectTune(FineTune, ABC):
         yield from self.terms(step, at)
         if self.prior and lesson.class_pictures is not None:
             of = noised(step.host, lesson.class_pictures, step.batch, step.generator("class"))
-            x0 = step.host.denoise(of.x, of.t, lesson.class_cond(step.host, of.row))
+            x0 = step.host.denoise(of.x, of.t, lesson.class_cond(of.row))
             yield self.prior * output_error(step.host, of.t, x0, of.x0).square().mean()
 
     def denoising(self, step: TrainStep, at: Noised, x0: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -16,11 +17,15 @@ from palimpsest.core.trace import Trace
 from palimpsest.probes.carried import CARRIED, Carried
 from palimpsest.probes.class_drift import TAKEN_OVER, ClassDrift
 from palimpsest.probes.copied import COPIED, Copied
+from palimpsest.probes.crew import Crew
 from palimpsest.probes.drawn import REFERENCES, Drawn
+from palimpsest.probes.evaluators import Judge
 from palimpsest.probes.evidence import Probe
+from palimpsest.probes.gallery import Gallery
 from palimpsest.probes.likeness import LIKENESS, Likeness
 from palimpsest.probes.obedience import OBEDIENCE, Obedience
 from palimpsest.probes.plan import Plan
+from palimpsest.probes.read import read
 from palimpsest.receipt import newcomer_words
 from palimpsest.receipt.subject import Again, Section
 from palimpsest.receipt.subjects.generator import Generator
@@ -35,7 +40,8 @@ class Newcomer(Generator):
     Args:
         references: the pictures of the newcomers, newcomer by newcomer as the plan has them; without them nothing is
             said of likeness, of what came along, and of copies.
-        plan, judges, oracle, stop_early, crew: of `Generator`; the oracle is a model that always knew the newcomer.
+        plan, judges, oracle, reference, stop_early, resurfacing, crew: of `Generator`; the oracle is a model that
+            always knew the newcomer.
     """
 
     references: Pictures | None = None
@@ -79,23 +85,47 @@ class Newcomer(Generator):
         "said": "newcomer shown",
     }
 
-    def given(self, plan: Plan) -> Mapping[str, Tensor]:
-        """The references, as many as the plan states.
+    def collect(
+        self, before: Any, after: Any, request: Request, *, folder: Path | None, resume: bool, trace: Trace
+    ) -> Drawn:
+        about = self.settled(before, request)
+        assert about.plan is not None
+        given = self._read(about.plan, list(about.judges or ()), trace)  # first: what is missing is told before hours
+        found = super().collect(before, after, request, folder=folder, resume=resume, trace=trace)
+        return self._beside(found, given)
+
+    def again(self, kept: Drawn, before: Any, after: Any, how: str, trace: Trace) -> Again:
+        found = super().again(kept, before, after, how, trace)
+        if how != "all" or not any(n.references for n in kept.plan.newcomers):
+            return found
+        if self.references is None:
+            left = "; ".join(filter(None, [found.left, "what is read in the references: give their pictures"]))
+            return replace(found, readings=False, left=left)
+        given = self._read(kept.plan, list(self.judges or ()), trace)
+        return replace(found, evidence=self._beside(found.evidence, given))
+
+    def _beside(self, found: Any, given: Mapping[str, Tensor]) -> Any:
+        """Evidence with what was read in the references, and with these."""
+        images = {} if self.references is None or not given else {REFERENCES: self.references.images}
+        return replace(found, measures={**found.measures, **given}, gallery={**found.gallery, **images})
+
+    def _read(self, plan: Plan, judges: Sequence[Judge], trace: Trace) -> dict[str, Tensor]:
+        """What judges read in the references.
 
         Raises:
-            BadRequest: another number was given.
+            BadRequest: there are more or fewer of them than the plan states.
         """
         stated = sum(n.references for n in plan.newcomers)
         if self.references is None or not stated:
             return {}
         if len(self.references) != stated:
             raise BadRequest(f"{len(self.references)} references were given; the plan has {stated}.")
-        return {REFERENCES: self.references.images}
-
-    def again(self, kept: Drawn, before: Any, after: Any, how: str, trace: Trace) -> Again:
-        found = super().again(kept, before, after, how, trace)
-        if how == "all" and self.references is None and any(n.references for n in kept.plan.newcomers):
-            return replace(found, readings=False, left="what is read in the references: give their pictures")
+        found = {}
+        for by in judges:
+            present, features = read(by, self.references.images, plan, crew=Crew(), gallery=Gallery(), trace=trace)
+            at = f"{REFERENCES}/{by.evaluator.name}"
+            found |= {f"{at}/present": present} if by.evaluator.classes else {}
+            found |= {f"{at}/features": features} if features.shape[1] else {}
         return found
 
     @classmethod
