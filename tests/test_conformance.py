@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from erase_fixtures import pictures
 from hosts_fixtures import folder_of, host_of
 from palimpsest.core import catalog
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import PalimpsestError, Unsupported
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch, merge
+from palimpsest.core.pictures import Pictures
 from palimpsest.core.sampling import Sampling
 from palimpsest.hosts.load import load
+from palimpsest.ops.newcomers import TARGET
 from palimpsest.testing import check_host, check_method, quick
 from support_fixture import supported
 
@@ -24,9 +27,17 @@ STAR, MOON, RING = Concept(name="star"), Concept(name="moon", kind="style"), Con
 REQUEST = Request(target=(STAR,), keep=(Concept(name="moon"), RING), toward=(Concept(name="square"),))
 SYSTEMS = [i for i, e in catalog.entries().items() if e.module.startswith("palimpsest.") and e.card.needs == "Denoiser"]
 FAMILIES = ("sd", "sd_v", "sdxl", "sd3", "flux")
-SUPPORT = supported("erase/")
+SUPPORT = {**supported("erase/"), **supported("insert/")}
 RUNS = [(s, f) for s in SYSTEMS for f in FAMILIES if SUPPORT.get(s, {}).get(f, "runs") == "runs"]
 REFUSES = [(s, f) for s in SYSTEMS for f in FAMILIES if (s, f) not in RUNS]
+
+
+def asked(system: str, *targets: Concept) -> tuple[Request, dict[str, Pictures]]:
+    """A request about these targets, and what a system of its kind learns from."""
+    if "references" not in catalog.find(system).card.reads:
+        return Request(target=targets, keep=(RING,)), {}
+    said = {"captions": tuple(f"a red {c.name}" for c in targets), "columns": {TARGET: tuple(c.name for c in targets)}}
+    return Request(target=targets, toward=(Concept(name="square"),)), {"references": pictures(len(targets), **said)}
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +60,8 @@ def test_the_table_of_support_names_every_system_on_every_family() -> None:
 
 @pytest.mark.parametrize(("system", "family"), RUNS)
 def test_systems(system: str, family: str) -> None:
-    host = host_of(family)
-    patch = check_method(quick(system), host, REQUEST)
+    host, (request, data) = host_of(family), asked(system, STAR)
+    patch = check_method(quick(system), host, request if data else REQUEST, data=data)
     with torch.no_grad():
         before = host.sample(["a star"], [0], Sampling(steps=2))
         with patch.applied(host):
@@ -61,14 +72,16 @@ def test_systems(system: str, family: str) -> None:
 @pytest.mark.parametrize(("system", "family"), REFUSES)
 def test_what_a_system_cannot_work_on_it_refuses_in_these_words(system: str, family: str) -> None:
     host = host_of(family)
+    request, data = asked(system, STAR)
     with pytest.raises(Unsupported) as refusal:
-        quick(system)(host, REQUEST)
+        quick(system)(host, request if data else REQUEST, data=data)
     assert str(refusal.value).replace(host.name, "{host}") == SUPPORT[system][family]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_parameters_are_plain(system: str, tmp_path: Path) -> None:
-    patch = quick(system)(host_of("sd"), REQUEST)
+    request, data = asked(system, STAR)
+    patch = quick(system)(host_of("sd"), request, data=data)
     again = Patch.load(patch.save(tmp_path / "p.safetensors"))
     assert catalog.load(system).from_plain(again.provenance["parameters"]) == quick(system)
 
@@ -77,7 +90,8 @@ def test_parameters_are_plain(system: str, tmp_path: Path) -> None:
 def test_each_of_several_targets_is_in_the_patch(system: str) -> None:
     method, host = quick(system), host_of("sd")
     both, first, second = (
-        method(host, Request(target=targets, keep=(RING,))) for targets in ((STAR, MOON), (STAR,), (MOON,))
+        method(host, request, data=data)
+        for request, data in (asked(system, *targets) for targets in ((STAR, MOON), (STAR,), (MOON,)))
     )
     for alone, other in ((first, "moon"), (second, "star")):
         assert _pictured(host, both) != _pictured(host, alone), f"{other} is not in {system}'s patch for both"
