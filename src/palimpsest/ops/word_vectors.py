@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from palimpsest.core.errors import BadRequest, Unsupported
 from palimpsest.core.host import Denoiser
@@ -26,10 +26,13 @@ def vectors_of(host: Denoiser, text: str) -> dict[str, Tensor]:
     if not tables:
         raise Unsupported(f"{host.name} reads prompts by no CLIP encoder, so that no word can be learned for it.")
     seen: dict[str, list[Tensor]] = {name: [] for name in tables}
+
+    def noting(rows: list[Tensor]) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda module, args, out: rows.append(out.detach())
+
     with ExitStack() as stack:
         for name, table in tables.items():
-            note = seen[name].append
-            stack.callback(table.register_forward_hook(lambda m, args, out, note=note: note(out.detach())).remove)
+            stack.callback(table.register_forward_hook(noting(seen[name])).remove)
         for prompt in (text, ""):
             host.encode([prompt])
     found = {}

@@ -82,7 +82,7 @@ def refuse_too_large(host: Any, need: Taken | None) -> None:
     place = str(host.device)
     free, here = machine.available("cpu"), machine.available(place)
     kept = need.pictures + need.hung
-    work = max(need.drawing, need.training)
+    work = max(need.drawing, need.training or 0)
     ways = "fewer --prompts or --seeds, a shorter --prompts-file, or a machine with more memory"
     if free is not None and kept + (work if place == "cpu" else 0) > free and kept > free / 2:
         raise TooLarge(

@@ -17,7 +17,6 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.core.method import ModelEdit
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Progress, Trace
-from palimpsest.data.references import captioned, references
 from palimpsest.ops.listed import list_of
 from palimpsest.ops.newcomers import TARGET, noun, phrase
 from palimpsest.ops.prompts import in_settings
@@ -29,11 +28,10 @@ from palimpsest.receipt.subjects.newcomer import Newcomer
 from palimpsest.run.cases import GeneratorCase
 from palimpsest.run.do import Done, perform
 from palimpsest.run.looking import Look, plan
+from palimpsest.run.references import WORLD, references
 from palimpsest.run.requests import request
 from palimpsest.worlds.concepts import Words, concept, prompts
-from palimpsest.worlds.references import references as drawn_references
 
-WORLD = "world:"  # a source of references that are drawn: world:crown
 DRAWN = 4  # references that are drawn where nobody says how many
 ASKED = 40  # different prompts that an audit may choose from
 
@@ -207,29 +205,25 @@ def _one(
     """One newcomer: its concept, what others are asked for instead, its pictures, and what was read of them."""
     if re.search(r"[\s\"']", word) or not word:
         raise BadRequest(f"The new word {word!r} is to have no spaces and no quotes; write one like <crown>.")
-    known = host.knows
-    if source.startswith(WORLD):
-        if not isinstance(known, Words):
-            raise BadRequest(f"{source} draws from a model's drawn world; {host.name} has none. Give a folder.")
-        shown = concept(known.world, source.removeprefix(WORLD))
-        name = phrase(word, like, shown.kind)
-        said = f"a {name}" if shown.kind == "identity" else name
-        draws = torch.Generator().manual_seed(0)
-        pictures = drawn_references(known.world, shown.name, n, said, draws)
-        asked = _in_world(known, shown.name, said)
-        target = Concept(name=name, kind=shown.kind, prompts=asked, labels=shown.labels)
-        newcomer = Taught(name=name, like=noun(like), known=shown.name, references=len(pictures))
-        return target, newcomer, pictures, [f"{len(pictures)} drawings of {shown.name} teach “{name}”."]
     listed = list_of(noun(like))
     of_kind: Kind = kind or (listed.kind if listed is not None and listed.kind is not None else "object")
+    shown = None
+    if source.startswith(WORLD) and isinstance(host.knows, Words):
+        shown = concept(host.knows.world, source.removeprefix(WORLD))
+        of_kind = shown.kind
     name = phrase(word, like, of_kind)
-    dataset = references(source, size=host.defaults.size or host.default_size, skip_unreadable=skip_unreadable)
-    pictures = captioned(dataset.samples, name, captions, like=noun(like), kind=of_kind)
+    said = f"a {name}" if shown is not None and of_kind == "identity" else name  # a name has no article in captions
+    dataset = references(
+        source, host, said, n=n, captions=captions, like=noun(like), kind=of_kind, skip_unreadable=skip_unreadable
+    )
+    pictures, told = dataset.samples, [*dataset.told(), f"{len(dataset.samples)} pictures of {source} teach “{name}”."]
+    if shown is not None:
+        target = Concept(name=name, kind=of_kind, prompts=_in_world(host.knows, shown.name, said), labels=shown.labels)
+        return target, Taught(name=name, like=noun(like), known=shown.name, references=len(pictures)), pictures, told
     settings = in_settings(Concept(name=name, kind=of_kind))
     turns = torch.randperm(len(settings), generator=torch.Generator().manual_seed(0))[:ASKED].tolist()
     target = Concept(name=name, kind=of_kind, prompts=tuple(settings[i] for i in turns))
-    newcomer = Taught(name=name, like=noun(like), references=len(pictures))
-    return target, newcomer, pictures, [*dataset.told(), f"{len(pictures)} pictures of {source} teach “{name}”."]
+    return target, Taught(name=name, like=noun(like), references=len(pictures)), pictures, told
 
 
 def _in_world(known: Words, word: str, said: str) -> tuple[str, ...]:

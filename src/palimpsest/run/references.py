@@ -13,7 +13,7 @@ from palimpsest.core.errors import BadRequest
 from palimpsest.data import references as own
 from palimpsest.data.dataset import Dataset
 from palimpsest.worlds import references as drawn
-from palimpsest.worlds.concepts import world_of
+from palimpsest.worlds.concepts import Words
 
 WORLD = "world:"
 
@@ -45,18 +45,18 @@ def references(
         BadRequest: the model has no world, or its world no such concept; whatever is wrong with files and captions.
         Damaged: files that cannot be decoded.
     """
-    size = host.default_size
     if isinstance(source, str) and source.startswith(WORLD):
-        world = world_of(host.folder)
-        if world is None:
+        if not isinstance(host.knows, Words):
             raise BadRequest(
                 f"{source} asks for drawings of the model's world, and this model was trained on none; give a folder "
                 "of pictures."
             )
         draws = torch.Generator().manual_seed(seed)
-        data = Dataset(samples=drawn.references(world, source.removeprefix(WORLD), n, word, draws), classes=())
+        data = Dataset(
+            samples=drawn.references(host.knows.world, source.removeprefix(WORLD), n, word, draws), classes=()
+        )
         pictures = data.samples if captions == own.FILE else own.captioned(data.samples, word, captions, like=like)
     else:
-        data = own.references(source, size=size, skip_unreadable=skip_unreadable)
+        data = own.references(source, size=host.default_size, skip_unreadable=skip_unreadable)
         pictures = own.captioned(data.samples, word, captions, like=like, kind=kind)
     return Dataset(samples=pictures, classes=(), skipped=data.skipped, left_out=data.left_out, warned=data.warned)
