@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from palimpsest.core.card import Card
 from palimpsest.core.combine import Combine
 from palimpsest.core.concept import Concept, Request
+from palimpsest.core.declared import Within
 from palimpsest.core.delta import Dense, LowRank
 from palimpsest.core.errors import BadRequest, Diverged, Touched, Unsupported, WrongBase
-from palimpsest.core.fields import Bound, Count, Positive, Share, checked
+from palimpsest.core.fields import Count, Positive, Share, checked
 from palimpsest.core.fingerprint import fingerprint
 from palimpsest.core.images import Edited, ImageEdit
 from palimpsest.core.method import Method, ModelEdit
@@ -134,8 +135,8 @@ def test_a_fields_type_is_its_check(hint: Any, good: Any, bad: Any, words: str) 
 
 
 def test_a_bound_says_itself() -> None:
-    assert str(Bound(least=2)) == "at least 2"
-    assert str(Bound(least=0, most=1, open=True)) == "above 0 and at most 1"
+    assert str(Within(least=2)) == "at least 2"
+    assert str(Within(least=0, most=1, open=True)) == "above 0 and at most 1"
 
 
 # -- what a card declares --------------------------------------------------------------------------------

@@ -30,10 +30,19 @@ OPEN = "keys that the declaration does not have are left as they are"
 
 @dataclass(frozen=True)
 class Within:
-    """Bounds, both ends included, of a number or of the length of a text, a list or a table."""
+    """From `least` (above it, where `open`) to `most`: a number, or the length of a text, a list or a table."""
 
     least: float = -math.inf
     most: float = math.inf
+    open: bool = False
+
+    def __str__(self) -> str:
+        low = f"above {self.least:,}" if self.open else f"at least {self.least:,}" if self.least > -math.inf else ""
+        high = f"at most {self.most:,}" if self.most < math.inf else ""
+        return " and ".join(part for part in (low, high) if part)
+
+    def holds(self, value: float) -> bool:
+        return (self.least < value if self.open else self.least <= value) and value <= self.most
 
 
 @dataclass(frozen=True)
@@ -231,9 +240,8 @@ def _bounded(value: Any, bounds: tuple[Any, ...], at: str) -> Any:
     for bound in bounds:
         if isinstance(bound, Within):
             size = value if isinstance(value, (int, float)) else len(value)
-            if not bound.least <= size <= bound.most:
-                what = "" if size is value else "a length "
-                raise _odd(value, f"{what}from {bound.least} to {bound.most}", at)
+            if not bound.holds(size):
+                raise _odd(value, f"{'' if size is value else 'a length of '}{bound}", at)
         elif isinstance(bound, Matching) and not re.fullmatch(bound.pattern, str(value)):
             raise _odd(value, bound.says, at)
     return value

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from palimpsest.core.declared import Within
 from palimpsest.core.errors import BadRequest
 
-
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """What a number may be: at least `least` (above it, where `open`) and at most `most`."""
-
-    least: float = -math.inf
-    most: float = math.inf
-    open: bool = False
-
-    def __str__(self) -> str:
-        low = f"above {self.least:g}" if self.open else f"at least {self.least:g}" if self.least > -math.inf else ""
-        high = f"at most {self.most:g}" if self.most < math.inf else ""
-        return " and ".join(part for part in (low, high) if part)
-
-    def holds(self, value: float) -> bool:
-        return (self.least < value if self.open else self.least <= value) and value <= self.most
-
-
-Count = Annotated[int, Bound(least=1)]
+Count = Annotated[int, Within(least=1)]
 """A whole number of things, at least 1."""
-Several = Annotated[int, Bound(least=2)]
+Several = Annotated[int, Within(least=2)]
 """A whole number of things of which there must be more than one."""
-Size = Annotated[int, Bound(least=0)]
+Size = Annotated[int, Within(least=0)]
 """A whole number that may be 0."""
-Share = Annotated[float, Bound(least=0, most=1)]
+Share = Annotated[float, Within(least=0, most=1)]
 """A part of a whole."""
-Part = Annotated[float, Bound(least=0, most=1, open=True)]
+Part = Annotated[float, Within(least=0, most=1, open=True)]
 """A part of a whole that is not empty."""
-Positive = Annotated[float, Bound(least=0, open=True)]
+Positive = Annotated[float, Within(least=0, open=True)]
 """A number above 0."""
-NonNegative = Annotated[float, Bound(least=0)]
+NonNegative = Annotated[float, Within(least=0)]
 """A number that may be 0."""
 
 
@@ -65,7 +47,7 @@ def checked(name: str, value: Any, hint: Any) -> None:
     elif origin is Annotated:
         checked(name, value, parts[0])
         for bound in parts[1:]:
-            if isinstance(bound, Bound) and not bound.holds(value):
+            if isinstance(bound, Within) and not bound.holds(value):
                 raise BadRequest(f"{name} is {value}; it must be {bound}.")
     elif origin in (Union, types.UnionType):
         if value is not None:

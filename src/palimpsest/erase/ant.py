@@ -13,8 +13,9 @@ from torch import Tensor
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
+from palimpsest.core.declared import Within
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.fields import Bound, Count, NonNegative, Part
+from palimpsest.core.fields import Count, NonNegative, Part
 from palimpsest.core.host import Cond, Denoiser, Step
 from palimpsest.core.pictures import Material
 from palimpsest.core.sampling import Sampling
@@ -96,7 +97,7 @@ class ANT(FineTune):
     batch: int = 1
     rank: int = 0
     eta: float = 1.0
-    early: Annotated[float, Bound(least=1)] = 6.5
+    early: Annotated[float, Within(least=1)] = 6.5
     early_weight: NonNegative = 1.0
     keep_weight: NonNegative = 0.5
     share: Part = 0.5

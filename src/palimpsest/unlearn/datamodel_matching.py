@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.core.card import Card
+from palimpsest.core.declared import Within
 from palimpsest.core.errors import Diverged
-from palimpsest.core.fields import Bound, Count, NonNegative, Positive, Size
+from palimpsest.core.fields import Count, NonNegative, Positive, Size
 from palimpsest.core.host import Classifier
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.train.classify import Augment, ClassifierTune, all_seen, picked
@@ -61,7 +62,7 @@ class DatamodelMatching(ClassifierTune):
     batch: Count = 256
     rank: Size = 0
     augment: Augment = "none"
-    ridge: Annotated[float, Bound(least=1e-8)] = 1e-4
+    ridge: Annotated[float, Within(least=1e-8)] = 1e-4
     clip: NonNegative = 20.0
     look: Size = 0
 

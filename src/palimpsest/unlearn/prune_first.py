@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.fields import Bound
+from palimpsest.core.declared import Within
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit, Work
 from palimpsest.core.patch import Patch
@@ -46,7 +46,7 @@ class PruneFirst(ModelEdit):
         >>> patch = PruneFirst(unlearner=FineTune(epochs=1))(host, request, data=material)   # doctest: +SKIP
     """
 
-    sparsity: Annotated[float, Bound(least=0, most=0.99)] = 0.95
+    sparsity: Annotated[float, Within(least=0, most=0.99)] = 0.95
     unlearner: ModelEdit = FineTune()
 
     quick: ClassVar[Mapping[str, Any]] = {"unlearner": FineTune(**FineTune.quick)}

@@ -10,7 +10,8 @@ import torch
 
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
-from palimpsest.core.fields import Bound, Count
+from palimpsest.core.declared import Within
+from palimpsest.core.fields import Count
 from palimpsest.core.host import Classifier
 from palimpsest.core.method import ModelEdit, Work
 from palimpsest.core.patch import Patch
@@ -43,7 +44,7 @@ class UPCORE(ModelEdit):
         >>> patch = UPCORE(unlearner=GradientAscent(epochs=2))(host, request, data=material)   # doctest: +SKIP
     """
 
-    share: Annotated[float, Bound(least=0, most=0.99)] = 0.1
+    share: Annotated[float, Within(least=0, most=0.99)] = 0.1
     unlearner: ModelEdit = GradientAscent()
     trees: Count = 100
 
