@@ -88,7 +88,7 @@ def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
         machine.cache_folder()
 
 
-@pytest.mark.parametrize("name", [c for c in commands() if c != "exam"])
+@pytest.mark.parametrize("name", commands())
 def test_help_names_what_stands_where_and_gives_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
@@ -96,6 +96,17 @@ def test_help_names_what_stands_where_and_gives_an_example(name: str, capsys: py
     shown = capsys.readouterr().out
     assert f"palimpsest {name} " in shown.split("Examples:")[-1]
     assert not {"STR", "PATH", "INT|", "FLOAT|"} & set(shown.replace("|", "| ").split()), shown
+
+
+def test_help_on_a_system_shows_its_options_and_their_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["erase", "--method", "esd", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Options of ESD (erase/esd):" in shown
+    assert "--walk-steps int at least 1 default 50" in shown
+    assert "--train xattn, noxattn, selfattn, full default 'xattn'" in shown
+    assert main(["show", "unlearn/prune_first"]) == 0
+    assert "float at least 0 and at most 0.99" in capsys.readouterr().out
 
 
 def test_models_prompts_and_patches_are_said_alike() -> None:

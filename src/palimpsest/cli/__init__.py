@@ -8,13 +8,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import tyro
 
 from palimpsest import machine
 from palimpsest.cli.audit import Audit
-from palimpsest.cli.browse import Doctor, Ls, Show
+from palimpsest.cli.browse import Doctor, Ls, Show, own_options
 from palimpsest.cli.compare import Compare
 from palimpsest.cli.exam import Exam
 from palimpsest.cli.export import Export
@@ -94,7 +95,7 @@ def _run(args: list[str]) -> int:
     parsed, unknown = tyro.cli(
         command,
         prog=f"palimpsest {name}",
-        description=inspect.cleandoc(command.__doc__),
+        description=inspect.cleandoc(command.__doc__) + _of_system(name, rest),
         args=rest,
         return_unknown_args=True,
         config=(tyro.conf.FlagCreatePairsOff,),
@@ -102,6 +103,15 @@ def _run(args: list[str]) -> int:
     if unknown and not issubclass(command, Doing):  # a verb's system takes them
         raise BadRequest(f"{name} has no option {unknown[0]!r}; see `palimpsest {name} --help`.")
     return parsed.run(unknown, shlex.join(["palimpsest", *args]))
+
+
+def _of_system(verb: str, args: list[str]) -> str:
+    """The part of a verb's help on the system that was named: `palimpsest erase --method esd --help`."""
+    named = [value for option, value in pairwise(args) if option == "--method"]
+    if not named or verb not in catalog.verbs():
+        return ""
+    system = catalog.find(named[-1], verb)
+    return f"\n\nOptions of {system.card.name} ({system.id}):\n{own_options(system)}"
 
 
 def _overview() -> str:

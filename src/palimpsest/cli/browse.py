@@ -51,8 +51,6 @@ class Show:
     """As JSON."""
 
     def run(self, rest: list[str], command: str) -> int:
-        from palimpsest.cli import commands
-
         e = catalog.find(self.system)
         if self.json:
             print(json.dumps({**asdict(e), **asdict(e.card)}, indent=1))
@@ -60,11 +58,17 @@ class Show:
         print(
             f"{e.card.name} ({e.id})\n{e.card.title}, {e.card.year}\n{e.card.paper}\nclaim: {e.card.claim}\n\n{e.doc}\n"
         )
-        taken = commands()[e.id.partition("/")[0]].__dataclass_fields__
-        for p in e.parameters:
-            option = f"--{'method.' if p.name in taken else ''}{p.name.replace('_', '-')}"
-            print(f"  {option:24} {p.type:26} default {p.default}")
+        print(own_options(e))
         return 0
+
+
+def own_options(system: catalog.Entry) -> str:
+    """A system's options as its verb's command takes them: a line each, with the values that they may have."""
+    from palimpsest.cli import commands
+
+    taken = commands()[system.id.partition("/")[0]].__dataclass_fields__
+    own = [(f"{'method.' * (p.name in taken)}{p.name.replace('_', '-')}", p) for p in system.parameters]
+    return "\n".join(f"  --{option:22} {p.type:34} default {p.default}" for option, p in own)
 
 
 @dataclass(frozen=True, kw_only=True)

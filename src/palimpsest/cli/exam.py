@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
+
+from palimpsest.cli import options
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """Run systems on the fixed work of their verb and write exam/results; only what changed runs again."""
+    """Run systems on the fixed work of their verb and write exam/results; only what changed runs again.
 
-    what: Positional[str] = "erase"
+    Examples:
+      palimpsest exam erase/uce --dry-run
+      palimpsest exam unlearn --workers 4 --results results --docs None
+      palimpsest exam table
+    """
+
+    what: Annotated[Positional[str], arg(metavar="WHAT")] = "erase"
     """A verb (erase, unlearn), one system (erase/uce), the comparisons (studies, or studies/attack), "agreement": hold
     the ranks of systems against published ones, or "table": write the pages of the results alone."""
-    results: Path = Path("exam/results")
+    results: options.Folder = Path("exam/results")
     """Folder of the results."""
     again: bool = False
     """Run also what is kept."""
     dry_run: bool = False
     """Print which runs are due, then stop."""
-    workers: int = 0
+    workers: options.Count = 0
     """Processes at once, one thread each; 0: as many as there are cores."""
-    ray: str = ""
-    """Run over Ray: "local", or the address of a cluster."""
-    docs: Path | None = Path("docs/systems")
-    """Folder of the pages generated from the results; the page of plots goes into the folder plots beside it."""
+    ray: Annotated[str, arg(metavar="local|ADDRESS")] = ""
+    """Run over Ray: on this machine, or in a cluster whose nodes see the same files."""
+    docs: options.OptionalFolder = Path("docs/systems")
+    """Folder of the pages generated from the results; the page of plots goes into the folder plots beside it; None: no
+    pages."""
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest.exam import agreement, pages, plots, running

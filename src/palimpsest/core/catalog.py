@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.core.card import Card
+from palimpsest.core.declared import Within
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.verb import Verb
 
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A dataclass field of a system, as the source spells it."""
+    """A dataclass field of a system: its default as the source spells it, its type with names of types written out."""
 
     name: str
     type: str
@@ -182,19 +183,42 @@ def _fields(module: str, node: ast.ClassDef) -> dict[str, Parameter]:
     for s in node.body:
         if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name):
             default = ast.unparse(s.value) if s.value is not None else ""
-            found[s.target.id] = Parameter(name=s.target.id, type=ast.unparse(s.annotation), default=default)
+            found[s.target.id] = Parameter(name=s.target.id, type=_said(module, s.annotation), default=default)
     return found
 
 
+def _said(module: str, hint: ast.expr) -> str:
+    """What values a field takes: "int at least 1 or None" where the source has `Count | None`."""
+    if isinstance(hint, ast.BinOp):
+        return f"{_said(module, hint.left)} or {_said(module, hint.right)}"
+    if isinstance(hint, ast.Name):
+        where, alias = _bound(module, hint.id)
+        return _said(where, alias.value) if isinstance(alias, ast.Assign) else hint.id
+    if isinstance(hint, ast.Subscript) and isinstance(hint.slice, ast.Tuple) and isinstance(hint.value, ast.Name):
+        parts, kind = hint.slice.elts, hint.value.id
+        if kind == "Literal":
+            return ", ".join(str(ast.literal_eval(part)) for part in parts)
+        if kind == "Annotated" and isinstance(call := parts[1], ast.Call):
+            return f"{_said(module, parts[0])} {Within(*map(ast.literal_eval, call.args), **_literals(call))}"
+    return ast.unparse(hint)
+
+
 def _class(module: str, base: ast.expr) -> tuple[str, ast.ClassDef | None]:
-    """Where the source of a base class stands: in the same module, or in the one that it was imported from."""
+    """The source of a base class, and the module that it stands in."""
+    where, found = _bound(module, base.id if isinstance(base, ast.Name) else "")
+    return where, found if isinstance(found, ast.ClassDef) else None
+
+
+def _bound(module: str, name: str) -> tuple[str, ast.stmt | None]:
+    """What a name is bound to: in the same module, or in the one that it was imported from."""
     tree = _tree(module)
-    name = base.id if isinstance(base, ast.Name) else ""
     for node in [] if tree is None else tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
+            return module, node
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return module, node
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return _class(node.module, ast.Name(id=alias.name))
+                    return _bound(node.module, alias.name)
     return module, None
