@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from palimpsest.core import catalog
+from palimpsest.core import fingerprint as fingerprints
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.delta import Dense
@@ -100,6 +101,18 @@ def test_quick_state_sees_writes_that_version_counters_miss() -> None:
     before = quick_state(host.root)
     host.root["net"].weight.data[0, 0] += 1e-6
     assert quick_state(host.root) != before
+
+
+def test_what_stands_around_an_edit_is_two_passes_over_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    summed: list[int] = []
+    count = fingerprints._wrapped_sum
+    monkeypatch.setattr(fingerprints, "_wrapped_sum", lambda t: summed.append(1) or count(t))
+    host = Eye()
+    host.fingerprint = lambda: str(quick_state(host.root))  # type: ignore[method-assign]  # as hosts know their tensors
+    Shift()(host, STAR)
+    assert len(summed) == 2 * len(host.root.state_dict())
+    quick_state(host.root)
+    assert len(summed) == 3 * len(host.root.state_dict())  # nothing is remembered beyond the edit's start
 
 
 def test_hooks_of_every_kind_are_counted() -> None:

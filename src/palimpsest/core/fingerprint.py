@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -75,12 +76,30 @@ def of_precision(root: nn.Module, base: str) -> str:
     return f" It is loaded in {now}; a patch fits the precision that it was made in, mostly float32 (--dtype float32)."
 
 
-def quick_state(root: nn.Module) -> dict[str, tuple[int, int, int]]:
-    """(storage address, element count, wrapped sum of the raw words) of each tensor: one fast pass, no copy.
+State = Mapping[str, tuple[int, int, int]]
+"""(storage address, element count, wrapped sum of the raw words) of each tensor of a model."""
+
+_still: dict[nn.Module, State] = {}
+
+
+def quick_state(root: nn.Module) -> State:
+    """What a model's tensors hold, told apart in one fast pass without a copy.
 
     It misses only changes that cancel in the sum, which no accident of a method produces.
     """
-    return {name: (t.data_ptr(), t.numel(), _wrapped_sum(t)) for name, t in tensors_of(root).items()}
+    return _still.get(root) or {
+        name: (t.data_ptr(), t.numel(), _wrapped_sum(t)) for name, t in tensors_of(root).items()
+    }
+
+
+@contextmanager
+def still(root: nn.Module) -> Iterator[None]:
+    """Until the block ends nobody writes into the model: whoever asks for its quick state shares one pass."""
+    _still[root] = quick_state(root)
+    try:
+        yield
+    finally:
+        del _still[root]
 
 
 def hook_count(root: nn.Module) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +21,7 @@ from palimpsest.core.concept import Request
 from palimpsest.core.declared import fitted
 from palimpsest.core.errors import BadRequest, Damaged, Touched, Unsupported
 from palimpsest.core.fields import checked, types_of
-from palimpsest.core.fingerprint import hook_count, quick_state
+from palimpsest.core.fingerprint import hook_count, quick_state, still
 from palimpsest.core.host import CAPABILITIES, Denoiser, Guide, Host, capabilities
 from palimpsest.core.patch import Hook, Patch
 from palimpsest.core.pictures import Material, Pictures
@@ -177,8 +177,11 @@ class ModelEdit(Method, ABC):
         """
         trace = trace or Trace()
         material = data if isinstance(data, Material) else Material(data or {}, beside or {})
-        with self.guarded(host, material, seed=seed, trace=trace) as rng:
-            base = host.fingerprint()
+        self.check(host, material)
+        with ExitStack() as stack:
+            with still(host.root):
+                rng = stack.enter_context(self.guarded(host, material, seed=seed, trace=trace))
+                base = host.fingerprint()
             patch = self.run(host, request, data=material, rng=rng, trace=trace)
         cost = {"seconds": trace.seconds, "forwards": dict(trace.forwards), "peak_bytes": trace.peak_bytes}
         return replace(patch, base=base, provenance=self.provenance(request, seed), cost=cost)
