@@ -20,7 +20,7 @@ from palimpsest.core.errors import Damaged, PalimpsestError, Unsupported
 from palimpsest.core.host import Autoencoder, Classifier, Encoder, Matcher
 from palimpsest.hosts.classifiers import ClassifierHost
 from palimpsest.hosts.factory import save
-from palimpsest.hosts.load import check_alike, load
+from palimpsest.hosts.load import check_alike, check_loaded, load
 from palimpsest.hosts.source import Family, config_of
 from palimpsest.tiny.resnet import resnet
 
@@ -375,6 +375,26 @@ def test_another_model_is_noticed_before_it_is_loaded(tmp_path: Path) -> None:
     half = tmp_path / "half"
     load(folder_of("sd"), dtype="float16").pipeline.save_pretrained(half, variant="fp16")
     check_alike(sd, half)
-    for other in (folder_of("sd3"), folder_of("flux"), vit(tmp_path / "vit")):
+    for other in (folder_of("sdxl"), folder_of("sd3"), folder_of("flux"), vit(tmp_path / "vit")):
         with pytest.raises(Unsupported, match="is no edit of"):
             check_alike(sd, other)
+
+
+def test_what_is_loaded_is_compared_by_kind_classes_and_shapes() -> None:
+    def host(labels: str, width: int = 12) -> ClassifierHost:
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(width, 8), torch.nn.Linear(8, len(labels)))
+        return ClassifierHost(model, name=labels, labels=list(labels), head="2")
+
+    check_loaded(host("ab"), host("ab"))
+    check_loaded(host("ab"), host("01"))  # a state of one's own does not say what its classes are called
+    check_loaded(host_of("sd"), host_of("sd_v"))
+    others = [
+        (host("ab"), host("abc"), "has 3 classes, that has 2"),
+        (host("ab"), host("ba"), "'b' stands for 'a'"),
+        (host("ab"), host("ab", width=48), "other shapes"),
+        (host_of("sd"), host("ab"), "Classifier"),
+        (host_of("sd"), host_of("sdxl"), "SDXL"),
+    ]
+    for before, after, words in others:
+        with pytest.raises(Unsupported, match=words):
+            check_loaded(before, after)

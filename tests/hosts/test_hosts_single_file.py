@@ -38,7 +38,8 @@ from palimpsest.cli import main
 from palimpsest.core.errors import BadRequest, Damaged, PalimpsestError, Unsupported
 from palimpsest.core.sampling import Sampling
 from palimpsest.hosts import shapes, vocabulary
-from palimpsest.hosts.checkpoints import FLUX, SD1, SD2, SD3, SDXL, Header, Reader, recognised
+from palimpsest.hosts.checkpoints import FLUX, SD1, SD2, SD3, SDXL, Reader, recognised
+from palimpsest.hosts.headers import Header
 from palimpsest.hosts.load import load
 from palimpsest.hosts.single_file import _told_by_noise
 from palimpsest.hosts.source import Source

@@ -194,7 +194,8 @@ def test_an_audit_of_two_models_tells_their_settings_and_refuses_another_model(
         raise AssertionError("something was drawn")
 
     monkeypatch.setattr("palimpsest.hosts.diffusion.DiffusionHost.sample", drawn)
-    for odd, words in ((str(folder_of("sd3")), "is no edit of"), (_foreign(tmp_path), "was made for the model")):
+    others = [(str(folder_of(family)), "is no edit of") for family in ("sd3", "sdxl")]
+    for odd, words in (*others, (_foreign(tmp_path), "was made for the model")):
         assert main([*about, "--after", odd, "--overwrite"]) == 2
         assert words in capsys.readouterr().err
 

@@ -8,54 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from palimpsest.core.errors import Damaged, Unsupported
+from palimpsest.core.errors import Unsupported
 from palimpsest.hosts import shapes as sizes
-from palimpsest.hosts.shapes import Shapes
+from palimpsest.hosts.headers import Header, Shapes
 
 NETWORK = "model.diffusion_model."
 VP = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 OFFSET = {**VP, "steps_offset": 1, "set_alpha_to_one": False}
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the header of a safetensors file says.
-
-    Args:
-        shapes: of each tensor by name. kinds: the names of the tensors' types ("F16", "F8_E4M3").
-        metadata: what whoever wrote the file put beside.
-    """
-
-    path: Path
-    shapes: Shapes
-    kinds: frozenset[str]
-    metadata: Mapping[str, str]
-
-    @staticmethod
-    def of(path: Path) -> Header:
-        """Raises Damaged where the file is no safetensors file."""
-        try:
-            with safe_open(path, framework="pt") as held:
-                slices = {key: held.get_slice(key) for key in held.keys()}  # noqa: SIM118 (no dict)
-                shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
-                kinds = frozenset(part.get_dtype() for part in slices.values())
-                return Header(path, shapes, kinds, dict(held.metadata() or {}))
-        except (SafetensorError, OSError) as e:
-            raise Damaged(f"{path} cannot be read as safetensors: {e}. It is truncated or damaged.") from e
-
-    def under(self, *prefixes: str) -> Shapes:
-        """The tensors under the first of these prefixes that any tensor has, without it."""
-        prefix = self.prefix(*prefixes)
-        return {} if prefix is None else {k[len(prefix) :]: s for k, s in self.shapes.items() if k.startswith(prefix)}
-
-    def prefix(self, *prefixes: str) -> str | None:
-        """The first of these that any tensor's name begins with."""
-        return next((p for p in prefixes if any(key.startswith(p) for key in self.shapes)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +195,7 @@ def recognised(header: Header) -> Kind:
         Unsupported: another model, a part of one, or numbers of 8 bits; the message says which.
     """
     path, network = header.path, header.under(NETWORK)
-    eight = sorted(kind for kind in header.kinds if kind.startswith("F8"))
+    eight = sorted({kind for kind in header.kinds.values() if kind.startswith("F8")})
     if eight:
         raise Unsupported(
             f"{path} is an fp8 checkpoint ({', '.join(eight)}): its numbers have lost too many bits for readings about "

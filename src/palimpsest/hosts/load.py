@@ -18,9 +18,10 @@ from palimpsest.core.fingerprint import PRECISIONS, tensors_of
 from palimpsest.core.host import Host
 from palimpsest.core.patch import refuse_pickle
 from palimpsest.hosts import hub, single_file
-from palimpsest.hosts.checkpoints import Header, recognised
+from palimpsest.hosts.checkpoints import recognised
+from palimpsest.hosts.headers import Header, Shapes
 from palimpsest.hosts.sizes import Held, held_by, refuse_too_large
-from palimpsest.hosts.source import CONFIG, INDEX, PICKLES, Family, Origin, Source, config_of, keys_of
+from palimpsest.hosts.source import CONFIG, INDEX, PICKLES, Family, Origin, Source, config_of
 from palimpsest.hosts.weights import Weights, refuse_odd, unprefixed
 from palimpsest.worlds.concepts import vocabulary_of
 
@@ -139,21 +140,63 @@ def check_alike(before: Host, after: str | os.PathLike[str], *, download: bool =
     """Raises Unsupported where another model plainly is no edit of this one. Cost: headers of its files, no tensors.
 
     Only models with files of their own are looked into, under names of their own: the others, and whole checkpoints in
-    one file, whose tensors are renamed on the way, wait until they are loaded.
+    one file, whose tensors are renamed on the way, wait until they are loaded (`check_loaded`).
     """
     path = _place(os.fspath(after), download)
-    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
-    names = [keys_of(file) for file in files]
-    if path.is_file() and single_file.FAMILY.detect([path.name], {}, names[0]):
+    headers = [Header.of(file) for file in ([path] if path.is_file() else sorted(path.rglob("*.safetensors")))]
+    if path.is_file() and single_file.FAMILY.detect([path.name], {}, headers[0].shapes.keys()):
         return
-    held = {key.removeprefix("text_model.") for keys in names for key in unprefixed(keys).values()}
-    own = set(tensors_of(before.root))
-    parts = {name.partition(".")[2].removeprefix("text_model.") for name in own} | own
-    if held and len(held & parts) < len(own) / 2:
+    if (path / INDEX).is_file():
+        index = declared.read(path / INDEX, dict, "the index of a pipeline")
+        kind = next((f.host for f in families() if f.detect([INDEX], index, ())), None)
+        if kind not in (None, type(before)):
+            raise Unsupported(f"{after} is no edit of {before.name}: it is a {declared.shown(index['_class_name'])}.")
+    held = {}
+    for header in headers:
+        part = "" if path.is_file() else ".".join((*header.path.parent.relative_to(path).parts, ""))
+        held |= {part + name: header.shapes[key] for key, name in unprefixed(header.shapes.keys()).items()}
+    if held:
+        _check_tensors(before, held, os.fspath(after))
+
+
+def check_loaded(before: Any, after: Any) -> None:
+    """Raises Unsupported where a loaded model is no edit of another: another kind of model, classes or shapes."""
+    kinds = [type(host).__name__.removesuffix("Host") for host in (before, after)]
+    if kinds[0] != kinds[1]:
+        raise Unsupported(f"{after.name} ({kinds[1]}) is no edit of {before.name} ({kinds[0]}): other kinds of models.")
+    mine, theirs = (tuple(getattr(host, "labels", ())) for host in (before, after))
+    unnamed = tuple(map(str, range(len(mine))))  # what a state without names calls its classes
+    if mine != theirs and (len(mine) != len(theirs) or unnamed not in (mine, theirs)):
+        odd = next((i for i, pair in enumerate(zip(mine, theirs, strict=False)) if pair[0] != pair[1]), None)
+        other = "" if odd is None else f"; {declared.shown(theirs[odd])} stands for {declared.shown(mine[odd])}"
         raise Unsupported(
-            f"{after} is no edit of {before.name}: of its {len(held)} tensors only {len(held & parts)} have names of "
-            f"that model's {len(own)}. Give the model that was made out of {before.name}."
+            f"{after.name} is no edit of {before.name}: it has {len(theirs)} classes, that has {len(mine)}{other}."
         )
+    _check_tensors(before, {name: tuple(t.shape) for name, t in tensors_of(after.root).items()}, after.name)
+
+
+def _check_tensors(before: Host, held: Shapes, name: str) -> None:
+    """Raises Unsupported where another model has too few of this one's tensors, or too many in other shapes.
+
+    A few may be others: a table of tokens grows with new words, and what is not there is told where it is loaded.
+    """
+    own = {_bare(key): tuple(t.shape) for key, t in tensors_of(before.root).items()}
+    held = {_bare(key): shape for key, shape in held.items()}
+    both = {key: k for key in own if (k := key if key in held else key.partition(".")[2]) in held}
+    odd = [key for key, k in both.items() if own[key] != held[k]]
+    if len(both) >= len(own) / 2 and len(odd) <= len(both) / 10:
+        return
+    why = f"of its {len(held)} tensors only {len(both)} have names of that model's {len(own)}"
+    if len(both) >= len(own) / 2:
+        was, now = own[odd[0]], held[both[odd[0]]]
+        why = (
+            f"{len(odd)} of the {len(both)} tensors of that model have other shapes, first {odd[0]!r}: {now}, was {was}"
+        )
+    raise Unsupported(f"{name} is no edit of {before.name}: {why}. Give the model that was made out of {before.name}.")
+
+
+def _bare(name: str) -> str:
+    return name.replace("text_model.", "")
 
 
 def _first(source: Source) -> Host:
@@ -180,7 +223,7 @@ def _first(source: Source) -> Host:
             source = replace(source, config=declared.read(path / INDEX, dict, "the index of a pipeline"))
         elif CONFIG in files:
             source = replace(source, config=config_of(path))
-    keys = [key for file in weights for key in keys_of(file)]
+    keys = [key for file in weights for key in Header.of(file).shapes]
     for family in families():
         if family.detect(files, source.config, keys):
             refuse_too_large(source)

@@ -11,7 +11,7 @@ from typing import Any
 from palimpsest.core import declared
 from palimpsest.core.errors import Damaged, Unsupported
 from palimpsest.hosts.checkpointing import checkpoint_blocks
-from palimpsest.hosts.source import Family, Source, config_of, first_line, quiet
+from palimpsest.hosts.source import Family, Source, first_line, quiet
 from palimpsest.hosts.weights import loaded
 
 TASKS = ("", "Img2Img", "Inpaint")  # pipelines of the same models for other tasks
@@ -46,6 +46,7 @@ def family(stem: str, host: Any, **parts: tuple[str, ...]) -> Family:
     return Family(
         detect=lambda files, config, keys: str(config.get("_class_name")) in names,
         load=partial(_from_folder, f"{stem}Pipeline", host, parts),
+        host=host,
     )
 
 
@@ -104,7 +105,6 @@ def component(source: Source, part: str, classes: tuple[str, ...]) -> Any:
     cls = _class(library, chosen)
     if tokenizer or scheduler:
         return _configured(cls, folder, scheduler)
-    config_of(folder)
     return loaded(cls, folder, source.dtype)
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from palimpsest.core.errors import Damaged, Unsupported
+from palimpsest.hosts.headers import Shapes
 from palimpsest.hosts.source import MOST_LAYERS
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def counted(shapes: Shapes, pattern: str) -> int:

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from palimpsest.core import declared
 from palimpsest.core.errors import BadRequest, Damaged, PalimpsestError, Unsupported
 from palimpsest.hosts import pipelines, shapes
-from palimpsest.hosts.checkpoints import FLUX, NETWORK, SD1, SD2, SD3, SDXL, Header, Kind, Reader, recognised
+from palimpsest.hosts.checkpoints import FLUX, NETWORK, SD1, SD2, SD3, SDXL, Kind, Reader, recognised
+from palimpsest.hosts.components import empty
 from palimpsest.hosts.flux import FluxHost
+from palimpsest.hosts.headers import Header
 from palimpsest.hosts.sd import SDHost
 from palimpsest.hosts.sd3 import SD3Host
 from palimpsest.hosts.sdxl import SDXLHost
@@ -213,11 +215,9 @@ def _text_encoder(given: _Given, how: Reader, config: Mapping[str, Any], old: bo
     state = {f"text_model.{key}": value for key, value in state.items()} if old else state
     cls = getattr(transformers, how.cls)
     if how.layout == "open_clip":
-        with torch.device("meta"):
-            empty = cls(cls.config_class(**config))
         layers = config["num_hidden_layers"]
         used = {k: v for k, v in state.items() if not k.startswith(f"transformer.resblocks.{layers}.")}
-        state = converters.convert_open_clip_checkpoint(empty, used, prefix="")
+        state = converters.convert_open_clip_checkpoint(empty(cls, cls.config_class(**config)), used, prefix="")
     elif "WithProjection" in how.cls and "text_projection.weight" not in state:
         state["text_projection.weight"] = torch.eye(config["hidden_size"])  # as SD3's own code has it
     return _filled(given, cls, config, state)
@@ -261,10 +261,7 @@ def _filled(given: _Given, cls: Any, config: Mapping[str, Any], state: Mapping[s
     Raises:
         Damaged: tensors are missing, or have other shapes than the architecture that their names tell.
     """
-    with quiet(), torch.device("meta"):
-        model: nn.Module = (
-            cls.from_config(dict(config)) if hasattr(cls, "from_config") else cls(cls.config_class(**config))
-        )
+    model = empty(cls, dict(config) if hasattr(cls, "from_config") else cls.config_class(**config))
     due = model.state_dict()
     wrapped = any(name.startswith("text_model.") for name in due)
     named = {k if wrapped else k.removeprefix("text_model."): v for k, v in state.items()}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from palimpsest import machine
 from palimpsest.core.errors import Damaged, TooLarge
+from palimpsest.hosts.headers import Header
 from palimpsest.hosts.source import CONFIG, INDEX, Source, weights_in
 from palimpsest.machine import amount
 
@@ -106,13 +106,9 @@ def _plain(folder: Path, stem: str) -> list[Path]:
 def _counted(files: list[Path], dtype: torch.dtype, device: torch.device) -> Held:
     count = private = mapped = 0
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as held:
-                slices = [held.get_slice(key) for key in held.keys()]  # noqa: SIM118 (no dict)
-                shapes = [(s.get_dtype(), math.prod(s.get_shape())) for s in slices]
-        except (SafetensorError, OSError) as e:
-            raise Damaged(f"{file} cannot be read as safetensors: {e}. It is truncated or damaged.") from e
-        for kind, numbers in shapes:
+        header = Header.of(file)
+        for name, kind in header.kinds.items():
+            numbers = math.prod(header.shapes[name])
             width = dtype.itemsize if kind in WIDTHS else 8
             count += numbers
             if device.type == "cpu" and kind == NAMES[dtype]:

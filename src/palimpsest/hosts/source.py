@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from palimpsest.core import declared
 from palimpsest.core.errors import Damaged
 from palimpsest.core.host import Host
-from palimpsest.core.patch import refuse_pickle
 
 T = TypeVar("T")
 
@@ -83,11 +81,12 @@ class Family(NamedTuple):
     `detect(files, config, keys)` sees the names of the files in a folder (of the one file), the content of
     model_index.json or config.json, and the tensors' names in the safetensors files that lie there; it opens nothing.
     A module of `hosts/`, or of another package that declares it under the entry point "palimpsest.hosts", carries it
-    as `FAMILY`.
+    as `FAMILY`. `host`, where it is one class, tells models of other families apart before they are loaded.
     """
 
     detect: Callable[[Collection[str], Mapping[str, Any], Collection[str]], bool]
     load: Callable[[Source], Host]
+    host: type | None = None
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -123,16 +122,6 @@ def _modest(key: str, value: Any) -> bool:
     most = MOST_LAYERS if re.search("layers|depth|blocks", key) else MOST
     numbers = value if isinstance(value, list) else [value]
     return all(abs(number) <= most for number in numbers if isinstance(number, int))
-
-
-def keys_of(file: Path) -> tuple[str, ...]:
-    """The names of the tensors in a safetensors file. Cost: its header."""
-    refuse_pickle(file)
-    try:
-        with safe_open(file, framework="pt") as held:
-            return tuple(held.keys())
-    except (SafetensorError, OSError) as e:
-        raise Damaged(f"{file} cannot be read as safetensors: {e}. It is truncated or damaged.") from e
 
 
 def weights_in(folder: Path, stem: str = "model") -> dict[str, list[Path]]:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from palimpsest import machine
 from palimpsest.core.errors import Damaged, PalimpsestError, Unsupported
 from palimpsest.core.files import write_text
-from palimpsest.core.fingerprint import fingerprint, quick_state, tensors_of
-from palimpsest.hosts.source import first_line, keys_of, quiet, weights_in
+from palimpsest.core.fingerprint import State, fingerprint, quick_state, tensors_of
+from palimpsest.hosts.components import refuse_unfit
+from palimpsest.hosts.headers import Header
+from palimpsest.hosts.source import first_line, quiet, weights_in
 
 T = TypeVar("T")
 
@@ -37,7 +39,7 @@ class Weights:
     def __init__(self, root: nn.Module) -> None:
         self._root = root
         self._files: list[tuple[str, int, int]] = []
-        self._seen: dict[str, tuple[int, int, int]] | None = None
+        self._seen: State | None = None
         self._fingerprint = ""
 
     def come_from(self, files: Iterable[Path]) -> None:
@@ -53,7 +55,7 @@ class Weights:
             self._fingerprint, self._seen = self._found(kept), state
         return self._fingerprint
 
-    def _kept(self, state: Mapping[str, tuple[int, int, int]]) -> Path | None:
+    def _kept(self, state: State) -> Path | None:
         """Where this model's fingerprint is kept; None for models that are hashed in no time."""
         tensors = tensors_of(self._root)
         if sum(t.numel() * t.element_size() for t in tensors.values()) < LARGE:
@@ -85,13 +87,14 @@ def loaded(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     """
     stem = "diffusion_pytorch_model" if cls.__module__.startswith("diffusers.") else "model"
     variant, files = min(weights_in(folder, stem).items())  # the plain one, "", comes before every other
+    refuse_unfit(cls, folder, files)
     how: dict[str, Any] = {"torch_dtype": dtype, "output_loading_info": True}
     try:
         with quiet():
             model, info = cls.from_pretrained(
                 folder, variant=variant or None, use_safetensors=True, local_files_only=True, **how
             )
-            names = unprefixed([key for file in files for key in keys_of(file)])
+            names = unprefixed([key for file in files for key in Header.of(file).shapes])
             if absent(info) and any(old != new for old, new in names.items()):
                 state = {names[k]: t.to(dtype) if t.is_floating_point() else t for k, t in _read(files).items()}
                 if stem == "model":
@@ -118,7 +121,7 @@ def filled(model: nn.Module, path: Path) -> nn.Module:
     """
     files = [path] if path.is_file() else min(weights_in(path).items())[1]
     wanted = model.state_dict()
-    names: Mapping[str, str] = {key: key for file in files for key in keys_of(file)}
+    names: Mapping[str, str] = {key: key for file in files for key in Header.of(file).shapes}
     if not set(wanted) <= set(names):
         names = unprefixed(names)
     state = {names[key]: value for key, value in _read(files).items()}

@@ -12,7 +12,7 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
 from palimpsest.data.dataset import Dataset
 from palimpsest.export.read import is_foreign_file, read_patch
-from palimpsest.hosts.load import check_alike, load
+from palimpsest.hosts.load import check_alike, check_loaded, load
 from palimpsest.probes.attempt import Budget
 from palimpsest.receipt.make import PATCH_FILE
 from palimpsest.receipt.settings import sentences, settings_of
@@ -53,6 +53,8 @@ def audit(
     if isinstance(after, (str, Path)):
         refuse_other(before, after)
     changed = edited(after, before) if isinstance(after, (str, Path)) else after
+    if not isinstance(changed, Patch):
+        check_loaded(before, changed)
     about = case(
         before,
         asked,
@@ -82,9 +84,14 @@ def refuse_other(before: Any, after: str | Path, *, download: bool = False) -> N
 
 
 def unlike(before: Any, after: Any) -> list[str]:
-    """Sentences about what two models differ in beside their tensors; none for a patch."""
+    """Sentences about what two models differ in beside their tensors; none for a patch.
+
+    Raises:
+        Unsupported: they are other models: of another kind, with other classes or shapes.
+    """
     if isinstance(after, Patch):
         return []
+    check_loaded(before, after)
     return [s["text"] for s in sentences({"settings": settings_of(before)}, {"settings": settings_of(after)})]
 
 
