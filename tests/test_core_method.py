@@ -18,7 +18,7 @@ from palimpsest.core.delta import Dense
 from palimpsest.core.errors import BadRequest, PalimpsestError, Touched, Unsupported
 from palimpsest.core.files import write_beside, write_text
 from palimpsest.core.fingerprint import digest, fingerprint, hook_count, quick_state
-from palimpsest.core.method import ModelEdit, at_least
+from palimpsest.core.method import ModelEdit
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
 
@@ -177,8 +177,3 @@ def test_no_shipped_system_takes_a_value_that_its_type_does_not_list() -> None:
                 with pytest.raises(BadRequest, match=f"{field.name} is 'no such'; use one of"):
                     cls(**{field.name: "no such"})
     assert tried > 20
-
-
-def test_parameters_that_are_too_small() -> None:
-    with pytest.raises(BadRequest, match="steps is 0; it must be at least 1"):
-        at_least("steps", 0, 1)

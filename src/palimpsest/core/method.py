@@ -242,12 +242,6 @@ def guiding(host: Denoiser, hook: Hook, make: Callable[[], Guide]) -> Iterator[N
         host.guide = None
 
 
-def at_least(name: str, value: float, least: float, why: str = "") -> None:
-    """Raises BadRequest where a parameter is too small; for `__post_init__` of systems."""
-    if not value >= least:
-        raise BadRequest(f"{name} is {value}; it must be at least {least}{': ' + why if why else ''}.")
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Method):
         return value.named()

@@ -12,8 +12,9 @@ from torch import Tensor
 from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.fields import NonNegative, checked
 from palimpsest.core.host import Denoiser, Guide, Step
-from palimpsest.core.method import SamplingEdit, at_least
+from palimpsest.core.method import SamplingEdit
 from palimpsest.ops.guidance import safety_scale
 
 Strength = Literal["weak", "medium", "strong", "max"]
@@ -75,7 +76,7 @@ class SLD(SamplingEdit):
         super().__post_init__()
         scale, warmup, _, momentum_scale, decay = self.settings()
         for name, value in (("scale", scale), ("warmup", warmup), ("momentum_scale", momentum_scale)):
-            at_least(name, value, 0.0)
+            checked(name, value, NonNegative)
         if not (0 <= decay < 1 and warmup <= 1):
             raise BadRequest(f"momentum_decay is {decay} and warmup {warmup}; both are shares of 1.")
 

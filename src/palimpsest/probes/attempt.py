@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.method import at_least
+from palimpsest.core.fields import Count, checked, types_of
 from palimpsest.train.benign import Train
 
 
@@ -22,23 +22,23 @@ class Budget:
         seed: of every random draw.
     """
 
-    pictures: int = 16
+    pictures: Count = 16
     steps: tuple[int, ...] = (0, 20, 40, 80)
-    batch: int = 4
+    batch: Count = 4
     lr: float = 1e-4
     rank: int = 0
     train: Train = "full"
-    words: int = 3
-    attack_steps: int = 60
-    attack_batch: int = 8
-    shown: int = 20
+    words: Count = 3
+    attack_steps: Count = 60
+    attack_batch: Count = 8
+    shown: Count = 20
     sample_steps: int | None = None
     guidance: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "batch", "words", "attack_steps", "attack_batch", "shown"):
-            at_least(name, getattr(self, name), 1)
+        for name, hint in types_of(type(self)).items():
+            checked(name, getattr(self, name), hint)
         if not self.steps or list(self.steps) != sorted({*self.steps}) or self.steps[0] < 0 or self.steps[-1] < 1:
             raise BadRequest(f"steps are {self.steps}; give numbers of steps that rise, from 0 on, to at least 1.")
 
