@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() 
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-fast slow lowest check fmt bench exam docs browser wheels clean
+.PHONY: demo test test-fast long slow lowest check fmt bench exam docs browser wheels clean
 
 # The default system at the settings of the exam, which says what it is worth.
 demo: $(VENV)/.installed
@@ -22,15 +22,19 @@ PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 
 
 # Files stay whole, since their tests share models; slow tests are dealt out one by one, so that no process waits.
 test: $(VENV)/.test browser
-	$(PYTEST) --dist loadfile -m "not slow"
-	$(PYTEST) --dist load -m slow
+	$(PYTEST) --dist loadfile -m "not slow and not long"
+	$(PYTEST) --dist load -m "slow and not long"
 
 test-fast: $(VENV)/.test
-	$(PYTEST) --dist loadfile -m "not slow and not browser"
+	$(PYTEST) --dist loadfile -m "not slow and not long and not browser"
+
+# Every eraser on the small model, as its record says: an hour of one core.
+long: $(VENV)/.test
+	$(PYTEST) --dist load -m long
 
 # Which tests are slow is measured: tests/slow.txt, to be committed.
 slow: $(VENV)/.test browser
-	$(PYTEST) --dist loadfile --note-slow
+	$(PYTEST) --dist loadfile -m "not long" --note-slow
 
 # The oldest versions that pyproject.toml promises, in an environment of its own.
 lowest:

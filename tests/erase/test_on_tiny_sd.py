@@ -2,7 +2,7 @@
 
 The record gives settings, seed and verdict: most erase the target and hold the rest, some do not here (few-shot
 erasing, SAFREE), and two have another aim (debiasing). Pictures are other ones than the exam's, so rates agree within
-chance.
+chance. Who trained for long in the exam is a second look at what its record says from three seeds: `make long` has it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RECORDS = Path(__file__).parents[2] / "exam" / "results" / "erase"
 SYSTEMS = sorted(i for i in catalog.entries() if i.startswith("erase/"))
 PROMPTS = 12  # of the target and of what is kept
 CHANCE = 0.35  # how far two shares of twelve pictures lie apart by chance, once in fifty
-LONG = 40.0  # seconds of erasing in the exam; who needs more takes half of its steps here
+LONG, HALVED = 8.0, 40.0  # seconds of erasing in the exam; who needs the latter takes half of its steps here
 
 
 @cache
@@ -47,7 +47,7 @@ def settings(record: dict[str, Any], system: str) -> dict[str, Any]:
     """The record's, with half of the steps where it took long; without parameters that are gone since."""
     known = {p.name for p in catalog.find(system).parameters}
     found = {k: v for k, v in record["parameters"].items() if k in known}
-    return found | ({"steps": found["steps"] // 2} if record["cost"]["seconds"] > LONG and "steps" in found else {})
+    return found | ({"steps": found["steps"] // 2} if record["cost"]["seconds"] > HALVED and "steps" in found else {})
 
 
 def share(record: dict[str, Any], role: str) -> float:
@@ -79,6 +79,14 @@ def asked() -> tuple[list[tuple[str, Concept]], list[tuple[str, Concept]]]:
     )
 
 
+def listed(system: str) -> Any:
+    try:
+        long = recorded(system)["cost"]["seconds"] > LONG
+    except (OSError, StopIteration):  # the test itself says what a system without a record lacks
+        long = False
+    return pytest.param(system, marks=pytest.mark.long if long else pytest.mark.slow)
+
+
 @pytest.mark.slow
 def test_the_untouched_model_draws_what_it_is_asked_for() -> None:
     target, kept = asked()
@@ -86,8 +94,7 @@ def test_the_untouched_model_draws_what_it_is_asked_for() -> None:
     assert shown(kept) > 0.9
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", [listed(system) for system in SYSTEMS])
 def test_the_target_goes_down_and_the_rest_stays_as_the_exam_says(system: str) -> None:
     record, (target, kept) = recorded(system), asked()
     chosen = settings(record, system)
