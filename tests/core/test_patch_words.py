@@ -121,12 +121,12 @@ ROW = {"word|0|e": torch.ones(1, 4)}
 @pytest.mark.parametrize(
     ("entries", "tensors", "says"),
     [
-        ([], {}, "length from 1"),
+        ([], {}, "length of at least 1"),
         ({}, ROW, "'words' is a table"),
-        ([entry()] * 1001, ROW, "length from"),
+        ([entry()] * 1001, ROW, "a length of at"),
         ([{"word": "<a>"}], ROW, "reads_as' is missing"),
         ([{**entry(), "code": "os"}], ROW, "'code|code' is not known"),
-        ([entry(reads_as="x" * 201)], ROW, "length from"),
+        ([entry(reads_as="x" * 201)], ROW, "a length of at"),
         ([entry("a b")], ROW, "no spaces"),
         ([entry()], {}, "no vectors"),
         ([entry()], {"word|1|e": torch.ones(1, 4)}, "does not name"),
