@@ -23,6 +23,7 @@ class Audit(Learning, Looking, Working, Reading):
 
     Examples:
       palimpsest audit --before tiny/sd --after no-star/patch.safetensors --concept star --out audit
+      palimpsest audit --before tiny/sd --after lora.safetensors --concept sks --images photos --like dog --dry-run
       palimpsest audit --before my-classifier --after changed --data photos --forget class:cat --dry-run
     """
 
@@ -36,6 +37,11 @@ class Audit(Learning, Looking, Working, Reading):
     """What should have stayed; the model's own neighbours where not given; "none": nothing."""
     kind: options.Kind | None = None
     """What sort of thing the concept is; where not given, as with erase."""
+    images: Annotated[tuple[str, ...], arg(metavar="PICTURES ...")] = ()
+    """Where the concept is a newcomer that the edited model was taught: pictures of it, as with insert. Then it should
+    be there afterwards, like them, and nothing else changed."""
+    like: options.Words = ""
+    """What the newcomer is one of, which the untouched model is asked for in its place."""
     data: options.Data = ""
     """For a classifier: what it learned from."""
     forget: options.Forget = ""
@@ -97,10 +103,12 @@ class Audit(Learning, Looking, Working, Reading):
         from palimpsest.probes.attempt import Budget
 
         self._refuse(
-            {"data", "forget", "accept_chance", *(f.name for f in fields(Reading))},
+            {"data", "forget", "accept_chance", *(f.name for f in fields(Reading))} - {"skip_unreadable"},
             "a classifier; --concept a generator",
         )
         host = self.load(self.before)
+        if self.images or self.like:
+            return self._newcomer(host)
         request = request_about(host, self.concept, keep=self.keep, kind=self.kind)
         budget = Budget(sample_steps=self.sample_steps, guidance=self.guidance) if self.resurfacing else None
         oracles = self.load_all(self.oracle)
@@ -111,12 +119,37 @@ class Audit(Learning, Looking, Working, Reading):
         )  # fmt: skip
         return case, after
 
+    def _newcomer(self, host: Any) -> tuple[Any, Any]:
+        from palimpsest.core.patch import Patch
+        from palimpsest.run import inserting
+
+        if self.resurfacing or not (self.images and self.like):
+            raise BadRequest(
+                "An audit of a newcomer takes --images, pictures of it, and --like, what it is one of; "
+                "--resurfacing is about what was erased."
+            )
+        brought = inserting.introduce(
+            host, self.concept, self.images, like=self.like, kind=self.kind, keep=self.keep,
+            skip_unreadable=self.skip_unreadable,
+        )  # fmt: skip
+        for line in brought.told:
+            tell(line)
+        after = self._edited(host)
+        case = inserting.NewcomerCase(
+            host=host, asked=brought.request, pictures=brought.references, newcomers=brought.newcomers,
+            look=self.look(), oracles=self.load_all(self.oracle), workers=self.workers, ray=self.ray,
+            edited=None if isinstance(after, Patch) else after,
+        )  # fmt: skip
+        return case, after
+
     def _classifier(self) -> tuple[Any, Any]:
         from palimpsest import run
         from palimpsest.core.host import Classifier
         from palimpsest.data.forget import ForgetRequest
 
         drawn = {
+            "images",
+            "like",
             "keep",
             "kind",
             "resume",

@@ -106,7 +106,7 @@ class Newcomer(Generator):
 
     def _beside(self, found: Any, given: Mapping[str, Tensor]) -> Any:
         """Evidence with what was read in the references, and with these."""
-        images = {} if self.references is None or not given else {REFERENCES: self.references.images}
+        images = {} if self.references is None else {REFERENCES: self.references.images}
         return replace(found, measures={**found.measures, **given}, gallery={**found.gallery, **images})
 
     def _read(self, plan: Plan, judges: Sequence[Judge], trace: Trace) -> dict[str, Tensor]:
