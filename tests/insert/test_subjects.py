@@ -19,11 +19,12 @@ from palimpsest.core.words import Word
 from palimpsest.hosts.sd import SDHost
 from palimpsest.insert.cat import CAT
 from palimpsest.insert.class_diffusion import ClassDiffusion
+from palimpsest.insert.cross_initialization import CrossInitialization
 from palimpsest.insert.dreambooth import DreamBooth
 from palimpsest.insert.sude import SuDe
 from palimpsest.insert.textual_inversion import TextualInversion
 from palimpsest.ops.parts import parameters
-from palimpsest.ops.word_vectors import starting, vectors_of
+from palimpsest.ops.word_vectors import outputs_of, starting, vectors_of
 from palimpsest.train import subject
 
 SKS = Request(target=(Concept(name="sks dog"),), toward=(Concept(name="dog"),))
@@ -164,7 +165,7 @@ def test_words_start_at_the_mean_of_the_class() -> None:
             table = host.root.get_parameter(f"{name}.weight")
             torch.testing.assert_close(rows, table[ids].detach().float())
         assert set(found) == set(host.parts("clip_token_embedding"))
-        word = starting(host, "a red star", 2, reads_as="star")
+        word = starting(found, 2, reads_as="star")
         for name, vectors in word.vectors.items():
             torch.testing.assert_close(vectors, found[name].mean(0).repeat(2, 1))
     assert len(host_of("sd3").parts("clip_token_embedding")) == 2
@@ -180,7 +181,7 @@ def test_textual_inversion_trains_the_word_alone(host: SDHost, monkeypatch: pyte
     patch = words_of(TextualInversion(steps=3, batch=2, vectors=2, word_lr=0.01), host)
     assert not patch.deltas
     assert set(patch.words) == {"sks"}
-    start = starting(host, "dog", 2, reads_as="dog")
+    start = starting(vectors_of(host, "dog"), 2, reads_as="dog")
     leaves = {name: v.clone().requires_grad_(True) for name, v in start.vectors.items()}
     adam = torch.optim.Adam(leaves.values(), lr=0.01)
     for _, at in calls:
@@ -205,3 +206,19 @@ def test_class_diffusion_keeps_the_word_near_its_class(host: SDHost) -> None:
         ends = [c.states[0, c.lengths[0] - 1] for c in (new, known)]
         near.append(float(cosine_similarity(*ends, dim=0)))
     assert near[0] < near[1]
+
+
+def test_cross_initialization_starts_at_what_the_encoder_makes_of_the_class(host: SDHost) -> None:
+    text = host.tokens(["dog"])
+    made = text.states[0, 1 : int(text.lengths[0]) - 1]
+    (start,) = starting(outputs_of(host, "dog"), 1, reads_as="dog").vectors.values()
+    torch.testing.assert_close(start[0], made.mean(0))
+    still = {"steps": 1, "batch": 1, "word_lr": 0.0}
+    (vectors,) = words_of(CrossInitialization(**still), host).words["sks"].vectors.values()
+    torch.testing.assert_close(vectors, start)
+    moved = []
+    for stay in (0.0, 100.0):
+        patch = words_of(CrossInitialization(steps=4, batch=2, word_lr=0.05, stay=stay), host)
+        (vectors,) = patch.words["sks"].vectors.values()
+        moved.append(float((vectors - start).norm()))
+    assert 0 < moved[1] < moved[0]

@@ -25,7 +25,7 @@ from palimpsest.ops.newcomers import TARGET, classes, twins, word_of
 from palimpsest.ops.parts import Which
 from palimpsest.ops.prompts import batches
 from palimpsest.ops.regions import masked_mean, on_latents
-from palimpsest.ops.word_vectors import starting
+from palimpsest.ops.word_vectors import starting, vectors_of
 from palimpsest.train.finetune import FineTune
 from palimpsest.train.loop import TrainStep
 from palimpsest.train.randomness import generator
@@ -137,7 +137,7 @@ class SubjectTune(FineTune, ABC):
 
     def begin(self, host: Denoiser, start: str, reads_as: str) -> Word:
         """A word as it starts: here, every vector at the mean of the start text's own."""
-        return starting(host, start, self.vectors, reads_as=reads_as)
+        return starting(vectors_of(host, start), self.vectors, reads_as=reads_as)
 
     def prepare(self, host: Denoiser, request: Request, *, data: Material, seed: int, trace: Trace) -> Any:
         """A `Lesson`; leaves that need more return a kind of it.
