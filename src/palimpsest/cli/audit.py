@@ -30,7 +30,7 @@ class Audit(Learning, Looking, Working, Reading):
     before: options.Model
     """The untouched model."""
     after: options.Model
-    """The edited model, or a patch for the untouched one."""
+    """The edited model; or a patch for the untouched one, or another program's embedding or LoRA."""
     concept: options.Words = ""
     """What a generator's edit was about: names with commas between, or a CSV file (columns name, kind, prompts)."""
     keep: options.Words = ""

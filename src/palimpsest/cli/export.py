@@ -47,7 +47,7 @@ class Export(Loading):
         host = self.load(self.model) if self.model else None
         if self.format == "embedding":
             for one in export_words(patch, self.out, host=host, half=self.half, force=self.force):
-                tell(f"{one.path}\n{one.word}: {one.vectors} vectors. In diffusers:")
+                tell(f"{one.path}\n{one.word}: {one.vectors} vector{'s'[: one.vectors > 1]}. In diffusers:")
                 tell("\n".join(f"  {call}" for call in one.diffusers))
             if patch.deltas:
                 tell("The patch changes weights, too: export them with --format peft or kohya, and use both.")

@@ -23,7 +23,7 @@ class Sample(Loading):
     model: options.Model = "tiny/sd"
     """A diffusers folder, a .safetensors checkpoint, a repository of the hub, or one of the shipped tiny models."""
     patch: options.OptionalPatch = None
-    """A patch to apply while drawing."""
+    """A patch to apply while drawing, or another program's embedding or LoRA."""
     scale: options.Strength = 1.0
     """Strength of the patch."""
     force: bool = False
