@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from functools import cache
 from typing import Any
 
 import diffusers
@@ -66,6 +67,19 @@ SCHEDULERS: list[tuple[type, dict[str, Any]]] = [
 ]
 
 
+@cache
+def plain(family: str) -> tuple[Any, Any]:
+    """One pipeline for all tests of this file that change nothing but its scheduler, and the scheduler it came with."""
+    pipeline = pipeline_of(family)
+    return pipeline, pipeline.scheduler
+
+
+def stepped_by(family: str, scheduler: type, settings: dict[str, Any]) -> Any:
+    pipeline, own = plain(family)
+    pipeline.scheduler = scheduler.from_config(own.config, **settings)  # type: ignore[attr-defined]
+    return pipeline
+
+
 @pytest.mark.parametrize(("scheduler", "settings"), SCHEDULERS)
 @pytest.mark.parametrize("family", ["sd", "sd_v"])
 def test_every_scheduler_is_stepped_as_the_pipeline_does(
@@ -73,7 +87,7 @@ def test_every_scheduler_is_stepped_as_the_pipeline_does(
 ) -> None:
     if family == "sd" and settings.get("rescale_betas_zero_snr"):
         pytest.skip("noise prediction is undefined where no signal is left")
-    pipeline = pipeline_of(family, scheduler, **settings)
+    pipeline = stepped_by(family, scheduler, settings)
     host = SDHost(pipeline, name=family)
     images = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE))
     assert largest(images, by_diffusers(pipeline)) <= TOLERANCE
@@ -82,7 +96,7 @@ def test_every_scheduler_is_stepped_as_the_pipeline_does(
 
 @pytest.mark.parametrize(("scheduler", "settings"), SCHEDULERS)
 def test_a_guide_works_under_every_scheduler(scheduler: type, settings: dict[str, Any]) -> None:
-    host = SDHost(pipeline_of("sd_v", scheduler, **settings), name="sd_v")
+    host = SDHost(stepped_by("sd_v", scheduler, settings), name="sd_v")
     native = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=2.0))
     guided = host.sample(PROMPTS, SEEDS, Sampling(steps=STEPS, size=SIZE, guidance=2.0), guide=as_usual)
     assert largest(native, guided) <= 10 * TOLERANCE
@@ -91,7 +105,7 @@ def test_a_guide_works_under_every_scheduler(scheduler: type, settings: dict[str
 @pytest.mark.parametrize(("scheduler", "settings"), SCHEDULERS)
 def test_a_walk_starts_from_given_latents_under_every_scheduler(scheduler: type, settings: dict[str, Any]) -> None:
     """From noise it is plain sampling; from the middle the rest of the schedule is walked, at the right noise."""
-    host = SDHost(pipeline_of("sd_v", scheduler, **settings), name="sd_v")
+    host = SDHost(stepped_by("sd_v", scheduler, settings), name="sd_v")
     how = Sampling(steps=STEPS, size=SIZE, guidance=1.0)
     plain = host.walk(PROMPTS, SEEDS, how)
     x0 = torch.zeros_like(plain.x)
