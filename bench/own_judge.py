@@ -36,7 +36,7 @@ from palimpsest.core.concept import Concept, Kind
 from palimpsest.exam import budgets
 from palimpsest.ops.statistics import wilson
 from palimpsest.probes.drawn import collect
-from palimpsest.probes.evaluators import classes_of, decide, judges_for, kind_of, word_of
+from palimpsest.probes.evaluators import classes_of, decide, judges_for, kind_of, rows_of, word_of
 from palimpsest.probes.own_judge import NAME, OwnJudge, Race
 from palimpsest.worlds.concepts import WORLDS
 
@@ -207,8 +207,8 @@ def edited(args: argparse.Namespace, host: Any, word: str, system: str, quick: d
     plan = verbs.plan(host, request, verbs.Look(prompts=args.prompts, seeds=1))
     hidden = verbs.load(args.model)
     hidden.knows = None
-    own = OwnJudge(hidden, [Concept(name=c.name, kind=c.kind, labels=c.labels) for c in plan.concepts], None)
-    own.race = Race(forwards=2 * (plan.steps or 50))
+    concepts = [Concept(name=c.name, kind=c.kind, labels=c.labels) for c in plan.concepts]
+    own = OwnJudge(hidden, concepts, Race(forwards=2 * (plan.steps or 50)))
     evidence = collect(host, patch, plan, [*judges_for(host), own])
     oracle = next(name for name in evidence.evaluators if name != NAME)
     rows: dict[str, list[list[bool]]] = {}
@@ -221,7 +221,9 @@ def edited(args: argparse.Namespace, host: Any, word: str, system: str, quick: d
                 bits = [evidence.present(j, which, classes[j])[of].tolist() for j in (oracle, NAME)]
                 mine = "itself" if asked is group.concept else "the target"
                 rows.setdefault(f"{group.role}, {mine}, {which}", []).extend(map(list, zip(*bits, strict=True)))
-    return {"rows": rows, "forwards": evidence.cost["forwards"]["denoiser"] / 1.0}
+    n, steps = plan.pictures(), plan.steps or 50
+    drawing = n * steps * rows_of(host, plan)
+    return {"rows": rows, "forwards": (evidence.cost["forwards"]["denoiser"] - drawing) / n}
 
 
 def main() -> None:

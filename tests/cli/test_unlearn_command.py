@@ -166,7 +166,7 @@ def test_plans_of_classifiers_write_nothing(
 @pytest.mark.parametrize(
     "option",
     ["--prompts=3", "--seeds=2", "--sample-steps=2", "--guidance=1", "--judge=x", "--sees=2", "--stop-early",
-     "--keep=4", "--kind=style", "--resume", "--resurfacing"],
+     "--keep=4", "--kind=style", "--resume", "--resurfacing", "--features=x", "--reference=r", "--at-once=2"],
 )  # fmt: skip
 def test_no_option_of_an_audit_is_ignored(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     audit = ["audit", "--before", "m", "--after", "n"]

@@ -124,7 +124,7 @@ def test_chances_are_those_of_the_definition() -> None:
                 float((host.denoise(x, t[None], host.encode([said.format(name)])) - image).double().square().mean())
                 for name in ("star", "moon", "")
             ]
-            relative[trial] = np.array(errors) / errors[2]
+            relative[trial] = np.array(errors) / errors[2] * [1, 1, 1.01]
         leader = relative.mean(0).argmin()
         apart = relative - relative[:, [leader]]
         pooled = sum(apart[:, i].var(ddof=1) for i in range(3) if i != leader) / 2
@@ -133,6 +133,18 @@ def test_chances_are_those_of_the_definition() -> None:
         p[leader] = norm.cdf(np.sort(z)[1])  # against its nearest rival
         rows.append(p[:2])
     assert np.allclose(found.read(images).numpy(), np.array(rows), atol=1e-4)
+
+
+@pytest.mark.parametrize(("above", "expected"), [(0.005, [[True, False]]), (0.015, [[False, False]])])
+def test_the_right_name_may_gain_nothing_and_lose_a_little(above: float, expected: list[list[bool]]) -> None:
+    found = own(Gaussians(), STAR, MOON)
+
+    def errors(x0: Tensor, run: Tensor, trial: int) -> Tensor:
+        jitter = 1e-4 * torch.tensor([1.0, -1.0, 0.0]) * (-1) ** trial
+        return torch.tensor([[1 + above, 1.2, 1.0]]).double() + jitter
+
+    found._errors = errors  # type: ignore[method-assign]
+    assert decide(found.evaluator, found.outcome(torch.zeros(1, 3, SIDE, SIDE))[0]).tolist() == expected
 
 
 def test_who_drops_out_first_is_surely_behind() -> None:

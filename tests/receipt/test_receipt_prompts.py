@@ -23,7 +23,7 @@ from palimpsest.receipt import Receipt, audit
 from palimpsest.receipt.finding import exit_code
 from palimpsest.receipt.subjects.generator import Generator
 from palimpsest.receipt.verify import verify
-from palimpsest.run.looking import Look, plan
+from palimpsest.run.looking import Look, _listed
 
 TABLE = (
     "prompt,evaluation_seed,evaluation_guidance\n"
@@ -44,9 +44,13 @@ def file(tmp_path: Path) -> Path:
 
 
 def planned(host: Scribe, *files: Path, seeds: int = 2) -> Plan:
-    listed = plan(host, request("star"), Look(prompts=1, seeds=seeds, judges=(), prompts_files=files)).groups
-    small = small_plan(host)
-    return replace(small, groups=(*small.groups, *(g for g in listed if g.role == LISTED)))
+    """A few pictures beside the files' own: what is tested here are the files."""
+    listed = _listed(Look(seeds=seeds, prompts_files=files))  # what `run.plan` adds
+    return replace(few(host), groups=(*few(host).groups, *listed))
+
+
+def few(host: Scribe) -> Plan:
+    return small_plan(host, prompts=2, seeds=1, neighbours=1, unrelated=1)
 
 
 class Noting(Scribe):
@@ -78,7 +82,7 @@ def test_rows_bring_their_seeds_and_guidance(file: Path) -> None:
     ]
     assert [s.seed for s in mine[:4]] == [4290749014, 7, 8, 7]
     others = [s for s in made.shots if s not in mine]
-    assert others == list(small_plan(host).shots), "the rest of the plan is as without them"
+    assert others == list(few(host).shots), "the rest of the plan is as without them"
     counted = [s.seed for s in (*others, *mine[4:], *made.twin_shots)]
     assert len(set(counted)) == len(counted)
     group = made.groups[-1]
