@@ -188,7 +188,8 @@ def judges_for(host: Any, plan: Plan | None = None) -> list[Judge]:
 
 
 def itself(host: Denoiser, plan: Plan) -> Judge:
-    """The untouched model as the judge of the pictures of a plan; reading one costs no more than drawing it."""
+    """The untouched model as the judge of the pictures of a plan; reading one costs no more than drawing it, or five
+    forwards of each candidate."""
     steps = plan.sampling.over(host.defaults).steps or 1
     return judge(f"{OWN}:{rows_of(host, plan) * steps}", plan.concepts, host)
 

@@ -39,14 +39,15 @@ class Race:
     Args:
         forwards: of the denoiser for each picture, at most; `least` trials of everybody are made all the same.
         shares: quantiles of the model's training times at which it denoises.
-        least: trials before anybody may drop out, at least 2.
+        least: trials before anybody may drop out, at least 2: every time once, since colours and styles show at other
+            times than things.
         error: the chance, at each look at a kind of a picture, that somebody drops out whose error is the leader's.
         seed: of every noise.
     """
 
     forwards: int = FORWARDS
     shares: tuple[float, ...] = (0.75, 0.85, 0.65, 0.92, 0.55)
-    least: int = 2
+    least: int = 5
     error: float = 0.05
     seed: int = 0
 
