@@ -103,7 +103,8 @@ class Audit(Learning, Looking, Working, Reading):
         from palimpsest.probes.attempt import Budget
 
         self._refuse(
-            {"data", "forget", "accept_chance", *(f.name for f in fields(Reading))} - {"skip_unreadable"},
+            {"data", "forget", "accept_chance", *(f.name for f in fields(Reading))}
+            - ({"skip_unreadable"} if self.images else set()),  # which reads a newcomer's pictures as well
             "a classifier; --concept a generator",
         )
         host = self.load(self.before)
