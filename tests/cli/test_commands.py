@@ -104,7 +104,7 @@ def test_audit_of_two_models(model: str, tmp_path: Path) -> None:
         (["sample", "a star", "--model", "{model}", "--n", "0"], "at least 1"),
         (["verify", "nowhere.json"], "nowhere.json"),
         (["audit", "--before", "{model}", "--after", "nowhere", "--concept", "star"], "nowhere"),
-        (["exam", "insert"], "no "),
+        (["exam", "protect"], "no "),
     ],
 )
 def test_errors_say_what_to_do(

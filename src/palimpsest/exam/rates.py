@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,17 @@ def change(before: Sequence[Record], after: Sequence[Record], name: str) -> Inte
     """Of the share of ones, picture by picture: the same prompts and seeds in both."""
     a, b = (np.array([int(x) for r in rs for x in r[name]], dtype=np.float64) for rs in (before, after))
     return statistics.paired(a, b)
+
+
+def bits(records: Iterable[Record], role: str, which: str) -> list[str]:
+    """The bits of all groups of a role in one set of pictures."""
+    return [g[which] for r in records for g in r["groups"] if g["role"] == role and which in g]
+
+
+def moved(records: Sequence[Record], role: str) -> Interval:
+    """Of the share of ones of a role, picture by picture: before and after."""
+    before, after = (np.array([int(b) for b in "".join(bits(records, role, w))]) for w in ("before", "after"))
+    return statistics.paired(before, after)
 
 
 def percent(x: tuple[float, float, float]) -> str:

@@ -38,7 +38,7 @@ class Obedience(Probe):
             readings = [
                 _reading(evidence, judge, newcomer.name, kind, pairs)
                 for newcomer, group, _ in evidence.plan.taught()
-                for kind, pairs in _named(evidence, judge, group).items()
+                for kind, pairs in named(evidence, judge, group).items()
             ]
             ps = statistics.benjamini_hochberg([r.p or 0.0 for r in readings])
             found += [replace(r, p=float(f"{p:.4g}")) for r, p in zip(readings, ps, strict=True)]
@@ -56,7 +56,7 @@ def of_kinds(evidence: Drawn, judge: str, group: int) -> dict[str, dict[int, str
     return kinds
 
 
-def _named(evidence: Drawn, judge: str, group: int) -> dict[str, list[tuple[int, int]]]:
+def named(evidence: Drawn, judge: str, group: int) -> dict[str, list[tuple[int, int]]]:
     """By kind, (row, class) of every word that a prompt of a group names."""
     plan, found = evidence.plan, {}
     for kind, words in of_kinds(evidence, judge, group).items():

@@ -35,6 +35,8 @@ class Weights(Probe):
         change = math.sqrt(sum(r["norm"] ** 2 for r in rows))
         base = math.sqrt(sum(norms[r["name"]][1] ** 2 for r in rows))
         detail = {"tensors": rows, "hooks": [h.id for h in patch.hooks], "bytes": patch.nbytes()}
+        if patch.words:
+            detail["words"] = {w: max(map(len, meant.vectors.values())) for w, meant in sorted(patch.words.items())}
         return [
             Reading(name="changed tensors", value=float(len(rows)), n=len(rows)),
             Reading(

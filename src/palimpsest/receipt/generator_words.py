@@ -283,14 +283,17 @@ def _weights(readings: Sequence[Reading]) -> list[dict[str, str]]:
     if not found:
         return []
     r = found[0]
+    brought = [f"{_quoted(word)} ({k} vectors)" for word, k in r.detail.get("words", {}).items()]
+    words = f" It brings {'the word' if len(brought) == 1 else 'the words'} {_names(brought)}." if brought else ""
     if not r.n:
         rule = _names(list(r.detail.get("hooks", [])))
-        return [_say("plain", f"No weight is changed{f': {rule} acts while the model samples' if rule else ''}.")]
+        text = f"No weight is changed{f': {rule} acts while the model samples' if rule else ''}."
+        return [_say("plain", text + words)]
     tensors = "1 tensor" if r.n == 1 else f"{r.n} tensors"
     size = r.detail["bytes"]
     kept = f"{size} bytes" if size < 1000 else f"{size / 1e3:.0f} KB" if size < 1e6 else f"{size / 1e6:.1f} MB"
     norm = f"by {r.value:.2g} % of their norm" if r.value else "from zero"
-    return [_say("plain", f"The patch changes {tensors} {norm} and takes {kept}.")]
+    return [_say("plain", f"The patch changes {tensors} {norm} and takes {kept}.{words}")]
 
 
 def _quoted(name: str) -> str:

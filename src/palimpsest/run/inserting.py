@@ -94,6 +94,7 @@ def introduce(
     n: int = DRAWN,
     skip_unreadable: bool = False,
     consent: str = "",
+    seed: int = 0,
 ) -> Introduction:
     """Newcomers, their pictures and the request about them.
 
@@ -108,6 +109,7 @@ def introduce(
         n: how many references `world:` draws.
         skip_unreadable: leave out pictures that cannot be read, instead of stopping.
         consent: what the persons shown agreed to, in words; it goes into the receipt.
+        seed: which references `world:` draws.
 
     Raises:
         BadRequest: not as many sources as words, no class, a word with a space, or pictures that cannot be used.
@@ -123,7 +125,7 @@ def introduce(
     targets, taught, parts, told = [], [], [], []
     for name, source, of in zip(words, sources, likes * len(words) if len(likes) == 1 else likes, strict=True):
         target, newcomer, pictures, said = _one(
-            host, name, source, of, kind=kind, captions=captions, n=n, skip_unreadable=skip_unreadable
+            host, name, source, of, kind=kind, captions=captions, n=n, skip_unreadable=skip_unreadable, seed=seed
         )
         targets.append(target)
         taught.append(replace(newcomer, consent=consent))
@@ -201,6 +203,7 @@ def _one(
     captions: str,
     n: int,
     skip_unreadable: bool,
+    seed: int,
 ) -> tuple[Concept, Taught, Pictures, list[str]]:
     """One newcomer: its concept, what others are asked for instead, its pictures, and what was read of them."""
     if re.search(r"[\s\"']", word) or not word:
@@ -214,7 +217,15 @@ def _one(
     name = phrase(word, like, of_kind)
     said = f"a {name}" if shown is not None and of_kind == "identity" else name  # a name has no article in captions
     dataset = references(
-        source, host, said, n=n, captions=captions, like=noun(like), kind=of_kind, skip_unreadable=skip_unreadable
+        source,
+        host,
+        said,
+        n=n,
+        seed=seed,
+        captions=captions,
+        like=noun(like),
+        kind=of_kind,
+        skip_unreadable=skip_unreadable,
     )
     pictures, told = dataset.samples, [*dataset.told(), f"{len(dataset.samples)} pictures of {source} teach “{name}”."]
     if shown is not None:

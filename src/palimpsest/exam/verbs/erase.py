@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from palimpsest.exam import budgets, record, tables
 from palimpsest.exam.case import Case, Exam, Record, cases
 from palimpsest.exam.judged import GONE, SPARED, Judged, Studied, Verdict
 from palimpsest.exam.pictures import evidence_of, give_back, groups_of, host_of, method_of
-from palimpsest.exam.rates import percent, points, share
-from palimpsest.ops import statistics
+from palimpsest.exam.rates import bits, moved, percent, points, share
 from palimpsest.ops.statistics import Interval
 from palimpsest.probes.drift import Drift
 from palimpsest.probes.oracle_gap import OracleGap
@@ -126,15 +125,15 @@ def summarise(records: Iterable[Record], concept: str = "") -> Summary | None:
     drifts = [n["value"] / n["floor"] for n in numbers("pixel drift", "unrelated") if n["floor"]]
     costs = [r["cost"] for r in worked]
     rows = [r["drawing"]["forwards"]["denoiser"] / r["drawing"]["pictures"] for r in worked if "drawing" in r]
-    oracle, other_words = _bits(worked, "target", "oracle"), _bits(worked, "paraphrase", "after")
+    oracle, other_words = bits(worked, "target", "oracle"), bits(worked, "paraphrase", "after")
     return Summary(
         kind=worked[0]["case"]["kind"] if concept else "",
-        target=share(_bits(worked, "target", "after")),
-        before=share(_bits(worked, "target", "before")),
+        target=share(bits(worked, "target", "after")),
+        before=share(bits(worked, "target", "before")),
         oracle=share(oracle) if oracle else None,
         paraphrase=share(other_words) if other_words else None,
-        neighbours=_change(worked, "neighbour"),
-        unrelated=_change(worked, "unrelated"),
+        neighbours=moved(worked, "neighbour"),
+        unrelated=moved(worked, "unrelated"),
         drift=float(np.mean(drifts)) if drifts else float("nan"),
         gap=(float(np.mean([g["value"] for g in gaps])), float(np.mean([g["before"] for g in gaps]))) if gaps else None,
         seconds=min(c["seconds"] for c in costs),
@@ -143,15 +142,6 @@ def summarise(records: Iterable[Record], concept: str = "") -> Summary | None:
         sampling=float(np.mean(rows)) if rows else None,
         runs=len(worked),
     )
-
-
-def _bits(records: Iterable[Record], role: str, which: str) -> list[str]:
-    return [g[which] for r in records for g in r["groups"] if g["role"] == role and which in g]
-
-
-def _change(records: Sequence[Record], role: str) -> Interval:
-    before, after = (np.array([int(b) for b in "".join(_bits(records, role, w))]) for w in ("before", "after"))
-    return statistics.paired(before, after)
 
 
 def judge(system: str, main: Summaries, studied: Studied) -> Judged:

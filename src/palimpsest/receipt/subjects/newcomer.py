@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.pictures import Pictures
@@ -19,7 +17,6 @@ from palimpsest.probes.class_drift import TAKEN_OVER, ClassDrift
 from palimpsest.probes.copied import COPIED, Copied
 from palimpsest.probes.crew import Crew
 from palimpsest.probes.drawn import REFERENCES, Drawn
-from palimpsest.probes.evaluators import Judge
 from palimpsest.probes.evidence import Probe
 from palimpsest.probes.gallery import Gallery
 from palimpsest.probes.likeness import LIKENESS, Likeness
@@ -90,9 +87,10 @@ class Newcomer(Generator):
     ) -> Drawn:
         about = self.settled(before, request)
         assert about.plan is not None
-        given = self._read(about.plan, list(about.judges or ()), trace)  # first: what is missing is told before hours
-        found = super().collect(before, after, request, folder=folder, resume=resume, trace=trace)
-        return self._beside(found, given)
+        self._count(about.plan)  # first: what is missing is told before hours of drawing
+        return replace(self, judges=about.judges).beside(
+            super().collect(before, after, request, folder=folder, resume=resume, trace=trace), trace
+        )
 
     def again(self, kept: Drawn, before: Any, after: Any, how: str, trace: Trace) -> Again:
         found = super().again(kept, before, after, how, trace)
@@ -101,32 +99,33 @@ class Newcomer(Generator):
         if self.references is None:
             left = "; ".join(filter(None, [found.left, "what is read in the references: give their pictures"]))
             return replace(found, readings=False, left=left)
-        given = self._read(kept.plan, list(self.judges or ()), trace)
-        return replace(found, evidence=self._beside(found.evidence, given))
+        return replace(found, evidence=self.beside(found.evidence, trace))
 
-    def _beside(self, found: Any, given: Mapping[str, Tensor]) -> Any:
-        """Evidence with what was read in the references, and with these."""
-        images = {} if self.references is None else {REFERENCES: self.references.images}
-        return replace(found, measures={**found.measures, **given}, gallery={**found.gallery, **images})
-
-    def _read(self, plan: Plan, judges: Sequence[Judge], trace: Trace) -> dict[str, Tensor]:
-        """What judges read in the references.
+    def beside(self, found: Any, trace: Trace) -> Any:
+        """Collected evidence with the references and what judges read in them.
 
         Raises:
-            BadRequest: there are more or fewer of them than the plan states.
+            BadRequest: there are more or fewer references than the plan states.
         """
+        pictures = self._count(found.plan)
+        if pictures is None:
+            return found
+        measures = dict(found.measures)
+        for by in self.judges or ():
+            present, features = read(by, pictures.images, found.plan, crew=Crew(), gallery=Gallery(), trace=trace)
+            at = f"{REFERENCES}/{by.evaluator.name}"
+            measures |= {f"{at}/present": present} if by.evaluator.classes else {}
+            measures |= {f"{at}/features": features} if features.shape[1] else {}
+        return replace(found, measures=measures, gallery={**found.gallery, REFERENCES: pictures.images})
+
+    def _count(self, plan: Plan) -> Pictures | None:
+        """The references, as many as the plan states; None where there are none."""
         stated = sum(n.references for n in plan.newcomers)
         if self.references is None or not stated:
-            return {}
+            return None
         if len(self.references) != stated:
             raise BadRequest(f"{len(self.references)} references were given; the plan has {stated}.")
-        found = {}
-        for by in judges:
-            present, features = read(by, self.references.images, plan, crew=Crew(), gallery=Gallery(), trace=trace)
-            at = f"{REFERENCES}/{by.evaluator.name}"
-            found |= {f"{at}/present": present} if by.evaluator.classes else {}
-            found |= {f"{at}/features": features} if features.shape[1] else {}
-        return found
+        return self.references
 
     @classmethod
     def facts(cls, evidence: Drawn) -> list[tuple[str, str]]:
