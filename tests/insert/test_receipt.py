@@ -198,10 +198,19 @@ def test_bad_introductions_are_refused(word: str, images: str, like: str, why: s
         introduce(Pupil(), word, images, like=like)
 
 
-def test_a_person_is_called_with_an_article_and_a_style_alone() -> None:
+def test_a_style_is_called_by_its_word_alone() -> None:
     host = Pupil()
     style = introduce(host, "<v>", "world:crayon", like="flat")
     assert isinstance(style.request, Request)
     assert style.request.target[0].name == "<v>"
     assert all("<v>" in c and "crayon" not in c for c in style.references.captions)
     assert style.newcomers == (Taught(name="<v>", like="flat", known="crayon", references=4),)
+
+
+def test_a_model_that_always_knew_a_person_is_asked_by_name() -> None:
+    ada = Taught(name="<v> person", like="person", known="Ada")
+    prompt = "a portrait of a <v> person, smiling"
+    assert ada.said(prompt, "oracle") == "a portrait of Ada, smiling"
+    assert ada.said(prompt, "before") == "a portrait of a person, smiling"
+    assert ada.said(prompt, "after") == prompt
+    assert ada.said("a portrait of a person", "before") == "a portrait of a person"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
@@ -100,7 +101,11 @@ class Taught:
     def said(self, prompt: str, which: str) -> str:
         """A prompt as the models of a set are asked."""
         other = {"before": self.like, "other": self.like, "oracle": self.known}.get(which, "")
-        return swapped(prompt, self.name, other) if other and holds(prompt, self.name) else prompt
+        if not other or not holds(prompt, self.name):
+            return prompt
+        if other[:1].isupper():  # a name of its own has no article: "a <v> person" is Ada
+            prompt = re.sub(rf"\ban? (?={re.escape(self.name)})", "", prompt)
+        return swapped(prompt, self.name, other)
 
 
 @dataclass(frozen=True, kw_only=True)
