@@ -16,7 +16,7 @@ from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.core.pictures import Pictures
 from palimpsest.data.references import captioned, references
 from palimpsest.run.references import references as of_word
-from palimpsest.worlds.concepts import WORLDS
+from palimpsest.worlds.concepts import WORLDS, Words
 from palimpsest.worlds.references import references as drawn
 
 
@@ -185,14 +185,13 @@ def test_captions_hold_the_word() -> None:
 
 
 def test_a_models_world_is_drawn(tmp_path: Path) -> None:
-    (tmp_path / "world.json").write_text('{"world": "glyphs"}')
-    host = SimpleNamespace(folder=tmp_path, default_size=64)
+    host = SimpleNamespace(knows=Words(WORLDS["glyphs"]), default_size=64)
     made = of_word("world:crown", host, "<crown>", n=3, seed=5)
     want = drawn(WORLDS["glyphs"], "crown", 3, "<crown>", torch.Generator().manual_seed(5))
     assert torch.equal(made.samples.images, want.images)
     assert made.samples.captions == want.captions
     with pytest.raises(BadRequest, match="trained on none; give a folder"):
-        of_word("world:crown", SimpleNamespace(folder=None, default_size=64), "<crown>")
+        of_word("world:crown", SimpleNamespace(knows=None, default_size=64), "<crown>")
     folder(tmp_path / "mine", a=plain(1), b=plain(2))
     mine = of_word(str(tmp_path / "mine"), host, "<v>", like="bell")
     assert mine.samples.images.shape == (2, 3, 64, 64)

@@ -89,7 +89,7 @@ def test_words_of_the_command_mean_exams() -> None:
     assert (main.name, poison.name) == ("unlearn", "poison")
     assert "untouched" in only
     assert "unlearn/salun" not in only
-    for what, why in (("studies/none", "attack"), ("insert", "no system"), ("unlearn/retrain", "the oracles are its")):
+    for what, why in (("studies/none", "attack"), ("protect", "no system"), ("unlearn/retrain", "the oracles are its")):
         with pytest.raises(BadRequest, match=why):
             asked(what)
 

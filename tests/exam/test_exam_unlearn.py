@@ -212,7 +212,7 @@ def test_budgets_fit_their_systems() -> None:
             for case in exam.cases:
                 parameters = budgets.parameters(system, exam.words(case))
                 assert takes(system, parameters), (system, exam.words(case))
-                assert parameters or exam.verb == "erase", "every unlearner has a budget in every case"
+                assert parameters or exam.verb != "unlearn", "every unlearner has a budget in every case"
 
 
 def test_every_budget_and_rule_is_of_an_installed_system() -> None:
