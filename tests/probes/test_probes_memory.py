@@ -67,15 +67,13 @@ def test_steps_are_counted_without_being_computed(monkeypatch: pytest.MonkeyPatc
         (replace(NEED, pictures=0, hung=0, training=0), 0.5, "drawing 4 pictures at once takes about 1.0 GiB"),
     ],
 )
-def test_what_does_not_fit_is_refused(need: Taken, free: float, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_refused_and_nothing_else(
+    need: Taken, free: float, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for enough in (10, None):  # None: nobody can tell
+        monkeypatch.setattr(machine, "available", lambda device="cpu", n=enough: None if n is None else n * 2**30)
+        refuse_too_large(Scribe(), need)
     monkeypatch.setattr(machine, "available", lambda device="cpu": int(free * 2**30))
+    refuse_too_large(Scribe(), None)
     with pytest.raises(TooLarge, match=words):
         refuse_too_large(Scribe(), need)
-
-
-def test_what_fits_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "available", lambda device="cpu": 10 * 2**30)
-    refuse_too_large(Scribe(), NEED)
-    refuse_too_large(Scribe(), None)
-    monkeypatch.setattr(machine, "available", lambda device="cpu": None)
-    refuse_too_large(Scribe(), NEED)

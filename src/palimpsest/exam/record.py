@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from palimpsest.core.files import write_text
 from palimpsest.exam.case import Exam, Record
 from palimpsest.exam.digest import key
+
+T = TypeVar("T")
 
 
 def path_of(results: Path, exam: Exam, system: str) -> Path:
@@ -32,6 +34,18 @@ def read(results: Path, exam: Exam) -> dict[str, list[Record]]:
 def complete(results: Path, exam: Exam) -> dict[str, list[Record]]:
     """The systems that have as many records as the exam has runs for one."""
     return {system: records for system, records in read(results, exam).items() if len(records) >= exam.runs}
+
+
+def pooled(results: Path, exam: Exam, pool: Callable[[list[Record], str], T | None]) -> dict[str, dict[str, T]]:
+    """What a pool makes of each system's records about each concept, "" for all of them together.
+
+    Of systems that were run, or refused, on every concept with every seed, and worked at least once.
+    """
+    concepts = [c["concept"] for c in exam.cases]
+    every = {(c, s) for c in concepts for s in exam.seeds}
+    whole = {s: rs for s, rs in read(results, exam).items() if {(r["case"]["concept"], r["seed"]) for r in rs} >= every}
+    known = {s: {c: of for c in ("", *concepts) if (of := pool(rs, c)) is not None} for s, rs in whole.items()}
+    return {system: of for system, of in known.items() if of}
 
 
 def keys(results: Path, exam: Exam, system: str) -> set[str]:

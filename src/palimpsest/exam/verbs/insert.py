@@ -91,12 +91,7 @@ Summaries = Mapping[str, Mapping[str, Summary]]  # system -> concept ("" for all
 
 def summaries(results: Path) -> dict[str, dict[str, Summary]]:
     """Of every system that was run on every concept with every seed."""
-    every = {(c["concept"], s) for c in CASES for s in EXAM.seeds}
-    by = record.read(results, EXAM)
-    whole = {s: rs for s, rs in by.items() if {(r["case"]["concept"], r["seed"]) for r in rs} >= every}
-    concepts = ("", *(c["concept"] for c in CASES))
-    known = {s: {c: found for c in concepts if (found := summarise(rs, c)) is not None} for s, rs in whole.items()}
-    return {system: of for system, of in known.items() if of}
+    return record.pooled(results, EXAM, summarise)
 
 
 def summarise(records: Iterable[Record], concept: str = "") -> Summary | None:
