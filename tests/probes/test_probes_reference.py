@@ -23,6 +23,7 @@ from palimpsest.ops.distances import cmmd, frechet
 from palimpsest.probes.drawn import Drawn
 from palimpsest.probes.evaluators import Judge, judge
 from palimpsest.probes.extractors import Extractor, extractor
+from palimpsest.probes.groups import Taught
 from palimpsest.probes.matching import SCORE, Matching
 from palimpsest.probes.plan import Plan
 from palimpsest.probes.reference import CMMD, FRECHET, KERNEL, Reference
@@ -225,9 +226,12 @@ def test_only_judges_that_were_asked_for_judge(monkeypatch: pytest.MonkeyPatch, 
     plan = small_plan(Scribe())
     found = judges(host, plan, Look(judges=("nudenet",), features=("clip",)))
     assert named == ["nudenet", "features:clip"]
-    assert knowing(found, request("star")) == []
-    (line,) = knowing(found[1:], request("star"))
+    assert knowing(found, plan) == []
+    (line,) = knowing(found[1:], plan)
     assert "No judge knows star" in line
+    assert "--judge own" in line
+    (line,) = knowing(found[1:], replace(plan, newcomers=(Taught(name="star", like="shape"),)))
+    assert "--judge own" not in line  # which reads no word that it does not know
     with pytest.raises(BadRequest, match="name one"):
         judges(host, plan, Look(judges=("none",), reference=tmp_path))
 

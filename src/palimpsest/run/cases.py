@@ -168,7 +168,7 @@ class GeneratorCase(Case):
             if isinstance(j, OwnJudge)
         ]
         lines += [need.told()] if (need := self._need(method)) else []
-        lines += [*knowing(self.judges, self.request), *([self.crew.words] if self.crew.words else [])]
+        lines += [*knowing(self.judges, self.plan), *([self.crew.words] if self.crew.words else [])]
         pace = f"one forward of the denoiser takes {500 * speed.step:.0f} ms here"
         return "\n".join([*lines, *work(method, Material(), pace)])
 

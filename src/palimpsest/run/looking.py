@@ -163,11 +163,13 @@ def judges(host: Any, chosen: planning.Plan, look: Look | None) -> list[Judge]:
     return found
 
 
-def knowing(found: list[Judge], asked: Request) -> list[str]:
+def knowing(found: list[Judge], chosen: planning.Plan) -> list[str]:
     """What is to be said of targets that no judge knows, a line."""
-    lost = [c.name for c in asked.target if not any(classes_of(j.evaluator, c) for j in found)]
-    text = f"No judge knows {', '.join(lost)}: presence will not be measured. The model itself would judge: --judge own"
-    return [f"{text} beside the others."] if lost else []
+    lost = [c.name for c in chosen.request.target if not any(classes_of(j.evaluator, c) for j in found)]
+    way = "The model itself would judge: --judge own beside the others."
+    if chosen.newcomers:
+        way = "Likeness is, where a judge has features: name a classifier or a CLIP model with --judge FOLDER."
+    return [f"No judge knows {', '.join(lost)}: presence will not be measured. {way}"] if lost else []
 
 
 def reference(host: Any, chosen: planning.Plan, look: Look) -> Photos | None:
