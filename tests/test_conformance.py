@@ -15,7 +15,7 @@ from palimpsest.core import catalog
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import PalimpsestError, Unsupported
 from palimpsest.core.method import ModelEdit
-from palimpsest.core.patch import Patch, merge
+from palimpsest.core.patch import Patch, compose
 from palimpsest.core.pictures import Pictures
 from palimpsest.core.sampling import Sampling
 from palimpsest.hosts.load import load
@@ -113,7 +113,7 @@ def test_two_patches_act_together() -> None:
     host = host_of("sd")
     other = Request(target=(RING,))
     first, second = quick("erase/uce")(host, REQUEST), quick("erase/uce")(host, other)
-    both = merge(first, second, overlap="sum")
+    both = compose(first, second, overlap="sum")
     with both.applied(host):
         together = {n: p.detach().clone() for n, p in host.root.named_parameters() if n in both.deltas}
     tensors = dict(host.root.named_parameters())

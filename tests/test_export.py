@@ -18,7 +18,7 @@ from palimpsest import cli
 from palimpsest.core.delta import Delta, Dense, LowRank, Rows, Sparse
 from palimpsest.core.errors import BadRequest, Unsupported, WrongBase
 from palimpsest.core.fingerprint import tensors_of
-from palimpsest.core.patch import Hook, Patch, merge
+from palimpsest.core.patch import Hook, Patch, compose
 from palimpsest.core.sampling import Sampling
 from palimpsest.export import export_patch, names
 from palimpsest.export.factors import RESIDUAL, balanced, factors, padded
@@ -149,7 +149,7 @@ def test_closed_form_edits_and_their_sums_keep_their_rank(tmp_path: Path) -> Non
 
     host = fresh_host("sd")
     edits = [UCE(tokens="last")(host, Request(target=(Concept(name=n),))) for n in ("star", "moon")]
-    both = merge(*edits, overlap="sum")
+    both = compose(*edits, overlap="sum")
     done = export_patch(both, None, "peft", tmp_path)
     assert done.rank == 2, "one for each edited token"
     with both.applied(host):

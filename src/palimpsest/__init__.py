@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from palimpsest.core.card import Card
+    from palimpsest.core.change import diff
     from palimpsest.core.concept import Concept, Request
-    from palimpsest.core.patch import Patch, diff, merge
+    from palimpsest.core.patch import Patch, compose
     from palimpsest.core.reading import Reading
     from palimpsest.core.trace import Trace
     from palimpsest.hosts.load import load
 
-__all__ = ["Card", "Concept", "Patch", "Reading", "Request", "Trace", "__version__", "diff", "load", "merge"]
+__all__ = ["Card", "Concept", "Patch", "Reading", "Request", "Trace", "__version__", "compose", "diff", "load"]
 __version__ = "0.2.0"
 
 _WHERE = {  # what is imported above for type checkers only
@@ -26,8 +27,8 @@ _WHERE = {  # what is imported above for type checkers only
     "Trace": "palimpsest.core.trace",
     "Card": "palimpsest.core.card",
     "Reading": "palimpsest.core.reading",
-    "merge": "palimpsest.core.patch",
-    "diff": "palimpsest.core.patch",
+    "compose": "palimpsest.core.patch",
+    "diff": "palimpsest.core.change",
     "load": "palimpsest.hosts.load",
 }
 

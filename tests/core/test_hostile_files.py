@@ -23,7 +23,7 @@ from torch import Tensor
 from palimpsest.core.delta import KINDS, Dense, LowRank, Rows, Sparse
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported, WrongBase
 from palimpsest.core.host import Denoiser
-from palimpsest.core.patch import Hook, Patch, merge
+from palimpsest.core.patch import Hook, Patch, compose
 
 HOST = Small()
 NEEDED = {n for c in Denoiser.__mro__ for n in (*vars(c), *get_annotations(c)) if n[0] != "_"} - set(dir(Small))
@@ -54,7 +54,7 @@ def use(path: Path, host: Any = HOST) -> None:
     patch.nbytes()
     with patch.applied(host, force=True):
         pass
-    merge(patch, patch.scaled(1.0), overlap="sum")
+    compose(patch, patch.scaled(1.0), overlap="sum")
 
 
 def test_what_is_forged_rightly_is_read(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_sizes_are_held_against_the_model_before_memory_is_taken() -> None:
 def test_sums_of_deltas_of_two_tensors_are_refused(one: Any, other: Any) -> None:
     a, b = (Patch(base=BASE, deltas={"a.weight": d}) for d in (one, other))
     with pytest.raises(Damaged):
-        merge(a, b, overlap="sum")
+        compose(a, b, overlap="sum")
 
 
 def test_a_rule_needs_a_model_that_samples(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.core.card import Card
+from palimpsest.core.change import Part
 from palimpsest.core.combine import Combine
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.declared import Within
@@ -23,6 +24,7 @@ from palimpsest.core.method import Method, ModelEdit
 from palimpsest.core.patch import Hook, Patch
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.sampling import Sampling, Start
+from palimpsest.core.stored import Stored
 
 STAR = Request(target=(Concept(name="star"),))
 
@@ -260,8 +262,8 @@ class Largest(Combine):
 class Average(Largest):
     """The mean of the changes."""
 
-    def survey(self, patches: Sequence[Patch], host: Any, **rest: Any) -> int:
-        return len(patches)
+    def survey(self, parts: Sequence[Part], base: Stored, host: Any, **rest: Any) -> int:
+        return len(parts)
 
     def weights(self, name: str, surveyed: int) -> Sequence[float]:
         return [1 / surveyed] * surveyed

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from palimpsest.core.change import diff
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.delta import Dense, LowRank, Rows, Sparse
 from palimpsest.core.errors import BadRequest, Damaged, PalimpsestError, Unsupported, WrongBase
 from palimpsest.core.fingerprint import fingerprint
-from palimpsest.core.patch import Hook, Patch, diff, merge, refuse_pickle
+from palimpsest.core.patch import Hook, Patch, compose, refuse_pickle
 
 
 class Small:
@@ -105,7 +106,7 @@ def test_scaling_and_sums(factor: float, seed: int) -> None:
     host = Small()
     a, b = make(host, seed), make(host, seed + 1)
     shapes = {k: v.shape for k, v in host.root.state_dict().items()}
-    both = merge(a.scaled(factor), b, overlap="sum")
+    both = compose(a.scaled(factor), b, overlap="sum")
     for name, d in both.deltas.items():
         expect = factor * a.deltas[name].dense(shapes[name]) + b.deltas[name].dense(shapes[name])
         torch.testing.assert_close(d.dense(shapes[name]), expect, atol=1e-4, rtol=1e-4)
@@ -116,12 +117,12 @@ def test_overlap_is_refused_without_a_rule_and_resolved_with_one() -> None:
     a, b = make(host, 0), make(host, 1)
     with pytest.raises(BadRequest, match="overlap"):
         _ = a | b
-    assert merge(a, b, overlap="first").deltas["a.weight"] is a.deltas["a.weight"]
-    assert merge(a, b, overlap="last").deltas["a.weight"] is b.deltas["a.weight"]
+    assert compose(a, b, overlap="first").deltas["a.weight"] is a.deltas["a.weight"]
+    assert compose(a, b, overlap="last").deltas["a.weight"] is b.deltas["a.weight"]
     disjoint = make(host, 0, ("a",)) | make(host, 1, ("b",))
     assert set(disjoint.deltas) == {"a.weight", "b.weight"}
     with pytest.raises(WrongBase):
-        merge(a, make(Small(3), 0))
+        compose(a, make(Small(3), 0))
 
 
 def test_mixed_forms_sum() -> None:
@@ -129,7 +130,7 @@ def test_mixed_forms_sum() -> None:
     low = Patch(base=host.fingerprint(), deltas={"a.weight": LowRank(up=torch.ones(4, 1), down=torch.ones(1, 6))})
     full = Patch(base=host.fingerprint(), deltas={"a.weight": Dense(value=torch.ones(4, 6))})
     assert torch.equal(
-        merge(low, full, overlap="sum").deltas["a.weight"].dense(torch.Size((4, 6))), torch.full((4, 6), 2.0)
+        compose(low, full, overlap="sum").deltas["a.weight"].dense(torch.Size((4, 6))), torch.full((4, 6), 2.0)
     )
 
 
@@ -271,7 +272,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("palimpsest.core.patch.save_file", full)
+    monkeypatch.setattr("palimpsest.core.streams._fill", full)
     with pytest.raises(PalimpsestError, match="Free some space"):
         make(Small(), 1).save(path)
     assert path.read_bytes() == old

@@ -15,7 +15,7 @@ from torch import Tensor
 from hosts_fixtures import host_of
 from palimpsest.core.delta import Dense
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported, WrongBase
-from palimpsest.core.patch import Patch, merge
+from palimpsest.core.patch import Patch, compose
 from palimpsest.core.words import MOST, Word
 from words_fixture import word_for
 
@@ -61,12 +61,12 @@ def test_merging_takes_all_words_and_refuses_one_with_two_meanings() -> None:
     crown, bell = patch_with(crown=CROWN), replace(patch_with(bell=BELL), deltas={})
     both = crown | bell
     assert set(both.words) == {"<crown>", "<bell>"}
-    assert set(merge(bell, patch_with(bell=BELL.mapped(torch.clone))).words) == {"<bell>"}
+    assert set(compose(bell, patch_with(bell=BELL.mapped(torch.clone))).words) == {"<bell>"}
     for other in (BELL, replace(CROWN, reads_as=""), CROWN.mapped(lambda v: v + 1)):
         with pytest.raises(BadRequest, match="'<crown>' with different"):
-            merge(bell, crown, replace(patch_with(crown=other), deltas={}))
+            compose(bell, crown, replace(patch_with(crown=other), deltas={}))
     with pytest.raises(BadRequest, match="one word to a text encoder"):
-        merge(crown, Patch(base=BASE, words={"<Crown>": CROWN}))
+        compose(crown, Patch(base=BASE, words={"<Crown>": CROWN}))
 
 
 def test_scaling_leaves_words_and_fusing_refuses_them() -> None:

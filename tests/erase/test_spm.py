@@ -20,7 +20,7 @@ from naive import Naive, losses, of, old, own, recorded
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import WrongBase
 from palimpsest.core.host import Cond
-from palimpsest.core.patch import Hook, Patch, merge
+from palimpsest.core.patch import Hook, Patch, compose
 from palimpsest.core.sampling import Sampling
 from palimpsest.core.trace import Trace
 from palimpsest.erase.spm import SPM
@@ -123,7 +123,7 @@ def test_membranes_go_onto_another_model_and_leave_nothing(host: Any, membranes:
     with gated.applied(other, force=True):
         assert largest(before, other.sample(["a star"], [0], Sampling(steps=STEPS, size=16))) > 1e-3
     assert torch.equal(before, other.sample(["a star"], [0], Sampling(steps=STEPS, size=16)))
-    twice = merge(gated, gated)
+    twice = compose(gated, gated)
     with twice.applied(host):
         assert "encode" not in vars(host)
     with pytest.raises(WrongBase, match="membrane"), gated.applied(fresh_host("flux"), force=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 from hosts_fixtures import SIZE, fresh_host, host_of, largest, pipeline_of
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.fingerprint import hook_count
-from palimpsest.core.patch import Patch, merge
+from palimpsest.core.patch import Patch, compose
 from palimpsest.core.sampling import Sampling
 from palimpsest.core.words import Word
 from palimpsest.hosts.diffusion import DiffusionHost
@@ -98,7 +98,7 @@ def test_pictures_are_those_of_diffusers_own_reader(family: str) -> None:
     prompts = ["a red <crown>", "<bell> x"]
     with patches[0].applied(host), patches[1].applied(host):
         found = host.sample(prompts, [3, 5], Sampling(steps=2, size=SIZE, **how))
-    with merge(*patches).applied(host):
+    with compose(*patches).applied(host):
         both = host.sample(prompts, [3, 5], Sampling(steps=2, size=SIZE, **how))
     assert torch.equal(found, both)
     for row, (prompt, seed) in enumerate(zip(prompts, (3, 5), strict=True)):

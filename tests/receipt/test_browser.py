@@ -15,8 +15,8 @@ import torch
 from test_receipt_page import HOSTILE, hostile_receipt
 
 from evidence_fixtures import Reader, Scribe, patch, receipt, request, small_plan
+from palimpsest.core.change import diff
 from palimpsest.core.delta import Dense
-from palimpsest.core.patch import diff
 from palimpsest.receipt import audit
 from palimpsest.receipt.compare import compare
 from palimpsest.receipt.subjects.classifier import Classifier

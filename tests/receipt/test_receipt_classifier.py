@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from palimpsest.cli import main
+from palimpsest.core.change import diff
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.patch import diff
 from palimpsest.probes.answered import Answered, Asked, collect, parts_of
 from palimpsest.receipt import Receipt, audit
 from palimpsest.receipt.compare import compare

@@ -1,105 +1,165 @@
-"""Systems that make one patch of several: averages, votes, learnt weights."""
+"""Systems that make one patch of several: sums, averages, votes, learnt weights."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from palimpsest.core.delta import Delta, Dense
+from palimpsest.core import delta as deltas_of
+from palimpsest.core.change import Change, Part, built, fingerprint, stored
+from palimpsest.core.delta import Delta, Dense, LowRank, Rows, Sparse
 from palimpsest.core.errors import BadRequest, Unsupported, WrongBase
-from palimpsest.core.fingerprint import tensors_of
+from palimpsest.core.fingerprint import holds
 from palimpsest.core.host import Host
 from palimpsest.core.method import Method
-from palimpsest.core.patch import Patch, merge
+from palimpsest.core.patch import Form, Patch
 from palimpsest.core.pictures import Material, Pictures
+from palimpsest.core.stored import Stored
+from palimpsest.core.streams import Stream
 from palimpsest.core.trace import Trace
 from palimpsest.core.words import united
 
 
 @dataclass(frozen=True, kw_only=True)
 class Combine(Method, ABC):
-    """A system that makes one patch of several patches of one base. A tensor that a patch leaves out counts as zero;
+    """A system that makes one patch of several changes of one base. A tensor that a change leaves out counts as zero;
     words are brought along."""
 
-    def survey(self, patches: Sequence[Patch], host: Any, *, data: Material, rng: torch.Generator, trace: Trace) -> Any:
-        """What is needed over all tensors before the first is combined (a threshold, coefficients); here, nothing."""
+    def survey(
+        self, parts: Sequence[Part], base: Stored, host: Any, *, data: Material, rng: torch.Generator, trace: Trace
+    ) -> Any:
+        """What is needed over all tensors before the first is combined (thresholds, coefficients); here, nothing.
+
+        Args:
+            base: the tensors of the untouched model. host: the model; None where only its files were given.
+        """
         return None
 
     def weights(self, name: str, surveyed: Any) -> Sequence[float] | None:
-        """One factor for each patch, where the rule is a weighted sum of this tensor: low-rank changes then stay so.
+        """One factor for each change, where the rule is a weighted sum of this tensor: low-rank changes then stay so.
 
         None, as here: the rule needs all entries, and `block` decides.
         """
         return None
 
-    @abstractmethod
     def block(self, name: str, deltas: Tensor, surveyed: Any) -> Tensor:
-        """(...) float32 of the patches' changes (n, ...) of one tensor."""
+        """(rows, ...) float32 of the changes (n, rows, ...) of some rows of one tensor; entry by entry, so that it does
+        not matter how many rows are seen at once. Asked where `weights` gives none."""
+        raise NotImplementedError(f"{type(self).__name__} has no rule for single entries")
 
     @final
     def __call__(
         self,
-        patches: Sequence[Patch],
+        parts: Sequence[Part],
         host: Any,
         *,
         data: Mapping[str, Pictures] | None = None,
         beside: Mapping[str, Host] | None = None,
         seed: int = 0,
         trace: Trace | None = None,
+        out: str | Path | None = None,
     ) -> Patch:
-        """Combines patches.
+        """Combines changes.
 
         Args:
-            patches: of the host's own weights; at least one.
-            host: the model that they were made for; it is unchanged afterwards.
+            parts: of the host's own weights, patches or whole models (`core.change.Change`); at least one.
+            host: the model that they were made for, which is unchanged afterwards; or its tensors in files.
+            out: a file that the patch is written to while it is computed; the patch then stays in it.
 
         Raises:
-            WrongBase: a patch was made for another model.
+            WrongBase: a patch was made for another model, or changes a tensor that the model does not have.
             Unsupported: a patch acts while the model runs.
-            BadRequest: there is no patch, or two bring one word with different meanings.
+            BadRequest: there is nothing to combine, or two bring one word with different meanings.
+            Damaged: a delta does not fit its tensor.
 
-        Cost: one tensor of all patches at a time, in float32.
+        Cost: some rows of one tensor of all changes at a time; with `out` no more than that is held.
         """
         material, trace = Material(data or {}, beside or {}), trace or Trace()
-        if not patches:
-            raise BadRequest("There is no patch to combine; give at least one.")
-        base, hooked = host.fingerprint(), [h.id for p in patches for h in p.hooks]
-        if odd := [p.base for p in patches if p.base != base]:
-            raise WrongBase(f"A patch was made for the model {odd[0][:12]}, but {host.name} is {base[:12]}.")
-        if hooked:
-            raise Unsupported(f"{hooked[0]} acts while the model runs; only changes of weights can be combined.")
-        words = united([p.words for p in patches])
-        with self.guarded(host, material, seed=seed, trace=trace) as rng:
-            surveyed = self.survey(patches, host, data=material, rng=rng, trace=trace)
-            deltas = {
-                name: delta
-                for name in sorted({n for p in patches for n in p.deltas})
-                if (delta := self._combined(name, patches, host, surveyed)) is not None
+        live = host if hasattr(host, "root") else None
+        base, model = stored(host), fingerprint(host)
+        self._agree(parts, base, model, live, getattr(host, "name", "this model"))
+        words = united([p.words for p in parts])
+        guard = nullcontext(torch.Generator().manual_seed(seed))
+        if live is not None:
+            guard = self.guarded(live, material, seed=seed, trace=trace)
+        with guard as rng:
+            surveyed = self.survey(parts, base, live, data=material, rng=rng, trace=trace)
+            names = sorted({n for p in parts for n in p.names()})
+            forms = {n: f for n in names if (f := self._combined(n, parts, base, surveyed)) is not None}
+            provenance = {
+                "method": self.id,
+                "name": self.card.name,
+                "parameters": self.parameters(),
+                "seed": seed,
+                "combined": [{"sha256": p.sha256(), "provenance": dict(p.provenance)} for p in parts],
             }
-        provenance = {
-            "method": self.id,
-            "name": self.card.name,
-            "parameters": self.parameters(),
-            "seed": seed,
-            "combined": [{"sha256": p.sha256(), "provenance": dict(p.provenance)} for p in patches],
-        }
-        return Patch(base=base, deltas=deltas, words=words, provenance=provenance)
+            return built(Patch(base=model, words=words, provenance=provenance), forms, out)
 
-    def _combined(self, name: str, patches: Sequence[Patch], host: Any, surveyed: Any) -> Delta | None:
+    def _agree(self, parts: Sequence[Part], base: Stored, model: str, live: Any, name: str) -> None:
+        """Raises where the changes are not all of this model."""
+        if not parts:
+            raise BadRequest("There is no patch to combine; give at least one.")
+        for part in parts:
+            if isinstance(part, Patch):
+                if part.hooks:
+                    raise Unsupported(
+                        f"{part.hooks[0].id} acts while the model runs; only changes of weights can be combined."
+                    )
+                if part.base != model and not (live is not None and holds(live.root, part.base)):
+                    raise WrongBase(f"A patch was made for the model {part.base[:12]}, but {name} is {model[:12]}.")
+            elif isinstance(part, Change) and part.before is not base and fingerprint(part.before) != model:
+                raise WrongBase(f"{part.name} is held against another model than {name}.")
+            held = set(base.names())
+            if lost := sorted(n for n in part.names() if n not in held):
+                raise WrongBase(f"A patch changes {lost[0]!r}, which {name} does not have.")
+
+    def _combined(self, name: str, parts: Sequence[Part], base: Stored, surveyed: Any) -> Form | None:
+        """One tensor's change, about to be computed; None where it stays."""
+        shape = base.shape(name)
         factors = self.weights(name, surveyed)
-        if factors is not None:
-            parts = [
-                Patch(base="", deltas={name: p.deltas[name].scaled(f)})
-                for p, f in zip(patches, factors, strict=True)
-                if name in p.deltas and f != 0
-            ]
-            shape = {name: tensors_of(host.root)[name].shape}
-            return merge(*parts, overlap="sum", shapes=shape).deltas[name] if parts else None
-        shape = tensors_of(host.root)[name].shape
-        dense = [p.deltas[name].dense(shape).float() if name in p.deltas else torch.zeros(shape) for p in patches]
-        return Dense(value=self.block(name, torch.stack(dense), surveyed))
+        if factors is None:
+
+            def voted(start: int, stop: int) -> Tensor:
+                stacked = torch.stack([p.rows(name, shape, start, stop) for p in parts])
+                return self.block(name, stacked, surveyed)
+
+            return Dense, {"value": Stream.by_rows(torch.float32, shape, voted)}
+        live = [(p, f) for p, f in zip(parts, factors, strict=True) if f != 0 and name in p.names()]
+        if not live:
+            return None
+        if (small := _summed(name, live, shape)) is not None:
+            return type(small), {k: Stream.of(t) for k, t in small.tensors().items()}
+
+        def added(start: int, stop: int) -> Tensor:
+            first, *rest = live
+            total = first[1] * first[0].rows(name, shape, start, stop)
+            for part, factor in rest:
+                total.add_(part.rows(name, shape, start, stop), alpha=factor)
+            return total
+
+        return Dense, {"value": Stream.by_rows(torch.float32, shape, added)}
+
+
+def _summed(name: str, live: Sequence[tuple[Part, float]], shape: torch.Size) -> Delta | None:
+    """A weighted sum in the form that the changes have; None where they have several, or it would be too large."""
+    deltas = [part.delta(name) for part, _ in live]
+    kinds = {type(delta) for delta in deltas}
+    if len(kinds) != 1 or not kinds < {LowRank, Rows, Sparse}:
+        return None
+    total: Delta | None = None
+    for delta, (_, factor) in zip(deltas, live, strict=True):
+        assert delta is not None
+        delta.fits(shape)
+        scaled = delta.scaled(factor)
+        total = scaled if total is None else deltas_of.add(total, scaled, shape)
+    assert total is not None
+    if isinstance(total, LowRank):
+        return total if total.rank() <= min(total.outline()) else None
+    return total if total.tensors()["index"].numel() < shape.numel() else None

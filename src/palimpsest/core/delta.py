@@ -45,6 +45,14 @@ class Delta:
         self.fits(shape)
         return self._dense(shape)
 
+    def rows(self, shape: torch.Size, start: int, stop: int) -> Tensor:
+        """(stop - start, ...) of the change, without the rest of it; of a tensor without axes its one number.
+
+        Args:
+            shape: of the target, which the delta fits (`fits`).
+        """
+        return self._rows(shape if len(shape) else torch.Size((1,)), start, stop)
+
     def scaled(self: D, factor: float) -> D:
         return replace(self, **{self.scales: getattr(self, self.scales) * factor})
 
@@ -68,6 +76,9 @@ class Delta:
     def _dense(self, shape: torch.Size) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no dense form")
 
+    def _rows(self, shape: torch.Size, start: int, stop: int) -> Tensor:
+        return self._dense(shape)[start:stop]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(Delta):
@@ -86,7 +97,7 @@ class Dense(Delta):
         return None if self.value.shape == shape else "it has another shape"
 
     def _dense(self, shape: torch.Size) -> Tensor:
-        return self.value
+        return self.value.reshape(shape)  # the same but for a tensor without axes, seen as one row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +125,9 @@ class LowRank(Delta):
     def _dense(self, shape: torch.Size) -> Tensor:
         return (self.up @ self.down).reshape(shape)
 
+    def _rows(self, shape: torch.Size, start: int, stop: int) -> Tensor:
+        return (self.up[start:stop] @ self.down).reshape(stop - start, *shape[1:])
+
     def rank(self) -> int:
         return self.up.shape[1]
 
@@ -140,6 +154,11 @@ class Rows(Delta):
     def _dense(self, shape: torch.Size) -> Tensor:
         return torch.zeros(shape, dtype=self.value.dtype).index_add_(0, self.index, self.value)
 
+    def _rows(self, shape: torch.Size, start: int, stop: int) -> Tensor:
+        here = (self.index >= start) & (self.index < stop)
+        part = Rows(index=self.index[here] - start, value=self.value[here])
+        return part._dense(torch.Size((stop - start, *shape[1:])))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sparse(Delta):
@@ -163,6 +182,12 @@ class Sparse(Delta):
     def _dense(self, shape: torch.Size) -> Tensor:
         n = shape.numel()
         return torch.zeros(n, dtype=self.value.dtype).index_add_(0, self.index, self.value).reshape(shape)
+
+    def _rows(self, shape: torch.Size, start: int, stop: int) -> Tensor:
+        size = shape[1:].numel()
+        here = (self.index >= start * size) & (self.index < stop * size)
+        part = Sparse(index=self.index[here] - start * size, value=self.value[here])
+        return part._dense(torch.Size((stop - start, *shape[1:])))
 
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -66,6 +66,20 @@ def precision_with(root: nn.Module, wanted: str) -> str:
     return next((name for name in others if digest(tensors, dtype=getattr(torch, name)) == wanted), "")
 
 
+def holds(root: nn.Module, wanted: str) -> bool:
+    """Whether a model is the one with this fingerprint in another precision, with not a digit lost between them: one
+    file of half precision, loaded in that and in float32.
+
+    Cost: a hash of all bytes for each other precision.
+    """
+    then = precision_with(root, wanted)
+    if not then:
+        return False
+    kind = getattr(torch, then)
+    real = [t.detach() for t in tensors_of(root).values() if t.is_floating_point()]
+    return all(torch.equal(t.to(kind).to(t.dtype), t) for t in real)
+
+
 def of_precision(root: nn.Module, base: str) -> str:
     """A sentence on what precision has to do with a model's not being the one that a patch was made for; or ""."""
     now = precision(root)

@@ -6,60 +6,30 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from palimpsest.core import catalog, sealed
 from palimpsest.core import delta as deltas_of
-from palimpsest.core.declared import fitted, parsed, shown
-from palimpsest.core.delta import KINDS, REAL, Delta
+from palimpsest.core import sealed
+from palimpsest.core.declared import parsed, shown
+from palimpsest.core.delta import Delta
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported, WrongBase
 from palimpsest.core.files import refuse_pickle as refuse_pickle
-from palimpsest.core.files import write_beside
-from palimpsest.core.fingerprint import of_precision, tensors_of
-from palimpsest.core.host import CAPABILITIES
+from palimpsest.core.fingerprint import holds, of_precision, tensors_of
+from palimpsest.core.hook import Hook as Hook
+from palimpsest.core.hook import rule_of
+from palimpsest.core.streams import Hashes, Stream, write
 from palimpsest.core.words import Word, sound, united
 
 COSTS = ("seconds", "forwards", "peak_bytes")
 """Keys of `Patch.cost`; format 1 had them in the provenance."""
-WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 Overlap = Literal["refuse", "sum", "first", "last"]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hook:
-    """A change that is not a number added to a weight: a rule that acts while the model runs.
-
-    Args:
-        id: the system that knows the rule, e.g. "erase/sld"; it is looked up among the installed systems, so a
-            patch file never names code to import.
-        params: its parameters, plain JSON.
-        tensors: its tensors.
-    """
-
-    id: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def read(self, kind: type[T]) -> T:
-        """The parameters as the type that their system declares (see `core.declared`).
-
-        Raises:
-            Damaged: they are not that.
-        """
-        return fitted(dict(self.params), kind, f"The patch's hook {shown(self.id)}")
-
-
-class HookRule(Protocol):
-    """What the system behind a hook offers: it attaches itself to a host until the context ends."""
-
-    def attach(self, host: Any, hook: Hook) -> Any: ...
+Form = tuple[type[Delta], Mapping[str, Stream]]
+"""A delta that is about to be written: its kind, and its tensors by field."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +72,7 @@ class Patch:
             Unsupported, BadRequest: the host cannot do what a hook needs, or read a word.
         """
         tensors = self.fits(host, force=force)
-        rules = [(_rule(hook, host), hook) for hook in self.hooks]
+        rules = [(rule_of(hook, host), hook) for hook in self.hooks]
         old: dict[str, Tensor] = {}
         with ExitStack() as stack:
             stack.callback(_restore, host, old)
@@ -138,7 +108,8 @@ class Patch:
         Raises:
             WrongBase, Damaged, Unsupported, BadRequest: as `applied`.
         """
-        if not force and self.base != (found := host.fingerprint()):
+        found = "" if force else host.fingerprint()
+        if not force and self.base != found and not holds(host.root, self.base):
             raise WrongBase(
                 f"This patch was made for the model {self.base[:12]}, but {host.name} is {found[:12]}."
                 f"{of_precision(host.root, self.base)} Load the model that it was made for, or force it if you know "
@@ -181,32 +152,38 @@ class Patch:
         return replace(self, deltas={k: d.scaled(factor) for k, d in self.deltas.items()})
 
     def __or__(self, other: Patch) -> Patch:
-        """Both patches; tensors that both change are refused (name a rule with `merge`)."""
-        return merge(self, other)
+        """Both patches; tensors that both change are refused (name a rule with `compose`)."""
+        return compose(self, other)
 
     # -- files -------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, streamed: Mapping[str, Form] | None = None) -> Path:
         """Writes one safetensors file: tensors, and JSON in its header. Written beside and renamed.
+
+        Args:
+            streamed: further deltas, by the tensor's name their form and its tensors, which are computed as they are
+                written.
 
         Raises:
             BadRequest: hooks, words or provenance hold what a file cannot say (NaN, half characters, 8 MiB of text).
         """
         sound(self.words)
-        tensors, header = _pack(self)
+        header = _header(self)
+        header["deltas"] |= {name: cls.kind for name, (cls, _) in (streamed or {}).items()}
         try:
             parsed(text := sealed.text(header), sealed.Header, "Its header")
         except Damaged as e:
             raise BadRequest(f"The patch cannot be saved: {e}") from e
         if len(text) > sealed.MOST_HEADER:
             raise BadRequest(f"The patch cannot be saved: its header is longer than {sealed.MOST_HEADER:,} bytes.")
-        seal = sealed.seal(header, tensors)
-        # One text, since the library that writes the file puts several in an order of its own each time.
-        meta = {"palimpsest": sealed.text({**header, "sha256": seal})}
-        if header["format"] == 1:
-            meta = {"palimpsest": text, "palimpsest_sha256": seal}
-        apart = {k: t.clone() for k, t in tensors.items()}  # safetensors refuses tensors that share memory
-        return write_beside(Path(path), lambda tmp: save_file(apart, tmp, metadata=meta))
+        old = {"palimpsest_sha256": self.sha256()} if header["format"] == 1 else {}
+
+        def metadata(each: Hashes) -> dict[str, str]:
+            return {"palimpsest": sealed.text({**header, "sha256": sealed.seal_of(header, each)})}
+
+        streams = {key: Stream.of(t) for key, t in _tensors(self)}
+        streams |= {f"delta|{name}|{k}": t for name, (_, held) in (streamed or {}).items() for k, t in held.items()}
+        return write(Path(path), streams, (lambda _: {"palimpsest": text, **old}) if old else metadata)
 
     @staticmethod
     def load(path: str | Path) -> Patch:
@@ -215,15 +192,54 @@ class Patch:
         Raises:
             Damaged: no such file, not a patch, truncated, changed since it was saved, or not what a patch may hold.
         """
-        header, tensors, seal = sealed.read(Path(path))
-        if seal != sealed.seal(header, tensors):
+        header, seal, tensors = sealed.read(Path(path))
+        if seal != sealed.seal(header, tensors.items()):
             raise Damaged(f"{path} was changed or damaged after it was saved; get a fresh copy.")
-        return _unpack(header, tensors, str(path))
+        return _of(header, sealed.contents(header, tensors, str(path)))
+
+    @staticmethod
+    def open(path: str | Path) -> Patch:
+        """Reads what `save` wrote, and leaves the deltas in the file until one is asked for: a patch of any size takes
+        the memory of its largest tensor.
+
+        Raises:
+            Damaged: as `load`, once every byte was looked at; a delta that is none when it is asked for.
+        """
+        header, seal, held = sealed.opened(Path(path))
+        if header["format"] == 1:
+            return Patch.load(path)
+        if seal != sealed.seal(header, ((key, sealed.fit(held.whole(key), key, str(path))) for key in held.names())):
+            raise Damaged(f"{path} was changed or damaged after it was saved; get a fresh copy.")
+        deltas = sealed.Deltas(header["deltas"], held)
+        rest = {key: held.whole(key) for key in held.names() if key not in deltas.keys_in_file}
+        found = sealed.contents({**header, "deltas": {}}, rest, str(path))
+        return _of(header, found._replace(deltas=deltas))
 
     def sha256(self) -> str:
         """Identity of the whole patch, as the receipt records it."""
-        tensors, header = _pack(self)
-        return sealed.seal(header, tensors)
+        return sealed.seal(_header(self), _tensors(self))
+
+    # -- as one of several ---------------------------------------------------------------------------------
+
+    def names(self) -> Collection[str]:
+        """The tensors that it changes."""
+        return self.deltas.keys()
+
+    def delta(self, name: str) -> Delta | None:
+        """The change of a tensor; None where it stays."""
+        return self.deltas.get(name)
+
+    def rows(self, name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
+        """(stop - start, ...) of the change of a tensor of this shape, in float32; zeros where it stays.
+
+        Raises:
+            Damaged: the delta does not fit the tensor.
+        """
+        delta = self.deltas.get(name)
+        if delta is None:
+            return torch.zeros((stop - start, *shape[1:]))
+        delta.fits(shape)
+        return delta.rows(shape, start, stop).float()
 
     def nbytes(self) -> int:
         """Bytes of all tensors."""
@@ -233,7 +249,7 @@ class Patch:
         return sum(t.numel() * t.element_size() for t in held)
 
 
-def merge(*patches: Patch, overlap: Overlap = "refuse", shapes: Mapping[str, torch.Size] | None = None) -> Patch:
+def compose(*patches: Patch, overlap: Overlap = "refuse", shapes: Mapping[str, torch.Size] | None = None) -> Patch:
     """Several patches of one base as one.
 
     Args:
@@ -257,7 +273,8 @@ def merge(*patches: Patch, overlap: Overlap = "refuse", shapes: Mapping[str, tor
                 deltas[name] = deltas_of.add(deltas[name], delta, shape)
             elif overlap == "refuse":
                 raise BadRequest(
-                    f"Both patches change {name!r}; say how to resolve it: merge(..., overlap='sum' | 'first' | 'last')"
+                    f"Both patches change {name!r}; say how to resolve it: "
+                    "compose(..., overlap='sum' | 'first' | 'last')"
                 )
     hooks = tuple(h for p in patches for h in p.hooks)
     return Patch(
@@ -269,37 +286,11 @@ def merge(*patches: Patch, overlap: Overlap = "refuse", shapes: Mapping[str, tor
     )
 
 
-def diff(base: Any, edited: Any) -> Patch:
-    """The patch that turns one model into another of the same architecture, whoever edited it.
-
-    Raises:
-        Unsupported: the two have different tensors.
-    """
-    old, new = tensors_of(base.root), tensors_of(edited.root)
-    odd = sorted(set(old) ^ set(new)) or [n for n in old if old[n].shape != new[n].shape]
-    if odd:
-        raise Unsupported(f"{base.name} and {edited.name} differ in architecture (first at {odd[0]!r}).")
-    changed = {n: deltas_of.of_change(old[n], new[n]) for n in old if not torch.equal(old[n], new[n])}
-    return Patch(base=base.fingerprint(), deltas=changed, provenance={"method": "diff", "edited": edited.name})
-
-
 def _restore(host: Any, old: Mapping[str, Tensor]) -> None:
     tensors = tensors_of(host.root)
     with torch.no_grad():
         for name, value in old.items():
             tensors[name].detach().copy_(value)
-
-
-def _rule(hook: Hook, host: Any) -> HookRule:
-    try:
-        system = catalog.load(hook.id)
-    except BadRequest as e:
-        raise Damaged(f"The patch's hook is of a system that is not installed here: {shown(hook.id)}. {e}") from e
-    if not hasattr(system, "attach"):
-        raise Damaged(f"The patch has a hook of {shown(hook.id)}, a system that has no rule to attach.")
-    if not isinstance(host, CAPABILITIES[system.card.needs]):
-        raise Unsupported(f"The patch's hook {hook.id} needs a {system.card.needs}; {host.name} is none.")
-    return system
 
 
 def _shape_of(a: Delta, b: Delta, name: str) -> torch.Size:
@@ -311,70 +302,46 @@ def _shape_of(a: Delta, b: Delta, name: str) -> torch.Size:
     raise BadRequest(f"Summing a {a.kind} and a {b.kind} delta of {name!r} needs its shape: pass `shapes`.")
 
 
-def _pack(patch: Patch) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {}
+def _tensors(patch: Patch) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a patch under the name that it has in a file."""
     for name, d in patch.deltas.items():
         for field_name, t in d.tensors().items():
-            tensors[f"delta|{name}|{field_name}"] = t.detach().cpu().contiguous()
+            yield f"delta|{name}|{field_name}", t.detach().cpu().contiguous()
     for i, hook in enumerate(patch.hooks):
         for name, t in hook.tensors.items():
-            tensors[f"hook|{i}|{name}"] = t.detach().cpu().contiguous()
-    words = sorted(patch.words.items())
-    for i, (_, word) in enumerate(words):
+            yield f"hook|{i}|{name}", t.detach().cpu().contiguous()
+    for i, (_, word) in enumerate(sorted(patch.words.items())):
         for name, t in word.vectors.items():
-            tensors[f"word|{i}|{name}"] = t.detach().cpu().contiguous()
+            yield f"word|{i}|{name}", t.detach().cpu().contiguous()
+
+
+def _header(patch: Patch) -> dict[str, Any]:
+    """What a file says of a patch beside its tensors."""
     header: dict[str, Any] = {
         "format": patch.format,
         "base": patch.base,
-        "deltas": {name: d.kind for name, d in patch.deltas.items()},
+        "deltas": _kinds(patch.deltas),
         "hooks": [{"id": h.id, "params": dict(h.params)} for h in patch.hooks],
         "provenance": dict(patch.provenance),
     }
-    if words:  # so that a patch without any keeps its bytes
+    if patch.words:  # so that a patch without any keeps its bytes
+        words = sorted(patch.words.items())
         header["words"] = [{"word": word, "reads_as": meant.reads_as} for word, meant in words]
-    return tensors, json.loads(json.dumps(header))
+    return json.loads(json.dumps(header))
 
 
-def _unpack(header: sealed.Header, tensors: Mapping[str, Tensor], where: str) -> Patch:
-    left = dict(tensors)
+def _kinds(deltas: Mapping[str, Delta]) -> dict[str, str]:
+    """What form each is of; of those that lie in a file none is read for it."""
+    return dict(deltas.kinds) if isinstance(deltas, sealed.Deltas) else {name: d.kind for name, d in deltas.items()}
 
-    def taken(key: str) -> Tensor:
-        if key not in left:
-            raise Damaged(f"{where} lacks the tensor {shown(key, 120)} that its header names; get a fresh copy.")
-        return left.pop(key)
 
-    deltas = {
-        name: KINDS[kind](**{f.name: taken(f"delta|{name}|{f.name}") for f in fields(KINDS[kind])})
-        for name, kind in header["deltas"].items()
-    }
-
-    def under(own: str) -> dict[str, Tensor]:
-        return {k[len(own) :]: taken(k) for k in list(left) if k.startswith(own)}
-
-    hooks = [Hook(**hook, tensors=under(f"hook|{i}|")) for i, hook in enumerate(header["hooks"])]
-    told = header.get("words", [])
-    words = {e["word"]: Word(vectors=under(f"word|{i}|"), reads_as=e["reads_as"]) for i, e in enumerate(told)}
-    if len(words) < len(told):
-        raise Damaged(f"{where} names one word twice; get a fresh copy.")
-    if left:
-        raise Damaged(f"{where} holds the tensor {shown(min(left), 120)}, which its header does not name.")
-    for key, t in tensors.items():
-        if t.dtype not in (*REAL, *WHOLE):
-            raise Damaged(f"{where}: {shown(key, 120)} is {t.dtype}; no patch holds that.")
-        if t.dtype in REAL and not bool(torch.isfinite(t).all()):
-            raise Damaged(f"{where}: {shown(key, 120)} holds numbers that are not finite.")
-    for delta in deltas.values():
-        delta.fits()
-    try:
-        sound(words)
-    except BadRequest as e:
-        raise Damaged(f"{where}: {e}") from e
+def _of(header: sealed.Header, found: sealed.Contents) -> Patch:
     made = dict(header["provenance"])
     return Patch(
         base=header["base"],
-        deltas=deltas,
-        hooks=tuple(hooks),
-        words=words,
+        deltas=found.deltas,
+        hooks=found.hooks,
+        words=found.words,
         provenance=made,
         cost={k: made[k] for k in COSTS if k in made},
         format=header["format"],

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
+import torch
 from torch import Tensor
 
-from palimpsest.core.declared import OPEN, Matching, Sha256, Within, fitted, parsed
-from palimpsest.core.errors import Damaged
+from palimpsest.core.declared import OPEN, Matching, Sha256, Within, fitted, parsed, shown
+from palimpsest.core.delta import KINDS, REAL, Delta
+from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.core.files import read_tensors
-from palimpsest.core.fingerprint import digest, raw_bytes
+from palimpsest.core.fingerprint import digest
+from palimpsest.core.hook import Hook
+from palimpsest.core.stored import Tensors
+from palimpsest.core.streams import Hashes, hashed
+from palimpsest.core.words import Word, sound
 
 FORMAT = 2
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 MOST_HEADER = 8 * 2**20
 """Bytes of a patch's header: ten thousand concepts with their prompts, or the names of a million tensors, are less."""
 
@@ -62,27 +70,136 @@ class Sealed(Header, total=False):
     sha256: Sha256  # from format 2 on; before, it stood beside the header
 
 
+class Deltas(Mapping[str, Delta]):
+    """A patch's deltas that lie in its file, each read when it is asked for and not kept.
+
+    Args:
+        kinds: the form of each by the tensor's name, as the header says. held: the file's tensors.
+
+    Raises:
+        Damaged: the file lacks a tensor of one of them.
+    """
+
+    def __init__(self, kinds: Mapping[str, str], held: Tensors) -> None:
+        self.kinds, self._held = kinds, held
+        fields_of = {kind: [f.name for f in fields(cls)] for kind, cls in KINDS.items()}
+        self.keys_in_file = {f"delta|{name}|{field}" for name, kind in kinds.items() for field in fields_of[kind]}
+        if lost := self.keys_in_file - set(held.names()):
+            raise Damaged(
+                f"{held.path} lacks the tensor {shown(min(lost), 120)} that its header names; get a fresh copy."
+            )
+
+    def __getitem__(self, name: str) -> Delta:
+        cls = KINDS[self.kinds[name]]
+        found = cls(**{f.name: self._held.whole(f"delta|{name}|{f.name}") for f in fields(cls)})
+        found.fits()
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.kinds)
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+
+class Contents(NamedTuple):
+    """What a patch's file holds beside what its header says."""
+
+    deltas: Mapping[str, Delta]
+    hooks: tuple[Hook, ...]
+    words: Mapping[str, Word]
+
+
+def fit(t: Tensor, key: str, where: str) -> Tensor:
+    """A tensor of a file, once it is seen that a patch may hold it.
+
+    Raises:
+        Damaged: it is of another type, or holds numbers that are not finite.
+    """
+    if t.dtype not in (*REAL, *WHOLE):
+        raise Damaged(f"{where}: {shown(key, 120)} is {t.dtype}; no patch holds that.")
+    if t.dtype in REAL and not bool(torch.isfinite(t).all()):
+        raise Damaged(f"{where}: {shown(key, 120)} holds numbers that are not finite.")
+    return t
+
+
+def contents(header: Header, tensors: Mapping[str, Tensor], where: str) -> Contents:
+    """The deltas, hooks and words of a file's tensors.
+
+    Raises:
+        Damaged: tensors are missing, there are others, or a patch may not hold them.
+    """
+    left = dict(tensors)
+
+    def taken(key: str) -> Tensor:
+        if key not in left:
+            raise Damaged(f"{where} lacks the tensor {shown(key, 120)} that its header names; get a fresh copy.")
+        return left.pop(key)
+
+    deltas = {
+        name: KINDS[kind](**{f.name: taken(f"delta|{name}|{f.name}") for f in fields(KINDS[kind])})
+        for name, kind in header["deltas"].items()
+    }
+
+    def under(own: str) -> dict[str, Tensor]:
+        return {k[len(own) :]: taken(k) for k in list(left) if k.startswith(own)}
+
+    hooks = [Hook(**hook, tensors=under(f"hook|{i}|")) for i, hook in enumerate(header["hooks"])]
+    told = header.get("words", [])
+    words = {e["word"]: Word(vectors=under(f"word|{i}|"), reads_as=e["reads_as"]) for i, e in enumerate(told)}
+    if len(words) < len(told):
+        raise Damaged(f"{where} names one word twice; get a fresh copy.")
+    if left:
+        raise Damaged(f"{where} holds the tensor {shown(min(left), 120)}, which its header does not name.")
+    for key, t in tensors.items():
+        fit(t, key, where)
+    for delta in deltas.values():
+        delta.fits()
+    try:
+        sound(words)
+    except BadRequest as e:
+        raise Damaged(f"{where}: {e}") from e
+    return Contents(deltas, tuple(hooks), words)
+
+
 def text(header: Mapping[str, Any]) -> str:
     """The header as it is written: the same bytes for the same content."""
     return json.dumps(header, sort_keys=True)
 
 
-def seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def seal(header: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 of a patch. Format 2: of the header and each tensor's own sha256, so that a patch can be sealed while its
     tensors stream by in any order."""
     if header["format"] == 1:
-        return digest(tensors, salt=text(header))
-    each = {k: [str(t.dtype), list(t.shape), hashlib.sha256(raw_bytes(t)).hexdigest()] for k, t in tensors.items()}
+        return digest(dict(tensors), salt=text(header))
+    return seal_of(header, hashed(tensors))
+
+
+def seal_of(header: Mapping[str, Any], each: Hashes) -> str:
+    """The same of tensors that were hashed already; format 2 alone."""
     return hashlib.sha256(json.dumps([each, header], sort_keys=True).encode()).hexdigest()
 
 
-def read(path: Path) -> tuple[Header, dict[str, Tensor], str]:
-    """Header, tensors and seal of a patch's file, checked against the declaration, the seal not yet.
+def read(path: Path) -> tuple[Header, str, dict[str, Tensor]]:
+    """Header, seal and tensors of a patch's file, checked against the declaration, the seal not yet.
 
     Raises:
         Damaged: no such file, or not a patch.
     """
     meta, tensors = read_tensors(path, "a patch")
+    return *_told(path, meta), tensors
+
+
+def opened(path: Path) -> tuple[Header, str, Tensors]:
+    """The same, its tensors still in the file."""
+    if not path.is_file():
+        raise Damaged(f"There is no patch at {path}.")
+    tensors = Tensors(path)
+    return *_told(path, tensors.metadata), tensors
+
+
+def _told(path: Path, meta: Mapping[str, str]) -> tuple[Header, str]:
+    """Header and seal."""
     if "palimpsest" not in meta:
         raise Damaged(f"{path} is a safetensors file but not a palimpsest patch (no 'palimpsest' in its header).")
     if len(meta["palimpsest"]) > MOST_HEADER:
@@ -93,4 +210,4 @@ def read(path: Path) -> tuple[Header, dict[str, Tensor], str]:
         raise Damaged(f"{path} has patch format {number}; this version reads up to {FORMAT}: upgrade.")
     header = dict(fitted(of_any, Sealed, f"{path}: its header"))
     seal = meta.get("palimpsest_sha256") if header["format"] == 1 else header.pop("sha256", None)
-    return header, tensors, str(seal)  # type: ignore[return-value]
+    return header, str(seal)  # type: ignore[return-value]

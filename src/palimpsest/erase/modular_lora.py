@@ -11,7 +11,7 @@ from palimpsest.core.card import Card
 from palimpsest.core.concept import Request
 from palimpsest.core.fields import Count
 from palimpsest.core.host import Denoiser
-from palimpsest.core.patch import Patch, merge
+from palimpsest.core.patch import Patch, compose
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.guidance import output_error
@@ -29,7 +29,7 @@ class ModularLoRA(FineTune):
 
         W = W_0 + dW_safety + dW_user
 
-    is put together only for sampling (`a | b`, or `merge(a, b, overlap="sum")`), so that no gradient of the user's
+    is put together only for sampling (`a | b`, or `compose(a, b, overlap="sum")`), so that no gradient of the user's
     task passes through the safety LoRA. Its loss is ESD's, at x_t of a walk towards the concept c:
 
         loss = mean (eps(x_t, c, t) - [eps*(x_t, t) - eta (eps*(x_t, c, t) - eps*(x_t, t))])^2
@@ -52,7 +52,7 @@ class ModularLoRA(FineTune):
 
     Example:
         >>> safety = ModularLoRA(steps=300)(host, Request(target=(Concept(name="nudity"),)))    # doctest: +SKIP
-        >>> both = merge(safety, users_lora, overlap="sum")                                     # doctest: +SKIP
+        >>> both = compose(safety, users_lora, overlap="sum")                                     # doctest: +SKIP
     """
 
     steps: int = 1000
@@ -114,7 +114,7 @@ def after_benign(
         later = tuning.tuned(host, request, pictures, seed=seed)
     on_top = replace(later, base=safety.base)  # additive deltas: the same change, said of the base
     return {
-        "on top": merge(safety, on_top, overlap="sum", shapes=shapes),
-        "beside": merge(safety, alone, overlap="sum", shapes=shapes),
+        "on top": compose(safety, on_top, overlap="sum", shapes=shapes),
+        "beside": compose(safety, alone, overlap="sum", shapes=shapes),
         "alone": alone,
     }

@@ -16,7 +16,7 @@ from palimpsest.core.declared import Within
 from palimpsest.core.fields import Count
 from palimpsest.core.host import Cond, Denoiser
 from palimpsest.core.method import ModelEdit
-from palimpsest.core.patch import Hook, Patch, merge
+from palimpsest.core.patch import Hook, Patch, compose
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.ops.gated import gated
@@ -157,7 +157,7 @@ class SPM(ModelEdit, Training):
             for _, alone, draws, own in each_target(request, trace, rng.initial_seed(), "membrane", steps=self.steps)
         ]
         if not self.transport:
-            return Patch(base="", deltas=merge(*(Patch(base="", deltas=m) for m in membranes), overlap="sum").deltas)
+            return Patch(base="", deltas=compose(*(Patch(base="", deltas=m) for m in membranes), overlap="sum").deltas)
         tensors = {
             f"{k}|{name}|{part}": t
             for k, membrane in enumerate(membranes)

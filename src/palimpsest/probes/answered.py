@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from palimpsest.core.change import diff
 from palimpsest.core.fingerprint import tensors_of
-from palimpsest.core.patch import Patch, diff
+from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Trace
 from palimpsest.ops import membership

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from palimpsest.core.change import diff
 from palimpsest.core.concept import Concept
 from palimpsest.core.errors import Unsupported
-from palimpsest.core.patch import Patch, diff
+from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Trace
 from palimpsest.probes.broken import kinds
 from palimpsest.probes.crew import Crew, Model, draw

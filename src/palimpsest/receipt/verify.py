@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from palimpsest.core.change import diff
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.method import versions
-from palimpsest.core.patch import diff
 from palimpsest.core.trace import Progress, Trace
 from palimpsest.probes.evidence import PATCH, Evidence, norms
 from palimpsest.probes.verdict import verdict

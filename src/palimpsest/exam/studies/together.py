@@ -9,7 +9,7 @@ from typing import Any
 from palimpsest.core.errors import PalimpsestError
 from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.method import versions
-from palimpsest.core.patch import merge
+from palimpsest.core.patch import compose
 from palimpsest.exam.case import Case, Exam, Record, cases
 from palimpsest.exam.pictures import evidence_of, groups_of, host_of, method_of
 from palimpsest.exam.rates import share
@@ -68,11 +68,11 @@ def ways(host: Any, pair: Case, seed: int, method: Callable[[], Any]) -> Iterato
         below = alone(earlier)
         with below.applied(host):
             above = method()(host, request(host, name), seed=seed)
-        return merge(below, replace(above, base=below.base), overlap="sum", shapes=shapes)
+        return compose(below, replace(above, base=below.base), overlap="sum", shapes=shapes)
 
     yield "first", lambda: alone(first)
     yield "second", lambda: alone(second)
-    yield "composed", lambda: merge(alone(first), alone(second), overlap="sum", shapes=shapes)
+    yield "composed", lambda: compose(alone(first), alone(second), overlap="sum", shapes=shapes)
     yield "first then second", lambda: after(second, first)
     yield "second then first", lambda: after(first, second)
 

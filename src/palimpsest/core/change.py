@@ -1,0 +1,165 @@
+"""What was changed between two models of one architecture, read some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from palimpsest.core.delta import Delta, Dense, Sparse
+from palimpsest.core.errors import Unsupported
+from palimpsest.core.fingerprint import tensors_of
+from palimpsest.core.patch import Form, Patch
+from palimpsest.core.stored import Memory, Stored, blocks, digest_of
+from palimpsest.core.streams import Stream
+from palimpsest.core.words import Word
+
+
+class Part(Protocol):
+    """A change that can be combined with others of the same model: a `Patch`, or a `Change`."""
+
+    @property
+    def words(self) -> Mapping[str, Word]: ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+
+    def sha256(self) -> str: ...
+
+    def names(self) -> Collection[str]:
+        """The tensors that it may change."""
+        ...
+
+    def delta(self, name: str) -> Delta | None:
+        """The change of a tensor in the form that it has; None where it is only known by its rows."""
+        ...
+
+    def rows(self, name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
+        """(stop - start, ...) of the change of a tensor; zeros where it does not change it."""
+        ...
+
+
+def stored(model: Any) -> Stored:
+    """The tensors of a model: a host, or what is read from files already."""
+    return Memory(tensors_of(model.root)) if hasattr(model, "root") else model
+
+
+def fingerprint(model: Any) -> str:
+    """sha256 of a model's tensors. Cost: of files a pass over their bytes."""
+    return model.fingerprint() if hasattr(model, "fingerprint") else digest_of(model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A whole model as a change of another.
+
+    Args:
+        before, after: the tensors of both.
+        name: of the edited model, in words.
+
+    Raises:
+        Unsupported: they have different tensors.
+    """
+
+    before: Stored
+    after: Stored
+    name: str = ""
+    words: Mapping[str, Word] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        old, new = (set(m.names()) for m in (self.before, self.after))
+        odd = sorted(old ^ new)
+        if not odd:
+            odd = [n for n in sorted(old) if self.before.shape(n) != self.after.shape(n)]
+        if odd:
+            sizes = [str(tuple(m.shape(odd[0]))) if odd[0] in m.names() else "none" for m in (self.before, self.after)]
+            raise Unsupported(
+                f"{self.name or 'The edited model'} is no edit of that model: {len(odd)} tensors differ in name or "
+                f"shape, first {odd[0]!r} ({sizes[1]}, there {sizes[0]}). Give models of one architecture."
+            )
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return {"method": "diff", "edited": self.name}
+
+    def sha256(self) -> str:
+        """The fingerprint of the edited model, which with the base is the change."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return digest_of(self.after)
+
+    def names(self) -> Collection[str]:
+        """Those of fractions: whole numbers (places, counters) stay the base's."""
+        return [n for n in self.before.names() if self.before.dtype(n).is_floating_point]
+
+    def delta(self, name: str) -> None:
+        return None
+
+    def rows(self, name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
+        return self.after.rows(name, start, stop).float() - self.before.rows(name, start, stop).float()
+
+
+def diff(base: Any, edited: Any, *, out: str | Path | None = None) -> Patch:
+    """The patch that turns one model into another of the same architecture, whoever edited it.
+
+    Args:
+        base, edited: hosts, or tensors in files.
+        out: the file that the patch is written to while both are read; it then holds a block at a time.
+
+    Raises:
+        Unsupported: the two have different tensors.
+
+    Cost: both are read twice, once more for the fingerprint of files; written are 4 bytes for each number of a tensor
+    of which a third or more changed, 12 for each changed number of others.
+    """
+    before, after, name = stored(base), stored(edited), getattr(edited, "name", "")
+    Change(before=before, after=after, name=name)  # same tensors
+    patch = Patch(base=fingerprint(base), provenance={"method": "diff", "edited": name})
+    forms = {}
+    for tensor in before.names():
+        moved = sum(len(index) for index, _ in _moved(before, after, tensor))
+        if moved:
+            forms[tensor] = _form(before, after, tensor, moved)
+    return built(patch, forms, out)
+
+
+def built(patch: Patch, forms: Mapping[str, Form], out: str | Path | None) -> Patch:
+    """A patch with these deltas, in memory or streamed to a file and left there."""
+    if out is None:
+        deltas = {name: cls(**{k: s.whole() for k, s in held.items()}) for name, (cls, held) in forms.items()}
+        return Patch(base=patch.base, deltas=deltas, hooks=patch.hooks, words=patch.words, provenance=patch.provenance)
+    patch.save(out, streamed=forms)
+    return Patch.open(out)
+
+
+def _moved(before: Stored, after: Stored, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Block by block (places among the flattened tensor, changes there)."""
+    shape = before.shape(name)
+    size = shape[1:].numel() if len(shape) else 1
+    for start, stop in blocks(shape):
+        old, new = (m.rows(name, start, stop).reshape(-1) for m in (before, after))
+        change = new.float() - old.float()
+        index = change.nonzero().squeeze(1)
+        yield index + start * size, change[index]
+
+
+def _form(before: Stored, after: Stored, name: str, moved: int) -> Form:
+    """Sparse where less than a third of the numbers moved, else dense."""
+    shape, count = before.shape(name), torch.Size((moved,))
+    if moved * 3 < shape.numel():
+        return Sparse, {
+            "index": Stream(torch.int64, count, lambda: (index for index, _ in _moved(before, after, name))),
+            "value": Stream(torch.float32, count, lambda: (value for _, value in _moved(before, after, name))),
+        }
+
+    def rows(start: int, stop: int) -> Tensor:
+        return after.rows(name, start, stop).float() - before.rows(name, start, stop).float()
+
+    return Dense, {"value": Stream.by_rows(torch.float32, shape, rows)}
