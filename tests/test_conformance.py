@@ -25,7 +25,13 @@ from support_fixture import supported
 
 STAR, MOON, RING = Concept(name="star"), Concept(name="moon", kind="style"), Concept(name="ring")
 REQUEST = Request(target=(STAR,), keep=(Concept(name="moon"), RING), toward=(Concept(name="square"),))
-SYSTEMS = [i for i, e in catalog.entries().items() if e.module.startswith("palimpsest.") and e.card.needs == "Denoiser"]
+SYSTEMS = [
+    i
+    for i, e in catalog.entries().items()
+    if e.module.startswith("palimpsest.")
+    and e.card.needs == "Denoiser"
+    and catalog.verbs()[i.split("/")[0]].makes == "ModelEdit"
+]
 FAMILIES = ("sd", "sd_v", "sdxl", "sd3", "flux")
 SUPPORT = {**supported("erase/"), **supported("insert/")}
 RUNS = [(s, f) for s in SYSTEMS for f in FAMILIES if SUPPORT.get(s, {}).get(f, "runs") == "runs"]

@@ -45,7 +45,8 @@ COMMANDS: dict[str, type] = {
 @cache
 def commands() -> dict[str, type]:
     """Every command by name: one for each installed verb, then those about models, patches and receipts."""
-    return {**{name: command_of(name, verb) for name, verb in catalog.verbs().items()}, **COMMANDS}
+    made = {name: command_of(name, verb) for name, verb in catalog.verbs().items() if verb.makes == "ModelEdit"}
+    return {**made, **COMMANDS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,13 +6,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import Diverged, Touched
+from palimpsest.core.errors import Diverged, Touched, Unsupported
 from palimpsest.core.fingerprint import raw_bytes
 from palimpsest.core.host import Host
 from palimpsest.core.method import Method
@@ -49,6 +49,9 @@ class Edited:
 class ImageEdit(Method, ABC):
     """A system that changes pictures. It sees a model and pictures, writes into neither, and returns new ones."""
 
+    patchable: ClassVar[bool] = False
+    """Whether it can work with a patched model, as `Material.patch` says."""
+
     @abstractmethod
     def run(
         self,
@@ -71,6 +74,7 @@ class ImageEdit(Method, ABC):
         *,
         data: Mapping[str, Pictures] | None = None,
         beside: Mapping[str, Host] | None = None,
+        patch: Patch | None = None,
         seed: int = 0,
         trace: Trace | None = None,
     ) -> Edited:
@@ -82,16 +86,21 @@ class ImageEdit(Method, ABC):
                 it may change (1 = may).
             request: `target` is what the pictures shall show, `keep` what must not move.
             data, beside, trace: as for a ModelEdit.
+            patch: of the host; the edit is drawn by the model with it, everything else by the model as it is.
             seed: of every draw; picture i draws from (seed, sha256 of its pixels), whatever stands beside it.
 
         Returns:
             Pictures of the sources' size in [0, 1]; outside the masks they are the sources, bit for bit.
 
         Raises:
+            Unsupported: the host lacks a capability, or the system cannot work with a patch.
+            BadRequest: the request, the data or a parameter makes no sense for this system.
             Diverged: a picture is no longer finite.
             Touched: the system changed a model, left a hook, or returned another number or size of pictures.
         """
-        material, trace = Material(data or {}, beside or {}), trace or Trace()
+        if patch is not None and not self.patchable:
+            raise Unsupported(f"{self.card.name} works with the model as it is; leave out the patch.")
+        material, trace = Material(data or {}, beside or {}, patch), trace or Trace()
         rngs = [torch.Generator().manual_seed(_seed_of(seed, image)) for image in sources.images]
         with self.guarded(host, material, seed=seed, trace=trace):
             edited = self.run(host, sources, request, data=material, rngs=rngs, trace=trace)

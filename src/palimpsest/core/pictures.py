@@ -13,6 +13,7 @@ from palimpsest.core.errors import BadRequest
 
 if TYPE_CHECKING:
     from palimpsest.core.host import Host
+    from palimpsest.core.patch import Patch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,11 +103,13 @@ class Pictures:
 class Material(Mapping[str, Pictures]):
     """What a system works with beside its host: pictures by the names that its card reads, models by their roles.
 
-    `data["references"]` are Pictures, `data.models["judge"]` is a Host.
+    `data["references"]` are Pictures, `data.models["judge"]` is a Host, `data.patch` is a change of the host under
+    which an ImageEdit draws its edits.
     """
 
     pictures: Mapping[str, Pictures] = field(default_factory=dict)
     models: Mapping[str, Host] = field(default_factory=dict)
+    patch: Patch | None = None
 
     def __getitem__(self, name: str) -> Pictures:
         return self.pictures[name]

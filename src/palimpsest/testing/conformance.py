@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from palimpsest.core.concept import Request
 from palimpsest.core.errors import Unsupported, WrongBase
 from palimpsest.core.fingerprint import hook_count, tensors_of
 from palimpsest.core.host import CAPABILITIES, Denoiser
-from palimpsest.core.method import ModelEdit
+from palimpsest.core.images import Edited, ImageEdit
+from palimpsest.core.method import Method, ModelEdit
 from palimpsest.core.patch import COSTS, Patch
+from palimpsest.core.pictures import Pictures
 from palimpsest.core.reading import Reading
 from palimpsest.core.sampling import Sampling
 from palimpsest.ops.text_states import last
@@ -53,7 +56,7 @@ def check_method(method: ModelEdit, host: Any, request: Request, *, data: Any = 
         AssertionError: a law is broken; the message names it.
     """
     assert isinstance(method.card, Card), f"{type(method).__name__} has no card"
-    _check_refusal(method, request)
+    _check_refusal(lambda bare: method(bare, request), method)
     before, hooks = host.fingerprint(), hook_count(host.root)
     patch, again = (method(host, request, data=data, seed=seed) for _ in range(2))
     assert host.fingerprint() == before, f"{method.id} changed its host"
@@ -67,6 +70,48 @@ def check_method(method: ModelEdit, host: Any, request: Request, *, data: Any = 
     _check_files(method, patch)
     _check_use(method, host, patch, before, hooks)
     return patch
+
+
+def check_edit(
+    method: ImageEdit, host: Any, sources: Pictures, request: Request, *, data: Any = None, seed: int = 0
+) -> Edited:
+    """Every law of an ImageEdit on one host and two or more sources with masks, captions and the column "asked".
+
+    Deterministic under its seed; the host bit for bit untouched and free of hooks; pictures of the same number and
+    size, finite, in [0, 1]; the source bit for bit where the mask is 0; a picture's result is its own, whatever stands
+    beside it; what asks for nothing else than is said moves nothing beyond the rebuilt picture; hosts that lack the
+    capability are refused by name. Cost: four runs of the method.
+
+    Raises:
+        AssertionError: a law is broken; the message names it.
+    """
+    assert sources.masks is not None, "the laws are about masks too: give some"
+    _check_refusal(lambda bare: method(bare, sources, request, data=data), method)
+    before, hooks = host.fingerprint(), hook_count(host.root)
+    edited, again = (method(host, sources, request, data=data, seed=seed) for _ in range(2))
+    assert host.fingerprint() == before, f"{method.id} changed its host"
+    assert hook_count(host.root) == hooks, f"{method.id} left hooks on its host"
+    assert torch.equal(edited.images, again.images), f"{method.id} is not deterministic under its seed"
+    for images in (edited.images, *([] if edited.rebuilt is None else [edited.rebuilt])):
+        assert images.shape == sources.images.shape, f"{method.id} changed the number or the size of pictures"
+        assert bool(images.isfinite().all()), f"{method.id} made numbers that are not finite"
+        assert 0 <= float(images.min()) <= float(images.max()) <= 1, f"{method.id} left [0, 1]"
+    source, outside = sources.pixels(), (sources.masks == 0).expand(-1, 3, -1, -1)
+    assert torch.equal(edited.images[outside], source[outside]), f"{method.id} changed what was masked out"
+    assert not torch.equal(edited.images, source), f"{method.id} changed nothing"
+    alone = method(host, sources[[0]], request, data=data, seed=seed)
+    apart = float((alone.images - edited.images[:1]).abs().max())
+    assert apart < 1e-3, f"{method.id}: a picture's edit depends on its batch ({apart})"
+    if edited.rebuilt is not None:
+        same = replace(sources, columns={**sources.columns, "asked": sources.captions})
+        still_said = method(host, same, request, data=data, seed=seed)
+        assert still_said.rebuilt is not None
+        moved = still_said.images - (still_said.rebuilt if getattr(method, "finish", "") == "whole" else source)
+        assert float(moved.abs().max()) < 1e-4, f"{method.id} changes pictures that ask for what they show"
+    for key in ("method", "parameters", "request", "seed", "versions"):
+        assert key in edited.provenance, f"{method.id}: provenance lacks {key}"
+    assert set(edited.cost) == set(COSTS), f"{method.id} does not say what it cost"
+    return edited
 
 
 def check_host(host: Any, prompts: Sequence[str] = ("a red star", "")) -> None:
@@ -98,9 +143,9 @@ def check_probe(probe: Any, evidence: Any) -> list[Reading]:
     return readings
 
 
-def _check_refusal(method: ModelEdit, request: Request) -> None:
+def _check_refusal(run: Callable[[Incapable], object], method: Method) -> None:
     try:
-        method(Incapable(), request)
+        run(Incapable())
         refusal = ""
     except Unsupported as e:
         refusal = str(e)
