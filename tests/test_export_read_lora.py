@@ -98,8 +98,8 @@ DOWN, UP = torch.ones(2, 16), torch.ones(16, 2)
     [
         ({A: DOWN}, Damaged, "not the other"),
         ({A.replace("to_k", "to_z"): DOWN, B.replace("to_k", "to_z"): UP}, WrongBase, "to_z"),
-        ({A: DOWN, B: UP, f"{LAYER}.dora_scale": torch.ones(16)}, Unsupported, "DoRA"),
-        ({A: DOWN, B: UP, "lora_unet_x.hada_w1_a": UP}, Unsupported, "LoHa"),
+        ({A: DOWN, B: UP, f"{LAYER}.dora_scale": torch.ones(9)}, Damaged, "does not fit"),
+        ({A: DOWN, B: UP, "lora_unet_x.hada_w1_a": UP}, WrongBase, "1 of the 3 .*lora_unet_x.hada_w1_a"),
         ({A: torch.ones(16), B: UP}, Damaged, "no matrices"),
         ({A: DOWN.int(), B: UP}, Damaged, "no matrices"),
         ({A: torch.ones(0, 16), B: torch.ones(16, 0)}, Damaged, "no matrices"),

@@ -19,6 +19,7 @@ from palimpsest.cli.browse import Doctor, Ls, Show, own_options
 from palimpsest.cli.compare import Compare
 from palimpsest.cli.exam import Exam
 from palimpsest.cli.export import Export
+from palimpsest.cli.imported import Import
 from palimpsest.cli.sample import Sample
 from palimpsest.cli.sign import Keygen, Sign
 from palimpsest.cli.terminal import Terminated, complain, prepared
@@ -35,6 +36,7 @@ COMMANDS: dict[str, type] = {
     "sign": Sign,
     "keygen": Keygen,
     "export": Export,
+    "import": Import,
     "exam": Exam,
     "ls": Ls,
     "show": Show,

@@ -21,7 +21,7 @@ from palimpsest.core.errors import Unsupported
 
 Format = Literal["peft", "kohya", "bundle"]
 _IN_RESNETS = {"conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "conv2": "out_layers.3"}
-_IN_RESNETS |= {"conv_shortcut": "skip_connection"}
+_IN_RESNETS |= {"conv_shortcut": "skip_connection", "norm1": "in_layers.0", "norm2": "out_layers.0"}
 # SDXL's second embedding carries its original name in kohya's format: readers know no other.
 _ORIGINAL = {"add_embedding_linear_1": "label_emb_0_0", "add_embedding_linear_2": "label_emb_0_2"}
 

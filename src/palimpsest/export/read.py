@@ -22,34 +22,49 @@ from palimpsest.core.delta import REAL
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.files import read_tensors
 from palimpsest.core.patch import Patch
+from palimpsest.core.printable import printable
 from palimpsest.core.words import MOST, Word, sound
 from palimpsest.export.embedding import PAIR, WORD
 from palimpsest.export.lora import BUNDLE
-from palimpsest.export.read_lora import deltas_of, is_lora
+from palimpsest.export.read_lora import Read, is_lora, read_lora
+from palimpsest.export.told import CONFIG, Told
 
+MOST_KEY = 200  # letters of a key in a provenance
 ONE = ("emb_params", "string_to_param.*", "*")
 """Keys under which a file has the vectors of the one word that it is called by."""
 OTHER_PAIR = ("text_encoders_0", "text_encoders_1")
 
 
-def read_patch(path: str | Path, host: Any) -> Patch:
-    """A patch file; or an embedding or a LoRA of another program, as a patch of this model.
+WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+"""What peft and diffusers call the one file of a folder."""
+
+
+def read_patch(path: str | Path, host: Any, *, allow_unmatched: bool = False) -> Patch:
+    """A patch file; or an embedding, a LoRA or one of its kin of another program, as a patch of this model.
+
+    The patch's provenance says what was read: forms, ranks, and keys that were left out.
+
+    Args:
+        path: the file, or a folder as peft and diffusers write it.
+        allow_unmatched: leave out tensors that have no place in the model; else they are an error.
 
     Raises:
-        Damaged: none of these; a pickle (.pt, .bin) is never opened.
+        Damaged: none of these, or parts are missing; a pickle (.pt, .bin) is never opened.
         WrongBase, BadRequest: layers or vectors that the model does not have, or an encoder that is left without any.
-        Unsupported: other forms than two factors a layer.
+        Unsupported: other forms than those of `export.forms`, or quantised numbers.
     """
-    path = Path(path)
+    path = weights_of(Path(path))
     meta, tensors = read_tensors(path, "a patch, an embedding or a LoRA")
     if "palimpsest" in meta or not is_foreign(tensors):
         return Patch.load(path)
     if host is None:
         raise Unsupported(f"{path} is of another program; give the model that it is for.")
-    words, deltas = {}, {}
+    words, found = {}, Read(deltas={}, forms={}, ranks=(), unmatched=())
     if is_lora(tensors):
         inside = _bundled(tensors)
-        deltas = deltas_of({key: t for key, t in tensors.items() if not key.startswith(BUNDLE)}, host, str(path))
+        weights = {key: t for key, t in tensors.items() if not key.startswith(BUNDLE)}
+        told = Told.of(path, meta)
+        found = read_lora(weights, host, str(path), told, allow_unmatched=allow_unmatched)
         words = {word: word_of(word, vectors, host, str(path)) for word, vectors in inside.items()}
     else:
         word = _called(path, meta, list(tensors))
@@ -58,11 +73,36 @@ def read_patch(path: str | Path, host: Any) -> Patch:
         sound(words)
     except BadRequest as e:
         raise Damaged(f"{path} brings no word: {e}") from e
-    patch = Patch(
-        base=host.fingerprint(), deltas=deltas, words=words, provenance={"method": "import", "file": path.name}
-    )
+    provenance: dict[str, Any] = {"method": "import", "file": path.name}
+    if found.forms:
+        provenance["forms"] = dict(found.forms)
+    if found.ranks:
+        provenance["ranks"] = [min(found.ranks), max(found.ranks)]
+    if found.unmatched:
+        provenance["unmatched"] = [printable(key)[:MOST_KEY] for key in found.unmatched]
+    patch = Patch(base=host.fingerprint(), deltas=found.deltas, words=words, provenance=provenance)
     patch.fits(host)
     return patch
+
+
+def weights_of(path: Path) -> Path:
+    """The one file of tensors of a folder that peft or diffusers wrote; a file is itself.
+
+    Raises:
+        Damaged: the folder has none, or a pickle instead.
+    """
+    if not path.is_dir():
+        return path
+    found = [path / name for name in WEIGHTS if (path / name).is_file()]
+    if found:
+        return found[0]
+    pickles = [p.name for name in WEIGHTS for p in path.glob(f"{Path(name).stem}.*") if p.suffix in (".bin", ".pt")]
+    if pickles:
+        raise Damaged(
+            f"{path} has its tensors in {pickles[0]}, a pickle, which could run code when loaded; it was not opened. "
+            "Save it as safetensors (peft: save_pretrained(..., safe_serialization=True))."
+        )
+    raise Damaged(f"{path} holds neither {' nor '.join(WEIGHTS)}; give the file of the LoRA.")
 
 
 def _bundled(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -76,12 +116,26 @@ def _bundled(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def is_foreign_file(path: Path) -> bool:
-    """Whether a safetensors file's header names what an embedding or a LoRA holds; no tensor is read."""
+    """Whether a safetensors file's header names what an embedding or a LoRA holds; no tensor is read. Also of a folder
+    that peft or diffusers wrote for a LoRA alone."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.is_dir():
+        return (path / CONFIG).is_file() or any((path / name).is_file() for name in WEIGHTS)
+    try:
+        with safe_open(path, framework="pt") as f:
+            return is_foreign(f.keys())
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether a safetensors file's header says that it is a patch; no tensor is read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as f:
-            return is_foreign(f.keys())
+            return "palimpsest" in (f.metadata() or {})
     except (SafetensorError, OSError, ValueError):
         return False
 

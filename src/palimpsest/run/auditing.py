@@ -104,7 +104,9 @@ def edited(path: str | Path, before: Any = None, *, load: Callable[[str], Any] =
 
 def _is_patch(path: Path) -> bool:
     """Whether a safetensors file's header says that it is a patch, an embedding or a LoRA; false for checkpoints and
-    missing files."""
+    missing files. A folder may be a LoRA, too."""
+    if path.is_dir():
+        return is_foreign_file(path)
     if path.suffix != ".safetensors":
         return False
     try:
