@@ -20,7 +20,7 @@ from palimpsest.core.errors import BadRequest, Unsupported, WrongBase
 from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.patch import Hook, Patch, compose
 from palimpsest.core.sampling import Sampling
-from palimpsest.export import export_patch, names
+from palimpsest.export import export_patch, names, read_patch
 from palimpsest.export.factors import RESIDUAL, balanced, factors, padded
 from palimpsest.export.lora import architecture
 
@@ -224,7 +224,7 @@ def test_a_scaled_lora_is_a_scaled_patch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_transformers_take_peft_and_refuse_kohya(family: str, tmp_path: Path) -> None:
+def test_diffusers_draws_what_a_transformers_peft_file_says(family: str, tmp_path: Path) -> None:
     host = fresh_host(family)
     generator = torch.Generator().manual_seed(1)
     layers = {n: w for n, w in weights(host, "transformer").items() if ".attn." in n}
@@ -236,8 +236,92 @@ def test_transformers_take_peft_and_refuse_kohya(family: str, tmp_path: Path) ->
     pipeline = pipeline_of(family)
     pipeline.load_lora_weights(tmp_path)
     assert largest(patched, by_diffusers(pipeline)) <= SAME
-    with pytest.raises(Unsupported, match="peft"):
-        export_patch(patch, host, "kohya", tmp_path)
+
+
+def test_diffusers_draws_what_a_file_in_fluxs_own_names_says(tmp_path: Path) -> None:
+    host = fresh_host("flux")
+    generator = torch.Generator().manual_seed(1)
+    # Of a single block diffusers knows the first layer in the published model's size alone; layers outside of blocks
+    # it renames to names that it does not look for.
+    layers = weights(host, "transformer.transformer_blocks")
+    deltas: dict[str, Delta] = {n: low_rank(w.shape, 1 + i % 2, generator) for i, (n, w) in enumerate(layers.items())}
+    patch = Patch(base=host.fingerprint(), deltas=deltas)
+    done = export_patch(patch, host, "kohya", tmp_path / "lora")
+    keys = {key.partition(".")[0] for key in load_file(done.path)}
+    assert "lora_unet_double_blocks_1_img_attn_qkv" in keys
+    assert done.layers == len(deltas) > len(keys)
+    with patch.applied(host):
+        patched = by_diffusers(host.pipeline)
+    pipeline = pipeline_of("flux")
+    pipeline.load_lora_weights(done.path.parent, weight_name=done.path.name)
+    assert largest(patched, by_diffusers(pipeline)) <= SAME
+    with pytest.raises(BadRequest, match="--model"):
+        export_patch(patch, None, "kohya", tmp_path / "unknown")
+
+
+@pytest.mark.parametrize("format", ["peft", "kohya"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+def test_what_is_exported_and_read_is_the_patch_in_every_family(family: str, format: Any, tmp_path: Path) -> None:
+    host = host_of(family)
+    every = everywhere(host, "unet", "transformer", "text_encoder")
+    # peft's readers know no T5; its layers go out in kohya's format alone.
+    deltas = {n: d for n, d in every.deltas.items() if format == "kohya" or not names.is_t5(n)}
+    found = read_patch(export_patch(Patch(base=every.base, deltas=deltas), host, format, tmp_path).path, host)
+    assert set(found.deltas) == set(deltas)
+    for name, delta in deltas.items():
+        shape = host.root.get_parameter(name).shape
+        dense = delta.dense(shape)
+        assert largest(found.deltas[name].dense(shape), dense) <= 1e-5 * float(dense.abs().max()), name
+
+
+def test_a_lora_with_factors_in_common_keeps_its_rank(tmp_path: Path) -> None:
+    host = host_of("flux")
+    down, parts = torch.randn(2, 16, generator=torch.Generator().manual_seed(2)), "qkv"
+    layer = "transformer.transformer_blocks.0.attn.to_{}.weight"
+    deltas = {layer.format(x): LowRank(up=torch.full((16, 2), 0.1 * i), down=down) for i, x in enumerate(parts, 1)}
+    assert export_patch(Patch(base=host.fingerprint(), deltas=deltas), host, "kohya", tmp_path).rank == 2
+
+
+@pytest.mark.parametrize("form", ["dense", "low_rank", "rows"])
+def test_a_rank_keeps_the_largest_singular_values_and_says_what_is_lost(form: str, tmp_path: Path) -> None:
+    host, g = host_of("sd"), torch.Generator().manual_seed(3)
+    name = "unet.up_blocks.0.resnets.0.conv1.weight"
+    shape = host.root.get_parameter(name).shape
+    change = torch.randn(shape, generator=g)
+    delta: Delta = Dense(value=change)
+    if form == "low_rank":
+        delta = low_rank(shape, 7, g)
+    elif form == "rows":
+        delta = Rows(index=torch.arange(6), value=change[:6])
+    small = low_rank(torch.Size((16, 16)), 1, g)
+    other = "unet.up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    patch = Patch(base=host.fingerprint(), deltas={name: delta, other: small})
+    done = export_patch(patch, host, "kohya", tmp_path, rank=3)
+    u, s, v = torch.linalg.svd(delta.dense(shape).flatten(1).double(), full_matrices=False)
+    found = read_patch(done.path, host).deltas
+    best = (u[:, :3] * s[:3] @ v[:3]).reshape(shape)
+    assert largest(found[name].dense(shape).double(), best) <= 1e-5 * float(best.abs().max())
+    assert largest(found[other].dense(torch.Size((16, 16))), small.dense(torch.Size((16, 16)))) < 1e-5
+    share = float(s[3:].norm() / s.norm())
+    assert list(done.lost.values()) == pytest.approx([share], rel=1e-4)
+    in_all = float(s[3:].norm() / (s.norm() ** 2 + small.dense(torch.Size((16, 16))).norm() ** 2).sqrt())
+    assert done.lost_in_all == pytest.approx(in_all, rel=1e-4)
+    with safe_open(done.path, framework="pt") as f:
+        told = json.loads(f.metadata()["palimpsest_residual"])
+    assert told == {"in_all": done.lost_in_all, "layers": dict(done.lost)}
+    assert export_patch(patch, host, "peft", tmp_path / "p", rank=16).lost == {}
+    with pytest.raises(BadRequest, match="at least 1"):
+        export_patch(patch, host, "peft", tmp_path / "p", rank=0)
+
+
+def test_t5_goes_out_in_kohyas_format_alone(tmp_path: Path) -> None:
+    host = host_of("flux")
+    name = "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q.weight"
+    patch = Patch(base=host.fingerprint(), deltas={name: LowRank(up=torch.ones(16, 1), down=torch.ones(1, 32))})
+    with pytest.raises(Unsupported, match="T5"):
+        export_patch(patch, host, "peft", tmp_path)
+    held = load_file(export_patch(patch, host, "kohya", tmp_path).path)
+    assert "lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight" in held
 
 
 def test_half_is_half_the_size(tmp_path: Path) -> None:
@@ -327,5 +411,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(told) == 2
     assert "--model" in capsys.readouterr().err
     assert cli.main([*told, "--model", str(host.folder)]) == 0
-    assert "rank 3" in capsys.readouterr().out
+    assert "rank 3" in (said := capsys.readouterr().out)
+    assert "leaves out" not in said
+    assert cli.main([*told, "--model", str(host.folder), "--rank", "1", "--overwrite"]) == 0
+    assert "Rank 1 leaves out" in capsys.readouterr().out
     assert (tmp_path / "out" / "out.safetensors").is_file()

@@ -32,12 +32,10 @@ def same_deltas(found: Patch, patch: Patch, host: Any) -> None:
         assert largest(found.deltas[name].dense(shape), dense) <= 1e-5 * float(dense.abs().max()), name
 
 
-@pytest.mark.parametrize("format", ["peft", "kohya"])
-@pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_what_was_exported_is_read(family: str, format: Any, tmp_path: Path) -> None:
-    host = host_of(family)
+def test_what_was_exported_is_read_wherever_a_patch_is(tmp_path: Path) -> None:
+    host = host_of("sd")
     patch = everywhere(host, "unet", "text_encoder")
-    path = export_patch(patch, host, format, tmp_path).path
+    path = export_patch(patch, host, "kohya", tmp_path).path
     found = read_patch(path, host)
     assert run.edited(path, host).sha256() == found.sha256()
     same_deltas(found, patch, host)

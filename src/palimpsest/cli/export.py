@@ -33,6 +33,8 @@ class Export(Loading):
     """Replace what is in the out folder already."""
     model: options.Model = ""
     """The model that the patch was made for; needed where the patch does not say enough about its layers."""
+    rank: options.OptionalCount = None
+    """Cut the changes of a LoRA to this rank; what that leaves out is said, and stands in the file's header."""
     half: bool = False
     """float16: half the size, rounded to three digits."""
     force: bool = False
@@ -52,8 +54,14 @@ class Export(Loading):
             if patch.deltas:
                 tell("The patch changes weights, too: export them with --format peft or kohya, and use both.")
             return 0
-        done = export_patch(patch, host, self.format, self.out, half=self.half, force=self.force)
+        done = export_patch(patch, host, self.format, self.out, rank=self.rank, half=self.half, force=self.force)
         tell(f"{done.path}\n{done.layers} layers of rank {done.rank}, {done.nbytes / 2**20:.1f} MiB")
+        if done.lost:
+            worst = max(done.lost, key=lambda key: done.lost[key])
+            tell(
+                f"Rank {done.rank} leaves out {done.lost_in_all:.1%} of the change (in Frobenius norm), at most "
+                f"{done.lost[worst]:.1%}, of {worst}. Measure what that does: palimpsest audit --after {done.path}"
+            )
         if patch.words and self.format != "bundle":
             tell(f"The words {', '.join(sorted(patch.words))} are no part of it: export them with --format embedding.")
         if done.nbytes > 2 * patch.nbytes():

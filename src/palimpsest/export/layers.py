@@ -79,7 +79,7 @@ def _of_encoder(part: str, path: str) -> Sequence[str]:
     said = [f"{part}_", f"lora_te{number}_", *OF_ALL]
     if number == "1":
         said.append("lora_te_")
-    if path.startswith(("shared", "encoder.block.", "encoder.final_layer_norm")):  # T5's own names
+    if names.is_t5(f"{part}.{path}"):
         return [*said, "lora_te3_", "text_encoders_t5xxl_transformer_"]
     return [*said, f"text_encoders_{CLIPS.get(part, '')}_transformer_"]
 

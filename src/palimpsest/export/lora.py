@@ -16,14 +16,14 @@ from palimpsest.core.delta import Delta, Dense, LowRank
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported, WrongBase
 from palimpsest.core.files import write_beside
 from palimpsest.core.patch import Patch
-from palimpsest.export import names
+from palimpsest.export import arranged
 from palimpsest.export.embedding import tensors_of
-from palimpsest.export.factors import balanced, factors, padded
-from palimpsest.export.names import Format
+from palimpsest.export.factors import RESIDUAL, balanced, factors, padded, residual
+from palimpsest.export.names import Format, is_t5
 
 BUNDLE = "bundle_emb."
 """What the keys of words in a LoRA's file begin with."""
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 # Without the model at hand, only these layers are known to be linear whatever the family.
 _LINEAR = (".transformer_blocks.", ".encoder.layers.", "single_transformer_blocks.")
 
@@ -38,6 +38,9 @@ class Exported:
         rank: of every layer; the alpha is the same number, so that the strength is 1.
         own_rank: the largest and the smallest rank that the changes have; smaller ones are padded with zeros.
         nbytes: of the tensors.
+        lost: by layer, what the rank leaves out of its change, as a share of that in Frobenius norm; only of layers
+            that were cut.
+        lost_in_all: the same of all layers together.
     """
 
     path: Path
@@ -45,16 +48,25 @@ class Exported:
     rank: int
     own_rank: tuple[int, int]
     nbytes: int
+    lost: Mapping[str, float]
+    lost_in_all: float
 
 
 def export_patch(
-    patch: Patch, host: Any, format: Format, out: str | Path, *, half: bool = False, force: bool = False
+    patch: Patch,
+    host: Any,
+    format: Format,
+    out: str | Path,
+    *,
+    rank: int | None = None,
+    half: bool = False,
+    force: bool = False,
 ) -> Exported:
     """Writes a patch as a LoRA that `diffusers`, ComfyUI and kohya's tools read and that draws the same pictures.
 
     All layers get one rank and alpha = rank: readers disagree about files whose layers differ in either. The rank is
-    the largest that any layer's change has; nothing is cut off. A dense change of full rank is exported too, in a
-    file up to about twice its size.
+    the largest that any layer's change has; nothing is cut off unless `rank` says so. A dense change of full rank is
+    exported too, in a file up to about twice its size.
 
     Words of the patch are part of a "bundle" alone; else `export_words` writes them, and both files are the patch.
 
@@ -65,52 +77,71 @@ def export_patch(
         format: "peft" (`pytorch_lora_weights.safetensors`), "kohya" (`<folder>.safetensors`) or "bundle": kohya's with
             the patch's words as `bundle_emb.<word>.*`, which A1111 and OneTrainer read.
         out: the folder to write to.
+        rank: the highest that any layer may have. What is above is cut to its largest singular values, and the file's
+            header says what each layer lost.
         half: float16 instead of float32; half the size, rounded to three digits.
         force: also where the host is not the model that the patch was made for.
 
     Raises:
         Unsupported: something that no LoRA can hold: hooks, biases, norms, embedding tables, the autoencoder.
-        BadRequest: an empty patch, or one that needs the host.
+        BadRequest: an empty patch, one that needs the host, or a rank below 1.
         Damaged: a delta that is not one of its layer.
         WrongBase: the host is another model.
 
     Cost: one symmetric eigendecomposition for each dense or sparse delta; none for low-rank ones.
     """
     _check(patch, host, format, force)
-    made = {name: factors(delta, _shape(name, delta, host)) for name, delta in sorted(patch.deltas.items())}
+    if rank is not None and rank < 1:
+        raise BadRequest(f"The rank is {rank}; a LoRA has at least 1.")
+    shapes = {name: _shape(name, delta, host) for name, delta in patch.deltas.items()}
+    changes = dict(sorted(patch.deltas.items()))
+    layers = arranged.in_peft(changes, shapes) if format == "peft" else arranged.in_kohya(changes, shapes, host)
+    made = {key: factors(delta, shape, rank) for key, (delta, shape) in layers.items()}
+    lost, lost_in_all = _lost(layers, made) if rank is not None else ({}, 0.0)
     ranks = [up.shape[1] for up, _ in made.values()]
-    rank = max(1, *ranks)
+    most = max(1, *ranks)
     dtype = torch.float16 if half else torch.float32
     tensors: dict[str, Tensor] = {}
-    for name, (up, down) in made.items():
-        up, down = padded(*balanced(up.detach().cpu(), down.detach().cpu()), rank)
-        kernel = _shape(name, patch.deltas[name], host)[2:]
+    for key, (up, down) in made.items():
+        up, down = padded(*balanced(up.detach().cpu(), down.detach().cpu()), most)
+        kernel = layers[key][1][2:]
         if kernel:  # a convolution: the kernel's shape goes to the first factor, the second is 1 x 1
-            down, up = down.reshape(rank, -1, *kernel), up.reshape(len(up), rank, *([1] * len(kernel)))
-        tensors |= _keyed(name.removesuffix(".weight"), up.to(dtype), down.to(dtype), rank, format, host)
+            down, up = down.reshape(most, -1, *kernel), up.reshape(len(up), most, *([1] * len(kernel)))
+        tensors |= _keyed(key, up.to(dtype), down.to(dtype), most, format)
     if format == "bundle":
         tensors |= {key: t.detach().cpu().to(dtype) for key, t in _bundled(patch).items()}
     _finite(tensors)
     folder = Path(out)
     path = folder / ("pytorch_lora_weights.safetensors" if format == "peft" else f"{folder.resolve().name}.safetensors")
     held = {key: t.contiguous().clone() for key, t in tensors.items()}
-    write_beside(path, lambda tmp: save_file(held, tmp, metadata=_header(patch, host, format, rank)))
+    header = _header(patch, host, format, most)
+    if lost:
+        header["palimpsest_residual"] = json.dumps({"in_all": lost_in_all, "layers": lost}, sort_keys=True)
+    write_beside(path, lambda tmp: save_file(held, tmp, metadata=header))
     return Exported(
         path=path,
-        layers=len(made),
-        rank=rank,
+        layers=len(patch.deltas),
+        rank=most,
         own_rank=(max(ranks), min(ranks)),
         nbytes=sum(t.numel() * t.element_size() for t in held.values()),
+        lost=lost,
+        lost_in_all=lost_in_all,
     )
 
 
-def _keyed(name: str, up: Tensor, down: Tensor, rank: int, format: Format, host: Any) -> dict[str, Tensor]:
+def _keyed(key: str, up: Tensor, down: Tensor, rank: int, format: Format) -> dict[str, Tensor]:
     if format == "peft":
-        key = names.peft(name)
         return {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
-    key = names.kohya(name, encoders=_encoders(host))
     alpha = torch.tensor(float(rank), dtype=up.dtype)
     return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha}
+
+
+def _lost(layers: arranged.Arranged, made: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, float], float]:
+    """What factors leave out, of each layer where that is more than rounding, and of all."""
+    sizes = {key: residual(delta, shape, *made[key]) for key, (delta, shape) in layers.items()}
+    lost = {key: left / whole for key, (left, whole) in sizes.items() if left > 2 * RESIDUAL * whole}
+    left, whole = (sum(size[i] ** 2 for size in sizes.values()) ** 0.5 for i in (0, 1))
+    return lost, left / whole if lost else 0.0
 
 
 def _bundled(patch: Patch) -> dict[str, Tensor]:
@@ -143,7 +174,7 @@ def _check(patch: Patch, host: Any, format: Format, force: bool) -> None:
             f"This patch was made for the model {patch.base[:12]}, but {host.name} is {host.fingerprint()[:12]}. Give "
             "the model that it was made for, or force it if you know that the two are close."
         )
-    refused = {name: why for name in sorted(patch.deltas) if (why := _why_not(name, host))}
+    refused = {name: why for name in sorted(patch.deltas) if (why := _why_not(name, host, format))}
     if refused:
         first = next(iter(refused))
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
@@ -162,11 +193,13 @@ def _check(patch: Patch, host: Any, format: Format, force: bool) -> None:
         raise BadRequest("The text encoder's name in this format depends on the model family: give --model.")
 
 
-def _why_not(name: str, host: Any) -> str:
+def _why_not(name: str, host: Any, format: Format) -> str:
     """Why a tensor has no place in a LoRA; "" where it has."""
     part, layer = name.partition(".")[0], name.rpartition(".")[0]
     if part not in PARTS:
         return f"it belongs to the {part}, and LoRAs hold layers of {', '.join(PARTS)} only"
+    if is_t5(name) and format == "peft":
+        return "it belongs to a T5, whose layers diffusers does not look for in a LoRA; kohya's format has them"
     if name.endswith(".bias"):
         return "it is a bias, and LoRAs change weights only"
     if "norm" in layer.rpartition(".")[2]:
@@ -194,10 +227,6 @@ def _shape(name: str, delta: Delta, host: Any) -> torch.Size:
     if isinstance(delta, LowRank) and any(where in f".{name}" for where in _LINEAR):
         return torch.Size((delta.up.shape[0], delta.down.shape[1]))
     raise BadRequest(f"The shape of {name} is not known without the model: give --model.")
-
-
-def _encoders(host: Any) -> int:
-    return 1 if host is None else len(host.parts("text_encoder"))
 
 
 def _finite(tensors: Mapping[str, Tensor]) -> None:

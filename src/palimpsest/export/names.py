@@ -3,7 +3,7 @@
 | format | layer | factors |
 |---|---|---|
 | peft | `unet.`, `transformer.`, `text_encoder.`, `text_encoder_2.` and the module's path | `.lora_A.weight` (down), `.lora_B.weight` (up) |
-| kohya | `lora_unet_`, `lora_te_` (one text encoder), `lora_te1_`, `lora_te2_` (two) and the path, dots as `_` | `.lora_down.weight`, `.lora_up.weight`, `.alpha` |
+| kohya | `lora_unet_`, `lora_te_` (one text encoder), `lora_te1_`, `lora_te2_` (two), `lora_te3_` (T5) and the path, dots as `_`; of SD 3 and Flux the names of their own code | `.lora_down.weight`, `.lora_up.weight`, `.alpha` |
 
 Readers also know the names that Stable Diffusion's own code gives a U-Net's layers, which kohya's tools write for SDXL:
 `lora_unet_input_blocks_4_1_...`.
@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import re
 from typing import Literal
-
-from palimpsest.core.errors import Unsupported
 
 Format = Literal["peft", "kohya", "bundle"]
 _IN_RESNETS = {"conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "conv2": "out_layers.3"}
@@ -35,18 +33,23 @@ def peft(name: str) -> str:
 def kohya(name: str, *, encoders: int) -> str:
     """The key of a layer in kohya's format; `encoders`: how many text encoders the model has.
 
-    Raises:
-        Unsupported: a transformer's layer, whose names in this format belong to another arrangement of weights.
+    A transformer's layers, which have several of ours in one, are named in `export.arranged`.
     """
     part, path = _split(name)
     flat = path.replace(".", "_")
     if part == "unet":
         return f"lora_unet_{_ORIGINAL.get(flat, flat)}"
-    if part == "transformer":
-        raise Unsupported(f"{name} is a transformer's layer, which kohya's format stores fused; use --format peft.")
+    if is_t5(name):
+        return f"lora_te3_{flat}"
     if part == "text_encoder_2":
         return f"lora_te2_{flat}"
     return f"lora_te{'' if encoders == 1 else 1}_{flat}"
+
+
+def is_t5(name: str) -> bool:
+    """Whether a layer is one of a T5 text encoder."""
+    part, _, path = name.partition(".")
+    return part.startswith("text_encoder") and path.startswith(("shared", "encoder.block.", "encoder.final_layer_norm"))
 
 
 def originals(name: str) -> list[str]:
@@ -75,6 +78,6 @@ def originals(name: str) -> list[str]:
 
 def _split(name: str) -> tuple[str, str]:
     part, _, path = name.partition(".")
-    if part.startswith("text_encoder") and path.startswith("encoder."):
+    if part.startswith("text_encoder") and path.startswith("encoder.") and not is_t5(name):
         path = f"text_model.{path}"
     return part, path
