@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from palimpsest import machine
+from palimpsest.cli import edit
 from palimpsest.cli.audit import Audit
 from palimpsest.cli.browse import Doctor, Ls, Show, own_options
 from palimpsest.cli.compare import Compare
@@ -47,7 +48,8 @@ COMMANDS: dict[str, type] = {
 @cache
 def commands() -> dict[str, type]:
     """Every command by name: one for each installed verb, then those about models, patches and receipts."""
-    made = {name: command_of(name, verb) for name, verb in catalog.verbs().items() if verb.makes == "ModelEdit"}
+    kinds = {"ModelEdit": command_of, "ImageEdit": edit.command_of}
+    made = {name: kinds[verb.makes](name, verb) for name, verb in catalog.verbs().items() if verb.makes in kinds}
     return {**made, **COMMANDS}
 
 
@@ -103,7 +105,7 @@ def _run(args: list[str]) -> int:
         return_unknown_args=True,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    if unknown and not issubclass(command, Doing):  # a verb's system takes them
+    if unknown and name not in catalog.verbs():  # a verb's system takes them
         raise BadRequest(f"{name} has no option {unknown[0]!r}; see `palimpsest {name} --help`.")
     return parsed.run(unknown, shlex.join(["palimpsest", *args]))
 

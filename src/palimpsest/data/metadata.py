@@ -79,7 +79,11 @@ def metadata_of(folder: Path) -> Facts | None:
         return None
     if len(there) > 1:
         raise BadRequest(f"{folder} has both {' and '.join(METADATA)}; keep one.")
-    file = there[0]
+    return facts_of(there[0])
+
+
+def facts_of(file: Path) -> Facts:
+    """The facts in a .csv or .jsonl file with the column `file_name`; raises as `metadata_of`."""
     rows = _lines(file) if file.suffix == ".jsonl" else [row for _, row in read_table(file, "metadata").below()]
     facts: dict[str, Mapping[str, Any]] = {}
     for row in rows:

@@ -7,7 +7,7 @@ VERB = Verb(
     makes="ImageEdit",
     subject="edited",
     default="edit_friendly",
-    asks=("to", "keep"),
+    asks=(),
     out="edited",
     examples=(
         "palimpsest edit photos --to glasses --model tiny/portraits --out with-glasses",

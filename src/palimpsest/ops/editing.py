@@ -35,6 +35,7 @@ class Scene:
     Args:
         host: the model. levels: of noise, noisiest first, the clean one last.
         x0: (n, c, h, w) latents of the sources. said, asked, null: their prompts, encoded.
+        steps, size: of the whole schedule, and the side of the pictures.
         guidance: the scale that the edit is guided with.
         prompts: what was said and asked, as text.
         rngs: one for each picture. data: what else the system was given.
@@ -46,6 +47,8 @@ class Scene:
     said: Cond
     asked: Cond
     null: Cond
+    steps: int
+    size: int
     guidance: float
     prompts: tuple[tuple[str, str], ...]
     rngs: Sequence[Generator]
@@ -175,6 +178,8 @@ class DiffusionEdit(ImageEdit):
             said=_encoded(host, said, 1.0, how),
             asked=_encoded(host, asked, how.guidance, how),
             null=_null(host, sources.columns.get(AVOIDED) or ("",) * len(sources)),
+            steps=how.steps,
+            size=sources.images.shape[-1],
             guidance=how.guidance,
             prompts=tuple(zip(said, asked, strict=True)),
             rngs=rngs,

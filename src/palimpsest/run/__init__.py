@@ -7,6 +7,7 @@ from palimpsest.run.auditing import audit, edited, refuse_other, unlike
 from palimpsest.run.cases import Case, case
 from palimpsest.run.do import RECORD_FILE, Done, do, erase, perform, system_of, unlearn
 from palimpsest.run.drawing import doctor, sample
+from palimpsest.run.editing import edit
 from palimpsest.run.inserting import insert
 from palimpsest.run.looking import Look, plan
 from palimpsest.run.requests import concepts, request, told
@@ -21,6 +22,7 @@ __all__ = [
     "concepts",
     "do",
     "doctor",
+    "edit",
     "edited",
     "erase",
     "insert",

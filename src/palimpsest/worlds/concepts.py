@@ -19,6 +19,7 @@ from palimpsest.worlds.faces import FACES
 from palimpsest.worlds.glyphs import GLYPHS
 from palimpsest.worlds.picture import Pictures
 
+_NONE = {"glasses": "without glasses", "hat": "bareheaded", "expression": "neutral"}
 _KINDS: dict[str, Kind] = {"subject": "object", "style": "style", "background": "domain", "identity": "identity"}
 # What else a prompt says, by the key of the concept: enough to vary the picture, not so much that it is a list.
 _CONTEXT = {
@@ -123,6 +124,16 @@ def key_of(world: World, word: str) -> str | None:
         if any(word.casefold() == w.casefold() for w in words):
             return key
     return None
+
+
+def none_of(world: World, word: str) -> tuple[str, str] | None:
+    """The key under which a world has a word, or whose name it is, and its word for none of it ("hat" -> bareheaded).
+
+    None where a picture always has one (a style, a pose).
+    """
+    key = word.casefold() if word.casefold() in _NONE else key_of(world, word)
+    none = _NONE.get(key or "")
+    return None if key is None or none not in world.vocabulary.get(key, ()) else (key, none)  # type: ignore[return-value]
 
 
 def concept(world: World, word: str) -> Concept:
