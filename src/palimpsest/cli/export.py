@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from palimpsest.cli import options
 from palimpsest.cli.options import Loading, refuse_overwriting
 from palimpsest.cli.terminal import tell
+from palimpsest.core.errors import BadRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,10 @@ class Export(Loading):
 
     patch: options.PatchFile
     """The patch."""
-    format: Literal["peft", "kohya", "embedding", "bundle"] = "peft"
+    format: Literal["peft", "kohya", "embedding", "bundle", "pipeline"] = "peft"
     """peft for diffusers (`pipe.load_lora_weights(folder)`), kohya for ComfyUI and the web interfaces; embedding: one
-    file for each word, which all of them read; bundle: kohya's with the words in it (A1111, OneTrainer)."""
+    file for each word, which all of them read; bundle: kohya's with the words in it (A1111, OneTrainer); pipeline: the
+    whole model with the changes in its weights and the words in its tokenizers."""
     out: options.Folder = Path("lora")
     """Folder to write to."""
     overwrite: bool = False
@@ -44,9 +46,15 @@ class Export(Loading):
         from palimpsest.core.patch import Patch
         from palimpsest.export import export_patch, export_words
 
+        if self.rank is not None and self.format in ("embedding", "pipeline"):
+            raise BadRequest(f"--rank cuts LoRAs; the format {self.format} is none. Leave it out.")
+        if self.half and self.format == "pipeline":
+            raise BadRequest("A pipeline is written in the precision that the model is loaded in: --dtype, not --half.")
         refuse_overwriting(self.out, [p.name for p in self.out.glob("*.safetensors")], self.overwrite)
         patch = Patch.load(self.patch)
         host = self.load(self.model) if self.model else None
+        if self.format == "pipeline":
+            return self._whole(patch, host)
         if self.format == "embedding":
             for one in export_words(patch, self.out, host=host, half=self.half, force=self.force):
                 tell(f"{one.path}\n{one.word}: {one.vectors} vector{'s'[: one.vectors > 1]}. In diffusers:")
@@ -67,4 +75,16 @@ class Export(Loading):
         if done.nbytes > 2 * patch.nbytes():
             high, low = done.own_rank
             tell(f"The patch itself has {patch.nbytes() / 2**20:.1f} MiB: its changes have ranks from {low} to {high}.")
+        return 0
+
+    def _whole(self, patch: Any, host: Any) -> int:
+        from palimpsest.export import export_pipeline
+
+        if host is None:
+            raise BadRequest("A pipeline is the whole model: give --model.")
+        done = export_pipeline(patch, host, self.out, force=self.force)
+        tell(f"{done.path}\n{done.nbytes / 2**20:.1f} MiB. In diffusers:")
+        tell(f"  DiffusionPipeline.from_pretrained({str(done.path)!r})")
+        for word, tokens in done.tokens.items():
+            tell(f"{word}: {len(tokens)} token{'s'[: len(tokens) > 1]} of the tokenizers")
         return 0
