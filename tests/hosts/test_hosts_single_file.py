@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 from diffusers.loaders import single_file_utils
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from checkpoint_fixtures import (
     BUILDERS,
@@ -36,11 +36,13 @@ from checkpoint_fixtures import (
 from hosts_fixtures import largest
 from palimpsest.cli import main
 from palimpsest.core.errors import BadRequest, Damaged, PalimpsestError, Unsupported
+from palimpsest.core.fingerprint import digest, tensors_of
 from palimpsest.core.sampling import Sampling
+from palimpsest.core.stored import Files, digest_of
 from palimpsest.hosts import shapes, vocabulary
 from palimpsest.hosts.checkpoints import FLUX, SD1, SD2, SD3, SDXL, Reader, recognised
 from palimpsest.hosts.headers import Header
-from palimpsest.hosts.load import load
+from palimpsest.hosts.load import load, stored
 from palimpsest.hosts.single_file import _told_by_noise
 from palimpsest.hosts.source import Source
 
@@ -92,6 +94,26 @@ def test_a_file_draws_what_its_folder_draws(family: str, made: Path) -> None:
     pictures = [host.sample(["a red star", "moon"], [3, 4], FEW) for host in (theirs, mine)]
     assert largest(*pictures) == 0.0
     assert float(pictures[0].std()) > 0.01
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_tensors_are_found_where_they_lie(family: str, made: Path) -> None:
+    """Fused projections are split, halves change places, matrices are turned, and nothing is loaded."""
+    folder, file = both(family, made)
+    host = load(folder)
+    theirs, mine = stored(folder), stored(file)
+    assert digest_of(theirs) == digest_of(mine) == host.fingerprint()
+    half = digest(tensors_of(host.root), dtype=torch.float16)
+    assert digest_of(theirs, torch.float16) == digest_of(mine, torch.float16) == half
+    assert isinstance(mine, Files)
+    assert {len(place.pieces) for place in mine.places.values()} <= {1, 2}
+
+
+def test_a_part_that_a_file_lacks_is_named(made: Path, tmp_path: Path) -> None:
+    tensors = {k: v for k, v in load_file(str(both("sd1", made)[1])).items() if not k.startswith("first_stage_model.")}
+    save_file(tensors, str(tmp_path / "no-vae.safetensors"))
+    with pytest.raises(Unsupported, match="without its vae"):
+        stored(tmp_path / "no-vae.safetensors")
 
 
 def test_the_command_line_takes_one(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

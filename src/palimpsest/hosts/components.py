@@ -69,13 +69,22 @@ def refuse_unfit(cls: Any, folder: Path, files: Iterable[Path]) -> None:
         )
 
 
+def unfilled(cls: Any, folder: Path) -> nn.Module:
+    """A component as its folder configures it, without memory."""
+    return empty(cls, _fields(cls, config_of(folder)))
+
+
 @lru_cache(maxsize=32)
 def _layers(cls: Any, config: str) -> Shapes:
     """The shapes that a configuration makes; kept, since oracles and edited models have that of the untouched one."""
-    fields, kind = json.loads(config), getattr(cls, "config_class", None)
-    if kind is not None:  # of transformers; where models of two kinds are saved as one, each has its part
-        fields = kind.from_dict(fields.get(kind.base_config_key) or fields)
-    return {name: tuple(t.shape) for name, t in empty(cls, fields).state_dict().items()}
+    return {name: tuple(t.shape) for name, t in empty(cls, _fields(cls, json.loads(config))).state_dict().items()}
+
+
+def _fields(cls: Any, config: dict[str, Any]) -> Any:
+    """A configuration as a class takes it."""
+    kind = getattr(cls, "config_class", None)
+    # Of transformers; where models of two kinds are saved as one, each has its part.
+    return config if kind is None else kind.from_dict(config.get(kind.base_config_key) or config)
 
 
 def _fits(value: Any, hint: Any) -> bool:

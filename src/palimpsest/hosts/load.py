@@ -17,6 +17,7 @@ from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.fingerprint import PRECISIONS, tensors_of
 from palimpsest.core.host import Host
 from palimpsest.core.patch import refuse_pickle
+from palimpsest.core.stored import Memory, Stored
 from palimpsest.hosts import hub, single_file
 from palimpsest.hosts.checkpoints import recognised
 from palimpsest.hosts.headers import Header, Shapes
@@ -27,7 +28,6 @@ from palimpsest.worlds.concepts import vocabulary_of
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISIONS}
 PREDICTIONS = ("epsilon", "v_prediction")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Drawn(TypedDict):
@@ -127,6 +127,24 @@ def held(model: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "fl
     return Held(*map(sum, zip(*parts, strict=True)))
 
 
+def stored(model: str | os.PathLike[str]) -> Stored:
+    """A model's tensors where they lie in its files, under the names that they have once it is loaded.
+
+    Args:
+        model: as `load` takes it. Generators are not loaded; other models are, into memory.
+
+    Raises:
+        Unsupported, Damaged, BadRequest: as `load`.
+    """
+    name = os.fspath(model)
+    path = _place(name)
+    bare = Source(path=path, name=name, config={}, device=torch.device("cpu"), dtype=torch.float32)
+    family, source = _recognised(bare)
+    if family is not None and family.stored is not None:
+        return family.stored(source)
+    return Memory(tensors_of(load(model).root))
+
+
 def families() -> Iterator[Family]:
     """Every kind of model that can be loaded: the modules here that carry a FAMILY, then those of other packages."""
     for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
@@ -199,7 +217,12 @@ def _bare(name: str) -> str:
     return name.replace("text_model.", "")
 
 
-def _first(source: Source) -> Host:
+def _recognised(source: Source) -> tuple[Family | None, Source]:
+    """The family of a model, None where none knows it; and the source with the configuration that lies there.
+
+    Raises:
+        Damaged: a pickle, or a broken configuration. Unsupported: a file of another kind.
+    """
     path = source.path
     if path.is_file():
         if path.suffix in PICKLES:
@@ -224,17 +247,23 @@ def _first(source: Source) -> Host:
         elif CONFIG in files:
             source = replace(source, config=config_of(path))
     keys = [key for file in weights for key in Header.of(file).shapes]
-    for family in families():
-        if family.detect(files, source.config, keys):
-            refuse_too_large(source)
-            return family.load(source)
+    found = next((family for family in families() if family.detect(files, source.config, keys)), None)
+    return found, source
+
+
+def _first(source: Source) -> Host:
+    family, source = _recognised(source)
+    if family is not None:
+        refuse_too_large(source)
+        return family.load(source)
+    path = source.path
     if path.is_file() and source.factory:
         from palimpsest.hosts.factory import from_state
 
         return from_state(source)
     if path.is_file():
         raise Unsupported(f"{recognised(Header.of(path)).name} is the family of {path}, which has no host.")
-    if INDEX in files:
+    if source.config and (path / INDEX).is_file():
         raise Unsupported(
             f"{path} is a {declared.shown(source.config.get('_class_name'))}, which has no host here. A package "
             "can add one by the entry point palimpsest.hosts."

@@ -10,9 +10,11 @@ from typing import Any
 
 from palimpsest.core import declared
 from palimpsest.core.errors import Damaged, Unsupported
+from palimpsest.hosts import files
 from palimpsest.hosts.checkpointing import checkpoint_blocks
+from palimpsest.hosts.components import refuse_unfit, unfilled
 from palimpsest.hosts.source import Family, Source, first_line, quiet
-from palimpsest.hosts.weights import loaded
+from palimpsest.hosts.weights import loaded, weights_of
 
 TASKS = ("", "Img2Img", "Inpaint")  # pipelines of the same models for other tasks
 OPTIONAL = ("text_encoder_3", "tokenizer_3")  # SD3 runs without its T5 encoder
@@ -47,6 +49,7 @@ def family(stem: str, host: Any, **parts: tuple[str, ...]) -> Family:
         detect=lambda files, config, keys: str(config.get("_class_name")) in names,
         load=partial(_from_folder, f"{stem}Pipeline", host, parts),
         host=host,
+        stored=partial(_stored, parts),
     )
 
 
@@ -85,6 +88,17 @@ def _from_folder(pipeline: str, host: Any, parts: Mapping[str, tuple[str, ...]],
 
 def component(source: Source, part: str, classes: tuple[str, ...]) -> Any:
     """One part of a pipeline, of a listed class."""
+    cls = _chosen(source, part, classes)
+    if cls is None:
+        return None
+    folder = source.path / part
+    if part.startswith("tokenizer") or part == "scheduler":
+        return _configured(cls, folder, part == "scheduler")
+    return loaded(cls, folder, source.dtype)
+
+
+def _chosen(source: Source, part: str, classes: tuple[str, ...]) -> Any:
+    """The class of one part of a pipeline, whose files are there; None where the pipeline does without."""
     folder = source.path / part
     named = source.config.get(part)
     library, chosen = named if isinstance(named, list) and len(named) == 2 else (None, None)
@@ -102,10 +116,21 @@ def component(source: Source, part: str, classes: tuple[str, ...]) -> Any:
     if not (folder / file).exists():
         lost = f"{part}/{file}".rstrip("/")
         raise Damaged(f"{source.path} lacks {lost}; the download is incomplete: fetch the model again.")
-    cls = _class(library, chosen)
-    if tokenizer or scheduler:
-        return _configured(cls, folder, scheduler)
-    return loaded(cls, folder, source.dtype)
+    return _class(library, chosen)
+
+
+def _stored(parts: Mapping[str, tuple[str, ...]], source: Source) -> files.Files:
+    """The tensors of a pipeline's folder where they lie."""
+    places: dict[str, files.Place] = {}
+    for part, classes in parts.items():
+        if part.startswith("tokenizer") or part == "scheduler":
+            continue
+        cls = _chosen(source, part, classes)
+        if cls is not None:
+            held = weights_of(cls, source.path / part)
+            refuse_unfit(cls, source.path / part, held)
+            places |= files.folder(part, unfilled(cls, source.path / part), held, source.path / part)
+    return files.Files(places)
 
 
 def _class(library: str, name: str) -> Any:

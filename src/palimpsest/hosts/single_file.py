@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from palimpsest.core import declared
 from palimpsest.core.errors import BadRequest, Damaged, PalimpsestError, Unsupported
-from palimpsest.hosts import pipelines, shapes
+from palimpsest.hosts import files, pipelines, shapes
 from palimpsest.hosts.checkpoints import FLUX, NETWORK, SD1, SD2, SD3, SDXL, Kind, Reader, recognised
 from palimpsest.hosts.components import empty
 from palimpsest.hosts.flux import FluxHost
@@ -52,6 +53,8 @@ class _Given(NamedTuple):
     header: Header
     kind: Kind
     source: Source
+    read: Callable[[str], dict[str, Tensor]]
+    """The tensors under a prefix, without it: themselves, or what stands in for them (`hosts.files.Rows`)."""
 
 
 def _load(source: Source) -> Any:
@@ -61,12 +64,14 @@ def _load(source: Source) -> Any:
         (path,) = sorted(source.path.glob("*.safetensors"))[:1]
         raise Unsupported(f"{source.path} is a folder around checkpoints in one file; give the file itself: {path}.")
     header = Header.of(source.path)
-    given = _Given(header, recognised(header), source)
+    given = _Given(header, recognised(header), source, partial(_state, source))
     parts: dict[str, Any] = {}
     try:
         for part, how in given.kind.readers.items():
             parts[part], parts[part.replace("text_encoder", "tokenizer")] = _reader(given, part, how)
-        parts |= {given.kind.network: _network(given), "vae": _autoencoder(given)}
+        parts[given.kind.network] = _filled(given, _network(given))
+        held = _autoencoder(given)
+        parts["vae"] = _from_folder(given, "vae", pipelines.AUTOENCODER) if held is None else _filled(given, held)
         return _assembled(given, parts, getattr(diffusers, given.kind.pipeline))
     except PalimpsestError:
         raise
@@ -159,14 +164,22 @@ def _told_by_noise(host: Any, source: Source) -> str:
 # -- components ------------------------------------------------------------------------------------------------
 
 
-def _network(given: _Given) -> Any:
+class _Named(NamedTuple):
+    """A component as the file has it: its class and configuration, and tensors under the names of diffusers."""
+
+    cls: Any
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def _network(given: _Given) -> _Named:
     import diffusers
     from diffusers.loaders import single_file_utils as converters
 
     kind, header = given.kind, given.header
     prefix = NETWORK if header.prefix(NETWORK) is not None else ""
     config = kind.configure(header.under(prefix))
-    state = _state(given, prefix)
+    state = given.read(prefix)
     if kind is SD3:
         named = converters.convert_sd3_transformer_checkpoint_to_diffusers(state)
     elif kind is FLUX:
@@ -174,44 +187,46 @@ def _network(given: _Given) -> Any:
     else:
         state = {NETWORK + key: value for key, value in state.items()}
         named = converters.convert_ldm_unet_checkpoint(state, config)
-    cls = getattr(diffusers, kind.network_cls)
-    return _filled(given, cls, config, named)
+    return _Named(getattr(diffusers, kind.network_cls), config, named)
 
 
-def _autoencoder(given: _Given) -> Any:
+def _autoencoder(given: _Given) -> _Named | None:
+    """None where the file holds none."""
     import diffusers
     from diffusers.loaders import single_file_utils as converters
 
     prefix = given.header.prefix(*AUTOENCODERS)
     if prefix is None:
-        return _from_folder(given, "vae", pipelines.AUTOENCODER)
+        return None
     config = {**shapes.autoencoder(given.header.under(prefix)), **given.kind.latents}
-    named = converters.convert_ldm_vae_checkpoint(_state(given, prefix), config)
-    return _filled(given, diffusers.AutoencoderKL, config, named)
+    return _Named(diffusers.AutoencoderKL, config, converters.convert_ldm_vae_checkpoint(given.read(prefix), config))
 
 
 def _reader(given: _Given, part: str, how: Reader) -> tuple[Any, Any]:
     """A text encoder and its tokenizer; None for both where the family does without and there is none."""
-    held, name = given.header.under(how.prefix), part.replace("text_encoder", "tokenizer")
-    if not held:
+    name = part.replace("text_encoder", "tokenizer")
+    if not given.header.under(how.prefix):
         if part in given.kind.optional and not _lies_in_folder(given, part):
             return None, None
         encoder = _from_folder(given, part, pipelines.T5 if how.layout == "t5" else pipelines.CLIP)
         rows = encoder.get_input_embeddings().num_embeddings
         return encoder, tokenizer(given.source, name, how.layout, how.padding, rows)
-    old = how.layout == "clip" and "embeddings.token_embedding.weight" in held  # merges of old tools drop a part
-    config = how.config({f"text_model.{key}": shape for key, shape in held.items()} if old else held)
-    words = tokenizer(given.source, name, how.layout, how.padding, config["vocab_size"])
-    if how.layout != "t5":
-        config |= {key: getattr(words, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return _text_encoder(given, how, config, old), words
+    named = _text_encoder(given, how)
+    words = tokenizer(given.source, name, how.layout, how.padding, named.config["vocab_size"])
+    ends = (
+        {} if how.layout == "t5" else {k: getattr(words, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    )
+    return _filled(given, named._replace(config={**named.config, **ends})), words
 
 
-def _text_encoder(given: _Given, how: Reader, config: Mapping[str, Any], old: bool) -> Any:
+def _text_encoder(given: _Given, how: Reader) -> _Named:
     import transformers
     from diffusers.loaders import single_file_utils as converters
 
-    state = _state(given, how.prefix)
+    held = given.header.under(how.prefix)
+    old = how.layout == "clip" and "embeddings.token_embedding.weight" in held  # merges of old tools drop a part
+    config = how.config({f"text_model.{key}": shape for key, shape in held.items()} if old else held)
+    state = given.read(how.prefix)
     state = {f"text_model.{key}": value for key, value in state.items()} if old else state
     cls = getattr(transformers, how.cls)
     if how.layout == "open_clip":
@@ -220,7 +235,31 @@ def _text_encoder(given: _Given, how: Reader, config: Mapping[str, Any], old: bo
         state = converters.convert_open_clip_checkpoint(empty(cls, cls.config_class(**config)), used, prefix="")
     elif "WithProjection" in how.cls and "text_projection.weight" not in state:
         state["text_projection.weight"] = torch.eye(config["hidden_size"])  # as SD3's own code has it
-    return _filled(given, cls, config, state)
+    return _Named(cls, config, state)
+
+
+def stored(source: Source) -> files.Files:
+    """The tensors of a whole checkpoint under the names of diffusers, where they lie.
+
+    The converters are given numbers of rows for the weights, so that where each number ends tells where a row comes
+    from: fused projections that are split, halves that change places, and the matrices that are turned.
+
+    Raises:
+        Unsupported: a component is not in the file.
+    """
+    header = Header.of(source.path)
+    rows = files.Rows(source.path, header.shapes)
+    given = _Given(header, recognised(header), source, rows.under)
+    parts: dict[str, _Named] = {given.kind.network: _network(given)}
+    for part, how in given.kind.readers.items():
+        if header.under(how.prefix):
+            parts[part] = _text_encoder(given, how)
+        elif part not in given.kind.optional:
+            raise _lacking(given, part)
+    vae = _autoencoder(given)
+    if vae is None:
+        raise _lacking(given, "vae")
+    return files.joined(files.component(part, *_unfilled(named), rows) for part, named in {**parts, "vae": vae}.items())
 
 
 def _lies_in_folder(given: _Given, part: str) -> bool:
@@ -236,35 +275,45 @@ def _from_folder(given: _Given, part: str, classes: tuple[str, ...]) -> Any:
     """
     folder = given.source.tokenizer
     if folder is None or not _lies_in_folder(given, part) or not (folder / INDEX).is_file():
-        raise Unsupported(
-            f"{given.source.path} is a checkpoint of {given.kind.name} without its {part}. Give the folder of a "
-            "pipeline of the same family that has it, --tokenizer FOLDER (its tokenizers are then used, too), or a "
-            "file of the whole model."
-        )
+        raise _lacking(given, part)
     index = declared.read(folder / INDEX, dict, "the index of a pipeline")
     return pipelines.component(replace(given.source, path=folder, config=index), part, classes)
 
 
-def _state(given: _Given, prefix: str) -> dict[str, Tensor]:
+def _lacking(given: _Given, part: str) -> Unsupported:
+    return Unsupported(
+        f"{given.source.path} is a checkpoint of {given.kind.name} without its {part}. Give the folder of a pipeline "
+        "of the same family that has it, --tokenizer FOLDER (its tokenizers are then used, too), or a file of the "
+        "whole model."
+    )
+
+
+def _state(source: Source, prefix: str) -> dict[str, Tensor]:
     """The tensors under a prefix, without it, as the precision that is wanted. Cost: where the file has that precision,
     its pages."""
-    wanted = given.source.dtype
-    with safe_open(given.source.path, framework="pt") as held:
+    wanted = source.dtype
+    with safe_open(source.path, framework="pt") as held:
         keys = [key for key in held.keys() if key.startswith(prefix)]  # noqa: SIM118 (no dict)
         tensors = {key[len(prefix) :]: held.get_tensor(key) for key in keys}
     return {key: t.to(wanted) if t.is_floating_point() else t for key, t in tensors.items()}
 
 
-def _filled(given: _Given, cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Any:
+def _unfilled(named: _Named) -> tuple[Any, dict[str, Tensor]]:
+    """A component without memory, and the file's tensors as it calls them."""
+    config = dict(named.config) if hasattr(named.cls, "from_config") else named.cls.config_class(**named.config)
+    model = empty(named.cls, config)
+    wrapped = any(name.startswith(files.READER) for name in model.state_dict())
+    return model, {k if wrapped else files.bare(k): v for k, v in named.tensors.items()}
+
+
+def _filled(given: _Given, component: _Named) -> Any:
     """A component of a listed class whose every tensor is in the file; it takes the memory of its tensors alone.
 
     Raises:
         Damaged: tensors are missing, or have other shapes than the architecture that their names tell.
     """
-    model = empty(cls, dict(config) if hasattr(cls, "from_config") else cls.config_class(**config))
+    model, named = _unfilled(component)
     due = model.state_dict()
-    wrapped = any(name.startswith("text_model.") for name in due)
-    named = {k if wrapped else k.removeprefix("text_model."): v for k, v in state.items()}
     odd = [name for name, t in named.items() if name in due and due[name].shape != t.shape]
     if odd:
         shown = f"{odd[0]!r} is {tuple(named[odd[0]].shape)}, expected {tuple(due[odd[0]].shape)}"
@@ -282,4 +331,4 @@ def _filled(given: _Given, cls: Any, config: Mapping[str, Any], state: Mapping[s
     return model.eval()
 
 
-FAMILY = Family(_detect, _load)
+FAMILY = Family(_detect, _load, stored=stored)

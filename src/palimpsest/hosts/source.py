@@ -17,6 +17,7 @@ import torch
 from palimpsest.core import declared
 from palimpsest.core.errors import Damaged
 from palimpsest.core.host import Host
+from palimpsest.core.stored import Files
 
 T = TypeVar("T")
 
@@ -81,12 +82,14 @@ class Family(NamedTuple):
     `detect(files, config, keys)` sees the names of the files in a folder (of the one file), the content of
     model_index.json or config.json, and the tensors' names in the safetensors files that lie there; it opens nothing.
     A module of `hosts/`, or of another package that declares it under the entry point "palimpsest.hosts", carries it
-    as `FAMILY`. `host`, where it is one class, tells models of other families apart before they are loaded.
+    as `FAMILY`. `host`, where it is one class, tells models of other families apart before they are loaded. `stored`
+    gives a model's tensors where they lie, without loading it.
     """
 
     detect: Callable[[Collection[str], Mapping[str, Any], Collection[str]], bool]
     load: Callable[[Source], Host]
     host: type | None = None
+    stored: Callable[[Source], Files] | None = None
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def loaded(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     Raises:
         Damaged: files are broken or lack tensors, which the libraries would fill at random without a word.
     """
-    stem = "diffusion_pytorch_model" if cls.__module__.startswith("diffusers.") else "model"
+    stem = _stem(cls)
     variant, files = min(weights_in(folder, stem).items())  # the plain one, "", comes before every other
     refuse_unfit(cls, folder, files)
     how: dict[str, Any] = {"torch_dtype": dtype, "output_loading_info": True}
@@ -111,6 +111,19 @@ def loaded(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
         ) from e
     refuse_absent(absent(info), names, folder)
     return model.eval()
+
+
+def weights_of(cls: Any, folder: Path) -> list[Path]:
+    """The files that a component's tensors come from: the plain ones if there.
+
+    Raises:
+        Damaged: there are none, or only pickles.
+    """
+    return min(weights_in(folder, _stem(cls)).items())[1]
+
+
+def _stem(cls: Any) -> str:
+    return "diffusion_pytorch_model" if cls.__module__.startswith("diffusers.") else "model"
 
 
 def filled(model: nn.Module, path: Path) -> nn.Module:
