@@ -42,11 +42,11 @@ class Rows:
         breaks = (ids.diff() != 1).nonzero().squeeze(1) + 1
         pieces = [self._piece(run) for run in ids.tensor_split(breaks)]
         there = self._shapes[pieces[0].key]
-        if len(ids) == (shape[0] if len(shape) else 1) and shape[1:].numel() == torch.Size(there[1:]).numel():
-            return Place(shape, tuple(pieces))
-        if len(pieces) == 1 and numbers.ndim == len(there) == 2 and shape == (there[1], there[0]):
-            return Place(shape, tuple(pieces), turned=True)
-        return None
+        if numbers.ndim == 2 and numbers.shape[1] > 1:  # rows have become columns
+            fits = len(pieces) == 1 and tuple(shape) == (there[1], there[0])
+            return Place(shape, tuple(pieces), turned=True) if fits else None
+        fits = len(ids) == (shape[0] if len(shape) else 1) and shape[1:].numel() == torch.Size(there[1:]).numel()
+        return Place(shape, tuple(pieces)) if fits else None
 
     def _numbers(self, key: str) -> Tensor:
         shape = self._shapes[key]
