@@ -265,7 +265,7 @@ class Average(Largest):
     def survey(self, parts: Sequence[Part], base: Stored, host: Any, **rest: Any) -> int:
         return len(parts)
 
-    def weights(self, name: str, surveyed: int) -> Sequence[float]:
+    def factors(self, name: str, surveyed: int) -> Sequence[float]:
         return [1 / surveyed] * surveyed
 
 

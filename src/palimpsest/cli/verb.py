@@ -108,6 +108,36 @@ class Word:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parts:
+    parts: Positional[Annotated[tuple[str, ...], arg(metavar="CHANGE ...")]]
+    """Patches or their folders, other programs' LoRAs and embeddings, or whole edited models."""
+    about: Annotated[tuple[str, ...], arg(metavar="WORDS ...")] = ()
+    """For each change what it is about, names with commas between, or - where nobody knows; what the patches
+    themselves say where not given. What they are about is drawn, with each change alone and with all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged(Loading, Looking, Working):
+    """A model of which several changes are merged."""
+
+    model: options.Model = "tiny/sd"
+    """The model that all of them change."""
+    stream: bool = False
+    """Load no model: read all files a block at a time. Nothing is drawn, and no receipt is written."""
+
+    def case(self) -> Any:
+        from palimpsest.hosts.load import stored
+        from palimpsest.run import merging
+
+        about: Any = self  # what the command asks stands in its other bases
+        host = stored(self.model) if self.stream else self.load(self.model)
+        found = merging.ingredients(host, about.parts, about=about.about)
+        for i in found:
+            tell(f"{i.name}: {', '.join(c.name for c in i.about) or 'nobody says what it is about'}.")
+        return merging.merging(host, found, look=self.look(), workers=self.workers, ray=self.ray)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Newcomer(Learning, Looking, Working):
     """A generator that is taught something."""
 
@@ -293,8 +323,8 @@ def _named(given: tuple[str, ...]) -> dict[str, Any]:
     return {part[1]: read(part[2], labelled=False) for part in parts if part is not None}
 
 
-_ASKS = {"target": Target, "keep": Keep, "toward": Toward, "forget": Forget, "word": Word}
-_SUBJECTS = {"generator": Generator, "classifier": Classifier, "newcomer": Newcomer}
+_ASKS = {"target": Target, "keep": Keep, "toward": Toward, "forget": Forget, "word": Word, "parts": Parts}
+_SUBJECTS = {"generator": Generator, "classifier": Classifier, "newcomer": Newcomer, "merged": Merged}
 
 
 def command_of(name: str, verb: Verb) -> type:

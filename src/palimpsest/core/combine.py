@@ -21,7 +21,7 @@ from palimpsest.core.host import Host
 from palimpsest.core.method import Method
 from palimpsest.core.patch import Form, Patch
 from palimpsest.core.pictures import Material, Pictures
-from palimpsest.core.stored import Stored
+from palimpsest.core.stored import Stored, digest_of
 from palimpsest.core.streams import Stream
 from palimpsest.core.trace import Trace
 from palimpsest.core.words import united
@@ -42,7 +42,7 @@ class Combine(Method, ABC):
         """
         return None
 
-    def weights(self, name: str, surveyed: Any) -> Sequence[float] | None:
+    def factors(self, name: str, surveyed: Any) -> Sequence[float] | None:
         """One factor for each change, where the rule is a weighted sum of this tensor: low-rank changes then stay so.
 
         None, as here: the rule needs all entries, and `block` decides.
@@ -51,7 +51,7 @@ class Combine(Method, ABC):
 
     def block(self, name: str, deltas: Tensor, surveyed: Any) -> Tensor:
         """(rows, ...) float32 of the changes (n, rows, ...) of some rows of one tensor; entry by entry, so that it does
-        not matter how many rows are seen at once. Asked where `weights` gives none."""
+        not matter how many rows are seen at once. Asked where `factors` gives none."""
         raise NotImplementedError(f"{type(self).__name__} has no rule for single entries")
 
     @final
@@ -112,7 +112,7 @@ class Combine(Method, ABC):
                     raise Unsupported(
                         f"{part.hooks[0].id} acts while the model runs; only changes of weights can be combined."
                     )
-                if part.base != model and not (live is not None and holds(live.root, part.base)):
+                if part.base != model and not _held(base, live, part.base):
                     raise WrongBase(f"A patch was made for the model {part.base[:12]}, but {name} is {model[:12]}.")
             elif isinstance(part, Change) and part.before is not base and fingerprint(part.before) != model:
                 raise WrongBase(f"{part.name} is held against another model than {name}.")
@@ -123,7 +123,7 @@ class Combine(Method, ABC):
     def _combined(self, name: str, parts: Sequence[Part], base: Stored, surveyed: Any) -> Form | None:
         """One tensor's change, about to be computed; None where it stays."""
         shape = base.shape(name)
-        factors = self.weights(name, surveyed)
+        factors = self.factors(name, surveyed)
         if factors is None:
 
             def voted(start: int, stop: int) -> Tensor:
@@ -145,6 +145,11 @@ class Combine(Method, ABC):
             return total
 
         return Dense, {"value": Stream.by_rows(torch.float32, shape, added)}
+
+
+def _held(base: Stored, live: Any, wanted: str) -> bool:
+    """Whether a model is the one with this fingerprint in another precision (`core.fingerprint.holds`)."""
+    return holds(live.root, wanted) if live is not None else digest_of(base, torch.float32) == wanted
 
 
 def _summed(name: str, live: Sequence[tuple[Part, float]], shape: torch.Size) -> Delta | None:

@@ -36,6 +36,8 @@ _WHO = {
 SETS = tuple(_WHO)
 REFERENCE = "reference"  # pictures of a folder: only their features are kept
 REFERENCES = "references"  # what newcomers were taught from
+ALONE = "alone"  # the targets' pictures, each by the model with that change alone which is about it
+PAIRS = "pairs"  # of merged changes: one row for each two of them
 MATCH = "match"  # of a picture with its prompt
 DIGITS = 5  # of the per-picture numbers that a receipt keeps
 
@@ -47,7 +49,9 @@ class Drawn(Evidence):
     Sets are "before" (untouched), "after" (edited), "other" (untouched, other seeds) and, where there is one, "oracle"
     (a model that never saw the target, or always knew the newcomer). Rows follow `plan.shots`, those of "other"
     `plan.twin_shots`. Of "reference", where a folder of pictures is compared with, features alone are kept. Where
-    newcomers were taught, "references" are the user's pictures of them, one newcomer after the other.
+    newcomers were taught, "references" are the user's pictures of them, one newcomer after the other. Where changes
+    were merged, "alone" are pictures of the targets by the model with one of them, in the order of `plan.alone`, and
+    "pairs" has a row for each two of the changes.
 
     Measures: "set/judge/present" (n, classes) bool, "set/judge/features" (n, d), "set/judge/match" (cosine with the
     text of the picture's prompt), "set/drift" and "set/judge/drift" (of "after" and "other": the distance from

@@ -109,6 +109,20 @@ class Taught:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Merged:
+    """One of several changes that were merged.
+
+    Args:
+        name: what it is called, such as its folder. sha256: of the patch, or of the whole edited model.
+        about: names of the targets that it is about; () where nobody said.
+    """
+
+    name: str
+    sha256: str = ""
+    about: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shot:
     """One picture to draw: group is an index into the plan's groups; guidance is its own, None: the plan's."""
 

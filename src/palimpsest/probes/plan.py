@@ -21,7 +21,7 @@ from palimpsest.ops import statistics
 from palimpsest.ops.listed import same
 from palimpsest.ops.prompts import asking
 from palimpsest.probes.attempt import Budget
-from palimpsest.probes.groups import LISTED, ROLES, Group, Role, Scope, Shot, Taught
+from palimpsest.probes.groups import LISTED, ROLES, Group, Merged, Role, Scope, Shot, Taught
 from palimpsest.probes.lexicon import vocabulary
 from palimpsest.probes.neighbours import Eye, Near
 from palimpsest.probes.neighbours import neighbours as neighbours_of
@@ -60,6 +60,7 @@ class Plan:
         newcomers: targets that only the edited model was taught; others are asked for something else in their place.
         resurfacing: the budget at which the targets are also to be brought back; None: not asked for.
         reference: pictures that its own are compared with; None: none.
+        merged: the changes that the edited model was merged of; () where it was not.
     """
 
     request: Request
@@ -75,6 +76,7 @@ class Plan:
     newcomers: tuple[Taught, ...] = ()
     resurfacing: Budget | None = None
     reference: Others | None = None
+    merged: tuple[Merged, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.look <= self.looks:
@@ -169,6 +171,11 @@ class Plan:
             (n, groups[n.name], range(start, start + n.references))
             for n, start in zip(self.newcomers, starts, strict=True)
         ]
+
+    def alone(self) -> list[tuple[Merged, list[int]]]:
+        """Each of the merged changes, and the groups that ask for what it is about."""
+        groups = {g.name: i for i, g in enumerate(self.groups) if g.role == "target"}
+        return [(part, [groups[name] for name in part.about if name in groups]) for part in self.merged]
 
     def twin_rows(self, *, role: str | None = None, group: int | None = None) -> torch.Tensor:
         """(k,) int64 rows of `twins` whose picture belongs to a role or to a group."""

@@ -57,6 +57,21 @@ def sentences(readings: Sequence[Reading], targets: Sequence[str], plan: Plan) -
             _say("unsure", f"No judge knows {_names([_quoted(t) for t in targets])}, so presence was not measured.")
         )
     said += [_target(r, plan.aim, by=True) for r in judged if r.role == "target" and r not in presence]
+    return said + _beside(readings, presence, collapse, plan)
+
+
+def beside_targets(readings: Sequence[Reading], plan: Plan) -> list[dict[str, str]]:
+    """The same without what is said of the targets' presence: of readings that have none."""
+    collapse = [r for r in readings if r.name == "collapse"]
+    presence = _first([r for r in readings if r.name == "presence"])
+    return _unreadable(collapse) + _beside(readings, presence, collapse, plan)
+
+
+def _beside(
+    readings: Sequence[Reading], presence: list[Reading], collapse: list[Reading], plan: Plan
+) -> list[dict[str, str]]:
+    judged = [r for r in readings if r.name == "presence"]
+    said: list[dict[str, str]] = []
     said += _differing([r for r in readings if r.name == AGREEMENT and r.role == "target"])
     said += _itself(readings, judged)
     apart = [r for r in presence if r.concept and r.detail.get("seeds apart", 1.0) * len(presence) < LEVEL]

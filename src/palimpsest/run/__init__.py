@@ -10,6 +10,7 @@ from palimpsest.run.drawing import doctor, sample
 from palimpsest.run.editing import edit
 from palimpsest.run.inserting import insert
 from palimpsest.run.looking import Look, plan
+from palimpsest.run.merging import merge
 from palimpsest.run.requests import concepts, request, told
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "erase",
     "insert",
     "load",
+    "merge",
     "perform",
     "plan",
     "refuse_other",

@@ -77,7 +77,7 @@ def refuse_other(before: Any, after: str | Path, *, download: bool = False) -> N
 
     Cost: headers of the files; of a patch all of it.
     """
-    if _is_patch(Path(after)):
+    if is_patch(Path(after)):
         read_patch(after, before).fits(before)
     else:
         check_alike(before, after, download=download)
@@ -97,12 +97,12 @@ def unlike(before: Any, after: Any) -> list[str]:
 
 def edited(path: str | Path, before: Any = None, *, load: Callable[[str], Any] = load) -> Any:
     """A patch, an embedding or a LoRA as a patch of the model before, or another model, which `load` loads."""
-    if _is_patch(Path(path)):
+    if is_patch(Path(path)):
         return read_patch(path, before)
     return load(str(path))
 
 
-def _is_patch(path: Path) -> bool:
+def is_patch(path: Path) -> bool:
     """Whether a safetensors file's header says that it is a patch, an embedding or a LoRA; false for checkpoints and
     missing files. A folder may be a LoRA, too."""
     if path.is_dir():

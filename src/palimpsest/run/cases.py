@@ -15,7 +15,8 @@ import torch
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.host import Classifier
-from palimpsest.core.method import ModelEdit
+from palimpsest.core.method import Method
+from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.trace import Trace
 from palimpsest.data.dataset import Dataset, aligned
@@ -64,12 +65,16 @@ class Case(ABC):
         """What a method learns from."""
 
     @abstractmethod
-    def check(self, method: ModelEdit | None = None) -> None:
+    def check(self, method: Method | None = None) -> None:
         """Refuses, before any work of a method or of an audit alone, what cannot come to a meaningful end."""
 
     @abstractmethod
-    def forecast(self, method: ModelEdit | None) -> str:
+    def forecast(self, method: Method | None) -> str:
         """What would be done, looked at and shown, and how long it takes, in words."""
+
+    def carry_out(self, method: Any, *, seed: int, trace: Trace) -> Patch:
+        """Runs a system on this case."""
+        return method(self.host, self.request, data=self.material, seed=seed, trace=trace)
 
     def record(self) -> dict[str, Any] | None:
         """What a deletion record keeps of the request; None where nothing is deleted."""
@@ -138,12 +143,12 @@ class GeneratorCase(Case):
     def material(self) -> Material:
         return Material({name: data.samples for name, data in self.data.items()})
 
-    def check(self, method: ModelEdit | None = None) -> None:
+    def check(self, method: Method | None = None) -> None:
         # An impossible plan, a judge that is not there and an empty folder cost nothing.
         _ = self.judges, self.reference, self.crew
         refuse_too_large(self.host, self._need(method))
 
-    def _need(self, method: ModelEdit | None) -> Taken | None:
+    def _need(self, method: Method | None) -> Taken | None:
         """What it all takes in memory; counted once."""
         if repr(method) not in self._needs:
             found = taken(self.host, self.plan, method=method, oracle=bool(self.oracles), batch=self.look.batch)
@@ -156,7 +161,7 @@ class GeneratorCase(Case):
     def close(self) -> None:
         self.crew.close()
 
-    def forecast(self, method: ModelEdit | None) -> str:
+    def forecast(self, method: Method | None) -> str:
         """See `Case.forecast`; draws a few pictures to take the time."""
         speed = time_host(self.host, self.plan)
         lines = foresee(
@@ -227,7 +232,7 @@ class ClassifierCase(Case):
     def material(self) -> Material:
         return split(self.known, self.clear)
 
-    def check(self, method: ModelEdit | None = None) -> None:
+    def check(self, method: Method | None = None) -> None:
         """Raises BadRequest where the model does not know what it is said to have learned from."""
         if not self.classifies or self.accept_chance:
             return
@@ -258,7 +263,7 @@ class ClassifierCase(Case):
         counts = {name: right(self.host, samples) for name, samples in parts.items()}
         return {name: (samples, counts[name][1], wilson(*counts[name])) for name, samples in parts.items()}
 
-    def forecast(self, method: ModelEdit | None) -> str:
+    def forecast(self, method: Method | None) -> str:
         lines = [*self.known.told(), *told(self.known, self.clear)]
         if self.classifies:
             rates = [f"{100 * rate.value:.0f} % of {n} {part}" for part, (_, n, rate) in self._read.items()]
@@ -311,10 +316,10 @@ class PlainCase(Case):
     def material(self) -> Material:
         return Material({name: data.samples for name, data in self.data.items()})
 
-    def check(self, method: ModelEdit | None = None) -> None:
+    def check(self, method: Method | None = None) -> None:
         """Nothing is known of such a model."""
 
-    def forecast(self, method: ModelEdit | None) -> str:
+    def forecast(self, method: Method | None) -> str:
         return "\n".join(work(method, self.material, f"on {self.host.name}"))
 
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:

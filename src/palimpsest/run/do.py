@@ -13,7 +13,7 @@ from typing import Any
 from palimpsest.core import catalog
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.files import write_text
-from palimpsest.core.method import ModelEdit
+from palimpsest.core.method import Method
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
 from palimpsest.data.dataset import Dataset
@@ -50,7 +50,7 @@ def do(
     host: Any,
     asked: Asked,
     *,
-    method: ModelEdit | str = "",
+    method: Method | str = "",
     data: Dataset | Mapping[str, Dataset] | None = None,
     test: Dataset | None = None,
     look: Look | None = None,
@@ -112,7 +112,7 @@ def perform(
     verb: str,
     about: Case,
     *,
-    method: ModelEdit | str = "",
+    method: Method | str = "",
     out: str | Path | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -125,7 +125,7 @@ def perform(
     about.check(system)
     record, folder = about.record(), None if out is None else Path(out)
     work = Trace(folder=folder, resume=resume, progress=progress)
-    patch = system(about.host, about.request, data=about.material, seed=seed, trace=work)
+    patch = about.carry_out(system, seed=seed, trace=work)
     if ranks.rank():  # process 0 writes and measures
         return Done(patch=patch, receipt=None, record=None, patch_path=None, record_path=None)
     if record is not None:
@@ -142,7 +142,7 @@ def perform(
     return Done(patch=patch, receipt=receipt, record=record, patch_path=patch_path, record_path=record_path)
 
 
-def _divide(system: ModelEdit) -> None:
+def _divide(system: Method) -> None:
     """Raises BadRequest where several processes were started for a system that trains nothing they could divide."""
     parts = [system, *(getattr(system, f.name) for f in fields(system))]
     if ranks.world() > 1 and not any(isinstance(part, Training) for part in parts):
@@ -152,7 +152,7 @@ def _divide(system: ModelEdit) -> None:
         )
 
 
-def system_of(verb: str, method: ModelEdit | str) -> ModelEdit:
+def system_of(verb: str, method: Method | str) -> Method:
     """The system that is meant: as given, by name, or the verb's default."""
     if not isinstance(method, str):
         return method

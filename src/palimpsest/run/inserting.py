@@ -14,7 +14,7 @@ import torch
 
 from palimpsest.core.concept import Concept, Kind, Request
 from palimpsest.core.errors import BadRequest
-from palimpsest.core.method import ModelEdit
+from palimpsest.core.method import Method
 from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.trace import Progress, Trace
 from palimpsest.ops.listed import list_of
@@ -150,7 +150,7 @@ def insert(
     captions: str = "auto",
     n: int = DRAWN,
     consent: str = "",
-    method: ModelEdit | str = "",
+    method: Method | str = "",
     look: Look | None = None,
     oracles: Sequence[Any] = (),
     out: str | Path | None = None,

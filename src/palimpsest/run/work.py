@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
-from palimpsest.core.method import ModelEdit
+from palimpsest.core.method import Method, ModelEdit
 from palimpsest.core.pictures import Material, Pictures
 
 CHECKED = 1000  # samples whose reading tells chance from knowledge
 
 
-def work(method: ModelEdit | None, data: Material, speed: str) -> list[str]:
+def work(method: Method | None, data: Material, speed: str) -> list[str]:
     """What a system says of its own work on the data: steps, the samples that they read, and the words of its cost."""
     if method is None:
         return []
-    due, steps = method.planned(data), getattr(method, "steps", None)
+    due = method.planned(data) if isinstance(method, ModelEdit) else None
+    steps = getattr(method, "steps", None)
     words = f"{steps} steps of {getattr(method, 'batch', 1)} rows" if steps else "no steps of training"
     if due is not None:
         words = f"{due.steps} steps that read {due.samples} samples"

@@ -119,14 +119,19 @@ class Generator(Subject):
         evaluators = evaluators_of(data)
         measures = {**unkept(data["measures"], evaluators), **vectors}
         chosen = Plan.from_plain({**data["plan"], "request": data["request"]})
-        brought = 0 if chosen.reference is None else chosen.reference.pictures
-        taught = sum(n.references for n in chosen.newcomers)
-        dues = {"other": len(chosen.twin_shots), REFERENCE: brought, REFERENCES: taught}
+        dues = cls.counts(chosen)
         for path, rows in measures.items():
             due = dues.get(path.partition("/")[0], len(chosen.shots))
             if len(rows) != due:
                 raise ValueError(f"{path} has {len(rows)} rows, the plan {due} pictures")
         return Drawn(plan=chosen, measures=measures, evaluators=evaluators, cost=data["run"]["audit"])
+
+    @classmethod
+    def counts(cls, plan: Plan) -> dict[str, int]:
+        """How many rows the sets have that have not one for each of the plan's pictures."""
+        brought = 0 if plan.reference is None else plan.reference.pictures
+        taught = sum(n.references for n in plan.newcomers)
+        return {"other": len(plan.twin_shots), REFERENCE: brought, REFERENCES: taught}
 
     def again(self, kept: Drawn, before: Any, after: Any, how: str, trace: Trace) -> Again:
         """Cost: 12 pictures before and after, or the whole audit again."""
