@@ -48,8 +48,10 @@ COMMANDS: dict[str, type] = {
 @cache
 def commands() -> dict[str, type]:
     """Every command by name: one for each installed verb, then those about models, patches and receipts."""
-    kinds = {"ModelEdit": command_of, "ImageEdit": edit.command_of}
-    made = {name: kinds[verb.makes](name, verb) for name, verb in catalog.verbs().items() if verb.makes in kinds}
+    made = {
+        name: (edit.command_of if verb.makes == "ImageEdit" else command_of)(name, verb)
+        for name, verb in catalog.verbs().items()
+    }
     return {**made, **COMMANDS}
 
 
