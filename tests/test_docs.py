@@ -40,7 +40,7 @@ def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             words = shlex.split(line, comments=True)
             if words:
                 assert words[0] == "palimpsest", f"{page.name}: {line}"
-                look = QUICK if words[1] in ("erase", "insert", "audit") else []
+                look = QUICK if words[1] in ("erase", "insert", "merge", "audit") else []
                 few = ["--steps", "2"] if words[1] in ("erase", "insert") and "--method" not in words else []
                 assert main([*words[1:], *look, *few]) == 0, f"{page.name}: {line}"
 

@@ -247,6 +247,18 @@ def test_files_are_merged_without_loading_the_model(edits: Path, tmp_path: Path)
     assert all(torch.equal(streamed.deltas[k].tensors()["value"], d.tensors()["value"]) for k, d in held.deltas.items())
 
 
+def test_a_difference_is_written_without_loading_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "tiny/sd", "tiny/sd-without-star", "--out", str(tmp_path / "c")]) == 0
+    assert "tensors changed" in capsys.readouterr().out
+    patch, host, other = Patch.open(tmp_path / "c" / "patch.safetensors"), load("tiny/sd"), load("tiny/sd-without-star")
+    assert patch.provenance["edited"] == "tiny/sd-without-star"
+    assert patch.base != host.fingerprint()  # the files are of half precision, and one base with the loaded model
+    with patch.applied(host):
+        assert host.fingerprint() == other.fingerprint()
+    assert main(["diff", "tiny/sd", "tiny/cifar", "--out", str(tmp_path / "no")]) == 2
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -18,6 +18,7 @@ from palimpsest.cli import edit
 from palimpsest.cli.audit import Audit
 from palimpsest.cli.browse import Doctor, Ls, Show, own_options
 from palimpsest.cli.compare import Compare
+from palimpsest.cli.diff import Diff
 from palimpsest.cli.exam import Exam
 from palimpsest.cli.export import Export
 from palimpsest.cli.imported import Import
@@ -38,6 +39,7 @@ COMMANDS: dict[str, type] = {
     "keygen": Keygen,
     "export": Export,
     "import": Import,
+    "diff": Diff,
     "exam": Exam,
     "ls": Ls,
     "show": Show,

@@ -106,11 +106,12 @@ class Change:
         return self.after.rows(name, start, stop).float() - self.before.rows(name, start, stop).float()
 
 
-def diff(base: Any, edited: Any, *, out: str | Path | None = None) -> Patch:
+def diff(base: Any, edited: Any, *, name: str = "", out: str | Path | None = None) -> Patch:
     """The patch that turns one model into another of the same architecture, whoever edited it.
 
     Args:
         base, edited: hosts, or tensors in files.
+        name: of the edited model, for the provenance; its host's own where not given.
         out: the file that the patch is written to while both are read; it then holds a block at a time.
 
     Raises:
@@ -119,7 +120,7 @@ def diff(base: Any, edited: Any, *, out: str | Path | None = None) -> Patch:
     Cost: both are read twice, once more for the fingerprint of files; written are 4 bytes for each number of a tensor
     of which a third or more changed, 12 for each changed number of others.
     """
-    before, after, name = stored(base), stored(edited), getattr(edited, "name", "")
+    before, after, name = stored(base), stored(edited), name or getattr(edited, "name", "")
     Change(before=before, after=after, name=name)  # same tensors
     patch = Patch(base=fingerprint(base), provenance={"method": "diff", "edited": name})
     forms = {}

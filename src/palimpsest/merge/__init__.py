@@ -12,6 +12,6 @@ VERB = Verb(
     examples=(
         "palimpsest merge no-star/patch.safetensors crown/patch.safetensors --model tiny/sd --out both",
         "palimpsest merge a.safetensors b.safetensors --model my-model --method ties --density 0.2 --dry-run",
-        "palimpsest merge one-finetune another --model their-base --method diffusion_soup --write soup",
+        "palimpsest merge one-finetune another --model their-base --method diffusion_soup --stream --out soup",
     ),
 )

@@ -21,7 +21,7 @@ from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.printable import printable
 from palimpsest.core.trace import Progress, Trace
-from palimpsest.export.read import read_patch
+from palimpsest.export.read import WEIGHTS, is_own_file, read_patch, weights_of
 from palimpsest.hosts import load as hosts
 from palimpsest.probes.groups import Merged as Of
 from palimpsest.probes.groups import Taught
@@ -207,21 +207,16 @@ def _read(path: Path, host: Any) -> Part:
     """A change from a path."""
     if path.is_dir() and (path / PATCH_FILE).is_file():
         path = path / PATCH_FILE
+    if path.is_dir() and any((path / name).is_file() for name in WEIGHTS) and not (path / "config.json").is_file():
+        path = weights_of(path)  # what peft or diffusers wrote
     if is_patch(path):
-        opened = Patch.open(path) if _own(path) else read_patch(path, host if hasattr(host, "root") else None)
+        opened = Patch.open(path) if is_own_file(path) else read_patch(path, host if hasattr(host, "root") else None)
         if hasattr(host, "root"):
             opened.fits(host)
         return opened
     if not path.exists() and path.suffix:
         raise Damaged(f"There is no {path}.")
     return Change(before=stored(host), after=hosts.stored(path), name=printable(path.name))
-
-
-def _own(path: Path) -> bool:
-    """Whether a file is a patch of ours, by its header."""
-    from palimpsest.core.stored import Tensors
-
-    return "palimpsest" in Tensors(path).metadata
 
 
 def _numbered(found: Sequence[Ingredient]) -> list[Ingredient]:
