@@ -8,7 +8,7 @@ from torch.nn import functional
 
 VISIBLE = 4 / 255
 """A change of colour below this is none, however large the rest of the picture's is."""
-SHARE = 0.15
+SHARE = 0.25
 """A change below this share of the picture's largest is taken for what the way through the model does everywhere."""
 
 

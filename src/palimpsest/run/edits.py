@@ -66,7 +66,7 @@ class EditedFolder:
         """In sentences, what should be looked at first."""
         n, poor = len(self.rows), [row for row in self.rows if row.flags]
         decibels = sorted(row.reconstruction for row in self.rows if row.reconstruction is not None)
-        lines = [f"{n} pictures edited" + (f", {self.kept} of them before." if self.kept else ".")]
+        lines = [f"{n} pictures edited" + (f", {self.kept} of them in an earlier run." if self.kept else ".")]
         if decibels:
             lines.append(
                 f"Rebuilt with nothing asked: worst {decibels[0]:.1f} dB, median {decibels[len(decibels) // 2]:.1f} dB."
