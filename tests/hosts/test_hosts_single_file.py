@@ -35,14 +35,16 @@ from checkpoint_fixtures import (
 )
 from hosts_fixtures import largest
 from palimpsest.cli import main
+from palimpsest.core.delta import Dense
 from palimpsest.core.errors import BadRequest, Damaged, PalimpsestError, Unsupported
 from palimpsest.core.fingerprint import digest, tensors_of
+from palimpsest.core.patch import Patch
 from palimpsest.core.sampling import Sampling
-from palimpsest.core.stored import Files, digest_of
+from palimpsest.core.stored import Files, Tensors, digest_of
 from palimpsest.hosts import shapes, vocabulary
 from palimpsest.hosts.checkpoints import FLUX, SD1, SD2, SD3, SDXL, Reader, recognised
 from palimpsest.hosts.headers import Header
-from palimpsest.hosts.load import load, stored
+from palimpsest.hosts.load import load, stored, write_edited
 from palimpsest.hosts.single_file import _told_by_noise
 from palimpsest.hosts.source import Source
 
@@ -107,6 +109,25 @@ def test_tensors_are_found_where_they_lie(family: str, made: Path) -> None:
     assert digest_of(theirs, torch.float16) == digest_of(mine, torch.float16) == half
     assert isinstance(mine, Files)
     assert {len(place.pieces) for place in mine.places.values()} <= {1, 2}
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_a_checkpoint_is_written_with_a_patch_in_it(family: str, made: Path, tmp_path: Path) -> None:
+    """What was split, moved and turned goes back to its place."""
+    folder, file = both(family, made)
+    host = load(folder)
+    changes = {
+        name: Dense(value=torch.randn(t.shape, generator=torch.Generator().manual_seed(i)))
+        for i, (name, t) in enumerate(tensors_of(host.root).items())
+        if t.is_floating_point() and t.ndim > 1
+    }
+    patch = Patch(base=host.fingerprint(), deltas=changes)
+    write_edited(file, patch, tmp_path / "edited.safetensors")
+    found = stored(tmp_path / "edited.safetensors")
+    patch.fuse(host)
+    for name, t in tensors_of(host.root).items():
+        assert torch.equal(found.rows(name, 0, max(1, len(t) if t.ndim else 1)).reshape(t.shape), t), name
+    assert Tensors(tmp_path / "edited.safetensors").metadata == Tensors(file).metadata
 
 
 def test_a_part_that_a_file_lacks_is_named(made: Path, tmp_path: Path) -> None:

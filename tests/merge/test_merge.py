@@ -247,6 +247,18 @@ def test_files_are_merged_without_loading_the_model(edits: Path, tmp_path: Path)
     assert all(torch.equal(streamed.deltas[k].tensors()["value"], d.tensors()["value"]) for k, d in held.deltas.items())
 
 
+def test_the_merged_model_is_written_as_its_files_are(edits: Path, tmp_path: Path) -> None:
+    both = ["merge", str(edits / "no-star"), "--model", "tiny/sd", "--stream", "--out", str(tmp_path / "s")]
+    assert main([*both, "--write", str(tmp_path / "model")]) == 0
+    host, edited = load("tiny/sd"), load(tmp_path / "model")
+    half = torch.float16  # of the files
+    with Patch.load(edits / "no-star" / "patch.safetensors").applied(host):
+        for name, t in tensors_of(host.root).items():
+            assert torch.equal(t.to(half).float(), tensors_of(edited.root)[name].float()), name
+    assert main([*both, "--overwrite", "--write", str(tmp_path / "model")]) == 2
+    assert main([*both, "--overwrite", "--write", str(tmp_path / "one.safetensors")]) == 2
+
+
 def test_a_difference_is_written_without_loading_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", "tiny/sd", "tiny/sd-without-star", "--out", str(tmp_path / "c")]) == 0
     assert "tensors changed" in capsys.readouterr().out

@@ -124,14 +124,20 @@ class Merged(Loading, Looking, Working):
     """The model that all of them change."""
     stream: bool = False
     """Load no model: read all files a block at a time. Nothing is drawn, and no receipt is written."""
+    write: Annotated[Path | None, arg(metavar="FOLDER|FILE")] = None
+    """Write the whole merged model as well, as the model's own files are: a folder, or a checkpoint in one file."""
 
     def case(self) -> Any:
         from palimpsest.hosts.load import stored
         from palimpsest.run import merging
 
         about: Any = self  # what the command asks stands in its other bases
+        if self.write is not None and self.write.exists():
+            raise BadRequest(f"{self.write} is there already; name another place with --write.")
         host = stored(self.model) if self.stream else self.load(self.model)
         found = merging.ingredients(host, about.parts, about=about.about)
+        if self.write is not None and (brought := [word for i in found for word in i.part.words]):
+            raise BadRequest(f"--write writes weights alone, and a change brings the word {brought[0]}; leave it out.")
         for i in found:
             tell(f"{i.name}: {', '.join(c.name for c in i.about) or 'nobody says what it is about'}.")
         return merging.merging(host, found, look=self.look(), workers=self.workers, ray=self.ray)
@@ -267,6 +273,10 @@ class Doing:
             tell(f"record   {done.record_path}")
         if done.receipt is not None:
             say(done.receipt)
+        if (write := getattr(self, "write", None)) is not None:
+            from palimpsest.hosts.load import write_edited
+
+            tell(f"model    {write_edited(getattr(self, 'model', ''), done.patch, write)}")
         return 0
 
     def _method(self, entry: catalog.Entry, rest: list[str]) -> Any:

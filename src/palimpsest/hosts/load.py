@@ -16,7 +16,7 @@ from palimpsest.core import declared
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.fingerprint import PRECISIONS, tensors_of
 from palimpsest.core.host import Host
-from palimpsest.core.patch import refuse_pickle
+from palimpsest.core.patch import Patch, refuse_pickle
 from palimpsest.core.stored import Memory, Stored
 from palimpsest.hosts import hub, single_file
 from palimpsest.hosts.checkpoints import recognised
@@ -143,6 +143,17 @@ def stored(model: str | os.PathLike[str]) -> Stored:
     if family is not None and family.stored is not None:
         return family.stored(source)
     return Memory(tensors_of(load(model).root))
+
+
+def write_edited(model: str | os.PathLike[str], patch: Patch, out: str | os.PathLike[str]) -> Path:
+    """Writes a generator's files once more, with a patch in them (`hosts.writing.write_edited`).
+
+    Args:
+        model: as `load` takes it.
+    """
+    from palimpsest.hosts import writing
+
+    return writing.write_edited(_place(os.fspath(model)), stored(model), patch, Path(out))
 
 
 def families() -> Iterator[Family]:
