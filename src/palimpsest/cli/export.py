@@ -25,10 +25,11 @@ class Export(Loading):
 
     patch: options.PatchFile
     """The patch."""
-    format: Literal["peft", "kohya", "embedding", "bundle", "pipeline"] = "peft"
+    format: Literal["peft", "kohya", "embedding", "bundle", "pipeline", "hub"] = "peft"
     """peft for diffusers (`pipe.load_lora_weights(folder)`), kohya for ComfyUI and the web interfaces; embedding: one
     file for each word, which all of them read; bundle: kohya's with the words in it (A1111, OneTrainer); pipeline: the
-    whole model with the changes in its weights and the words in its tokenizers."""
+    whole model with the changes in its weights and the words in its tokenizers; hub: a folder to upload, with LoRA,
+    embeddings, patch, receipt and a model card."""
     out: options.Folder = Path("lora")
     """Folder to write to."""
     overwrite: bool = False
@@ -39,6 +40,12 @@ class Export(Loading):
     """Cut the changes of a LoRA to this rank; what that leaves out is said, and stands in the file's header."""
     half: bool = False
     """float16: half the size, rounded to three digits."""
+    receipt: options.OptionalFolder = None
+    """For hub: the folder of the receipt about this patch; the patch's own folder where there is one in it."""
+    base_model: options.Name = ""
+    """For hub: the base model's name there, owner/name; told from --model where that is one."""
+    licence: options.Name = ""
+    """For hub: the licence as the hub spells it (openrail, apache-2.0)."""
     force: bool = False
     """Also for a model that the patch was not made for."""
 
@@ -50,11 +57,15 @@ class Export(Loading):
             raise BadRequest(f"--rank cuts LoRAs; the format {self.format} is none. Leave it out.")
         if self.half and self.format == "pipeline":
             raise BadRequest("A pipeline is written in the precision that the model is loaded in: --dtype, not --half.")
+        if self.format != "hub" and (self.receipt or self.base_model or self.licence):
+            raise BadRequest("--receipt, --base-model and --licence are for --format hub; leave them out.")
         refuse_overwriting(self.out, [p.name for p in self.out.glob("*.safetensors")], self.overwrite)
         patch = Patch.load(self.patch)
         host = self.load(self.model) if self.model else None
         if self.format == "pipeline":
             return self._whole(patch, host)
+        if self.format == "hub":
+            return self._published(patch, host)
         if self.format == "embedding":
             for one in export_words(patch, self.out, host=host, half=self.half, force=self.force):
                 tell(f"{one.path}\n{one.word}: {one.vectors} vector{'s'[: one.vectors > 1]}. In diffusers:")
@@ -87,4 +98,20 @@ class Export(Loading):
         tell(f"  DiffusionPipeline.from_pretrained({str(done.path)!r})")
         for word, tokens in done.tokens.items():
             tell(f"{word}: {len(tokens)} token{'s'[: len(tokens) > 1]} of the tokenizers")
+        return 0
+
+    def _published(self, patch: Any, host: Any) -> int:
+        from palimpsest.run import publish
+
+        if host is None:
+            raise BadRequest("A model card names the model: give --model.")
+        beside = self.patch.parent if (self.patch.parent / "receipt.json").is_file() else None
+        done = publish(
+            patch, host, self.out, receipt=self.receipt or beside, base_model=self.base_model, licence=self.licence,
+            rank=self.rank, half=self.half, force=self.force,
+        )  # fmt: skip
+        tell(f"{done.path}: {', '.join(done.files)}")
+        if done.why_not:
+            tell(f"No LoRA is among them: {done.why_not}")
+        tell("Read README.md before you upload: it says what the receipt says.")
         return 0

@@ -11,6 +11,7 @@ from palimpsest.run.editing import edit
 from palimpsest.run.inserting import insert
 from palimpsest.run.looking import Look, plan
 from palimpsest.run.merging import merge
+from palimpsest.run.publishing import Published, publish
 from palimpsest.run.requests import concepts, request, told
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Case",
     "Done",
     "Look",
+    "Published",
     "audit",
     "case",
     "concepts",
@@ -31,6 +33,7 @@ __all__ = [
     "merge",
     "perform",
     "plan",
+    "publish",
     "refuse_other",
     "request",
     "sample",
