@@ -1,0 +1,126 @@
+"""Systems that edit pictures: each one's formula once more, naively."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from erase_fixtures import pictures
+from hosts_fixtures import host_of, largest
+from palimpsest.core.concept import Concept, Request
+from palimpsest.core.pictures import Pictures
+from palimpsest.edit.ddim_inversion import DDIMInversion
+from palimpsest.edit.diffedit import DiffEdit
+from palimpsest.edit.ledits_pp import LEditsPP
+from palimpsest.edit.null_text import NullText
+from palimpsest.edit.sdedit import SDEdit
+from palimpsest.ops.editing import EditStep, Inverted, Scene
+
+STAR = Request(target=(Concept(name="star"),))
+
+
+def sources(said: str = "a red house") -> Pictures:
+    return pictures(2, captions=(said,) * 2, columns={"asked": ("a red star",) * 2})
+
+
+def test_sdedit_starts_from_the_picture_and_its_own_noise() -> None:
+    seen: list[tuple[Scene, Inverted]] = []
+
+    class Watched(SDEdit):
+        def invert(self, scene: Scene) -> Inverted:
+            states = [rng.get_state() for rng in scene.rngs]
+            seen.append((scene, super().invert(scene)))
+            for rng, state in zip(scene.rngs, states, strict=True):
+                rng.set_state(state)
+            return seen[-1][1]
+
+    Watched(steps=4, depth=0.5)(host_of("sd"), sources(), STAR)
+    scene, found = seen[0]
+    noise = torch.stack([torch.randn(4, 8, 8, generator=rng) for rng in scene.rngs])
+    first = scene.levels[0]
+    assert len(scene.levels) == 3
+    assert largest(found.path[0], first.alpha * scene.x0 + first.sigma * noise) < 1e-6
+
+
+def test_the_mask_of_diffedit() -> None:
+    seen: list[tuple[Scene, Inverted, list[Tensor]]] = []
+
+    class Watched(DiffEdit):
+        def invert(self, scene: Scene) -> Inverted:
+            states = [rng.get_state() for rng in scene.rngs]
+            found = super().invert(scene)
+            for rng, state in zip(scene.rngs, states, strict=True):
+                rng.set_state(state)
+            noises = [torch.stack([torch.randn(4, 8, 8, generator=rng) for rng in scene.rngs]) for _ in range(2)]
+            seen.append((scene, found, noises))
+            return found
+
+    host = host_of("sd")
+    Watched(steps=4, draws=2, depth=1.0, mask_depth=0.5)(host, sources(), STAR)
+    scene, found, noises = seen[0]
+    at, total = scene.levels[2], torch.zeros(2, 4, 8, 8)
+    with torch.no_grad():
+        for noise in noises:
+            x, t = at.alpha * scene.x0 + at.sigma * noise, at.t.expand(2)
+            total += (host.predict(x, t, scene.asked) - host.predict(x, t, scene.said)).abs()
+    assert found.region is not None
+    for row in range(2):
+        size = total[row].mean(0)
+        expect = (size / (3 * size.mean())).clamp(max=1) > 0.5
+        assert torch.equal(found.region[row, 0].bool(), expect)
+    assert 0 < float(found.region.mean()) < 1
+
+
+def test_ledits_adds_the_change_where_it_is_largest() -> None:
+    seen: list[tuple[EditStep, Tensor]] = []
+
+    class Watched(LEditsPP):
+        def step(self, at: EditStep) -> Tensor:
+            seen.append((at, super().step(at)))
+            return seen[-1][1]
+
+    host = host_of("sd")
+    Watched(steps=3, guidance=4.0, threshold=0.75)(host, sources(""), STAR)
+    at, ours = seen[-1]
+    t = at.here.t.expand(2)
+    with torch.no_grad():
+        empty, asked = (host.predict(at.x, t, host.encode([text] * 2)) for text in ("", "a red star"))
+        for row in range(2):
+            size = (asked - empty)[row].abs().sum(0)
+            mask = size >= size.flatten().quantile(0.75)
+            noise = empty[row] + 4.0 * mask * (asked - empty)[row]
+            x0 = (at.x[row] - at.here.sigma[0] * noise) / at.here.alpha[0]
+            assert largest(ours[row], x0) < 1e-3 * float(x0.abs().max())
+
+
+def test_a_learnt_null_text_leads_the_guided_step_nearer_to_the_inversion() -> None:
+    seen: list[tuple[Scene, Inverted]] = []
+
+    class Watched(NullText):
+        def invert(self, scene: Scene) -> Inverted:
+            seen.append((scene, super().invert(scene)))
+            return seen[-1][1]
+
+    Watched(steps=2, guidance=4.0, depth=0.5, inner=20)(host_of("sd"), sources(), STAR)
+    (scene, found), here = seen[0], seen[0][0].levels[0]
+    assert found.nulls is not None
+    x, left = found.path[0], []
+    with torch.no_grad():
+        for null in (scene.null, found.nulls[0]):
+            free, said = (scene.host.denoise(x, here.t.expand(2), cond) for cond in (null, scene.said))
+            left.append((free + 4.0 * (said - free) - found.path[1]).pow(2).flatten(1).mean(1))  # into the clean level
+    assert bool((left[1] < 0.95 * left[0]).all())
+
+
+def test_negative_prompt_inversion_rebuilds_without_guidance() -> None:
+    host, bare = host_of("sd"), DDIMInversion(steps=4, guidance=1.0)
+    negative = NullText(steps=4, guidance=4.0, optimise=False)
+    one, two = (method(host, sources(), STAR).rebuilt for method in (bare, negative))
+    assert one is not None
+    assert two is not None
+    assert largest(one, two) < 1e-3
+    assert not torch.equal(
+        negative(host, sources(), STAR).images, replace(negative, guidance=2.0)(host, sources(), STAR).images
+    )
