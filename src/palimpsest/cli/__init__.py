@@ -22,6 +22,7 @@ from palimpsest.cli.diff import Diff
 from palimpsest.cli.exam import Exam
 from palimpsest.cli.export import Export
 from palimpsest.cli.imported import Import
+from palimpsest.cli.ledger import LedgerCommand
 from palimpsest.cli.sample import Sample
 from palimpsest.cli.sign import Keygen, Sign
 from palimpsest.cli.terminal import Terminated, complain, prepared
@@ -40,6 +41,7 @@ COMMANDS: dict[str, type] = {
     "export": Export,
     "import": Import,
     "diff": Diff,
+    "ledger": LedgerCommand,
     "exam": Exam,
     "ls": Ls,
     "show": Show,
