@@ -142,3 +142,9 @@ def test_close_names_are_offered() -> None:
     with pytest.raises(BadRequest, match="erase/esd"):
         catalog.find("esdd", "erase")
     assert catalog.find("ESD", "erase").id == "erase/esd"
+
+
+def test_every_verb_has_a_command() -> None:
+    from palimpsest.cli import commands
+
+    assert set(catalog.verbs()) <= set(commands())
