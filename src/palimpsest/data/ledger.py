@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 from palimpsest.core import declared
 from palimpsest.core.declared import MOST_BYTES, Matching, Sha256, Within, shown
@@ -222,7 +222,7 @@ class Book:
         Raises:
             BadRequest, KeyError: the line cannot stand here.
         """
-        said: Mapping[str, Any] = line  # which fields it has depends on what was done
+        said = cast("Mapping[str, Any]", line)  # which fields it has depends on what was done
         did, chain = line["did"], (*self.chain, line)
         if (did == "new") == bool(self.chain):
             raise BadRequest("A chain begins with the line `new`, and has one.")
