@@ -254,7 +254,7 @@ class Largest(Combine):
 
     card = card()
 
-    def block(self, name: str, deltas: Tensor, surveyed: Any) -> Tensor:
+    def block(self, name: str, start: int, deltas: Tensor, surveyed: Any) -> Tensor:
         return deltas.amax(0)
 
 

@@ -122,6 +122,8 @@ class Merged(Loading, Looking, Working):
 
     model: options.Model = "tiny/sd"
     """The model that all of them change."""
+    data: Annotated[tuple[str, ...], arg(metavar="NAME=DATA ...")] = ()
+    """Pictures that the system learns from, by the names that it reads (`palimpsest show` tells them)."""
     stream: bool = False
     """Load no model: read all files a block at a time. Nothing is drawn, and no receipt is written."""
     write: Annotated[Path | None, arg(metavar="FOLDER|FILE")] = None
@@ -140,7 +142,8 @@ class Merged(Loading, Looking, Working):
             raise BadRequest(f"--write writes weights alone, and a change brings the word {brought[0]}; leave it out.")
         for i in found:
             tell(f"{i.name}: {', '.join(c.name for c in i.about) or 'nobody says what it is about'}.")
-        return merging.merging(host, found, look=self.look(), workers=self.workers, ray=self.ray)
+        data = _named(self.data, size=options.own_side(host))
+        return merging.merging(host, found, data=data, look=self.look(), workers=self.workers, ray=self.ray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +325,7 @@ def _chosen(method: Any, verb: str, args: list[str]) -> Any:
     return replace(method, **named)
 
 
-def _named(given: tuple[str, ...]) -> dict[str, Any]:
+def _named(given: tuple[str, ...], *, size: int | None = None) -> dict[str, Any]:
     """Data sets by the names in NAME=DATA."""
     from palimpsest.data.read import read
 
@@ -330,7 +333,7 @@ def _named(given: tuple[str, ...]) -> dict[str, Any]:
     odd = [text for text, part in zip(given, parts, strict=True) if part is None]
     if odd:
         raise BadRequest(f"--data {odd[0]} does not say what the data are for; write --data NAME=DATA.")
-    return {part[1]: read(part[2], labelled=False) for part in parts if part is not None}
+    return {part[1]: read(part[2], size=size, labelled=False) for part in parts if part is not None}
 
 
 _ASKS = {"target": Target, "keep": Keep, "toward": Toward, "forget": Forget, "word": Word, "parts": Parts}

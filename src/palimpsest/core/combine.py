@@ -49,9 +49,9 @@ class Combine(Method, ABC):
         """
         return None
 
-    def block(self, name: str, deltas: Tensor, surveyed: Any) -> Tensor:
-        """(rows, ...) float32 of the changes (n, rows, ...) of some rows of one tensor; entry by entry, so that it does
-        not matter how many rows are seen at once. Asked where `factors` gives none."""
+    def block(self, name: str, start: int, deltas: Tensor, surveyed: Any) -> Tensor:
+        """(rows, ...) float32 of the changes (n, rows, ...) of some rows of one tensor, from row `start` on; entry by
+        entry, so that it does not matter how many rows are seen at once. Asked where `factors` gives none."""
         raise NotImplementedError(f"{type(self).__name__} has no rule for single entries")
 
     @final
@@ -128,7 +128,7 @@ class Combine(Method, ABC):
 
             def voted(start: int, stop: int) -> Tensor:
                 stacked = torch.stack([p.rows(name, shape, start, stop) for p in parts])
-                return self.block(name, stacked, surveyed)
+                return self.block(name, start, stacked, surveyed)
 
             return Dense, {"value": Stream.by_rows(torch.float32, shape, voted)}
         live = [(p, f) for p, f in zip(parts, factors, strict=True) if f != 0 and name in p.names()]

@@ -63,7 +63,7 @@ class TIES(Combine):
             return {name: thresholds(parts, base, [name], self.density) for name in names}
         return dict.fromkeys(names, thresholds(parts, base, names, self.density))
 
-    def block(self, name: str, deltas: Tensor, surveyed: Mapping[str, Tensor]) -> Tensor:
+    def block(self, name: str, start: int, deltas: Tensor, surveyed: Mapping[str, Tensor]) -> Tensor:
         least = surveyed[name].reshape(-1, *[1] * (deltas.ndim - 1))
         kept = deltas.where(deltas.abs() >= least, 0.0)
         elected = (kept if self.elect == "mass" else kept.sign()).sum(0).sign()

@@ -1,4 +1,4 @@
-"""What merging asks of all changes at once, found in passes over blocks: how large a change's largest entries are."""
+"""What merging asks of all changes at once, found in passes over blocks: sizes of largest entries, inner products."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.change import Part
+from palimpsest.core.delta import Delta, Dense
 from palimpsest.core.errors import BadRequest
+from palimpsest.core.patch import Patch
 from palimpsest.core.stored import Stored, blocks
 
 Bins = Callable[[Tensor, int], Tensor]
@@ -73,3 +75,31 @@ def weighed(weights: Sequence[float], parts: Sequence[Part]) -> tuple[float, ...
     if not all(math.isfinite(w) for w in weights):
         raise BadRequest(f"Weights are {', '.join(map(str, weights))}; each is to be a number.")
     return tuple(weights) or (1.0,) * len(parts)
+
+
+def mean_change(parts: Sequence[Part], base: Stored) -> Patch:
+    """The mean of some changes as a patch in memory, for a model to stand there for a while.
+
+    Cost: memory of all that they change.
+    """
+    deltas: dict[str, Delta] = {}
+    for name in changed(parts):
+        shape = base.shape(name)
+        rows = shape[0] if len(shape) else 1
+        total = sum((part.rows(name, shape, 0, rows) for part in parts), torch.zeros(1)) / len(parts)
+        deltas[name] = Dense(value=total.reshape(shape))
+    return Patch(base="", deltas=deltas)
+
+
+def shares_of(first: Part, others: Sequence[Part], base: Stored, name: str) -> list[float]:
+    """How much of one change is in each of some others, within one tensor: <other, first> / <first, first>.
+
+    0 where the first does not change the tensor. Cost: a pass over its blocks.
+    """
+    shape, own, common = base.shape(name), 0.0, [0.0] * len(others)
+    for start, stop in blocks(shape):
+        mine = first.rows(name, shape, start, stop).double()
+        own += float((mine * mine).sum())
+        for i, part in enumerate(others):
+            common[i] += float((mine * part.rows(name, shape, start, stop).double()).sum())
+    return [c / own if own else 0.0 for c in common]

@@ -15,12 +15,13 @@ from palimpsest.core.change import Change, Part, stored
 from palimpsest.core.combine import Combine
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.errors import BadRequest, Damaged
-from palimpsest.core.host import Denoiser
+from palimpsest.core.host import Classifier, Denoiser
 from palimpsest.core.method import Method
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.printable import printable
 from palimpsest.core.trace import Progress, Trace
+from palimpsest.data.dataset import Dataset, aligned
 from palimpsest.export.read import WEIGHTS, is_own_file, read_patch, weights_of
 from palimpsest.hosts import load as hosts
 from palimpsest.probes.groups import Merged as Of
@@ -73,7 +74,7 @@ class MergeCase(GeneratorCase):
         return replace(chosen, aim="away", merged=tuple(merged))
 
     def carry_out(self, method: Any, *, seed: int, trace: Trace) -> Patch:
-        return method(self.parts, self.host, seed=seed, trace=trace)
+        return method(self.parts, self.host, data=self.material, seed=seed, trace=trace)
 
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
         subject = Merged(
@@ -93,9 +94,14 @@ class MergeCase(GeneratorCase):
 
 @dataclass(frozen=True, kw_only=True)
 class BareMerge(Case):
-    """Changes that are merged without looking at what comes of it."""
+    """Changes that are merged without looking at what comes of it.
+
+    Args:
+        data: pictures by name, for systems that learn from some.
+    """
 
     ingredients: tuple[Ingredient, ...]
+    data: Mapping[str, Dataset] = field(default_factory=dict)
 
     @property
     def request(self) -> Request:
@@ -103,7 +109,7 @@ class BareMerge(Case):
 
     @property
     def material(self) -> Material:
-        return Material()
+        return Material({name: data.samples for name, data in self.data.items()})
 
     def check(self, method: Method | None = None) -> None:
         """Changes were held against the model when they were read."""
@@ -116,7 +122,8 @@ class BareMerge(Case):
         return f"{why}; what merging did to each is not known."
 
     def carry_out(self, method: Any, *, seed: int, trace: Trace) -> Patch:
-        return method([i.part for i in self.ingredients], self.host, seed=seed, trace=trace)
+        parts = [i.part for i in self.ingredients]
+        return method(parts, self.host, data=self.material, seed=seed, trace=trace)
 
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> None:
         return None
@@ -153,21 +160,36 @@ def ingredients(
     return tuple(_numbered(found))
 
 
-def merging(host: Any, found: Sequence[Ingredient], *, look: Look | None = None, **drawing: Any) -> Case:
+def merging(
+    host: Any,
+    found: Sequence[Ingredient],
+    *,
+    data: Mapping[str, Dataset] | None = None,
+    look: Look | None = None,
+    **drawing: Any,
+) -> Case:
     """The case of changes that are merged; one without pictures where nobody knows what any of them is about, or the
     model draws none.
 
     Args:
+        data: pictures by name, for systems that learn from some; labels are matched to a classifier's by name.
         look, drawing: of `run.cases.GeneratorCase`.
+
+    Raises:
+        BadRequest: the data have a class that the classifier does not have.
     """
+    learnt = dict(data or {})
+    if isinstance(host, Classifier):
+        with_labels = {name: d for name, d in learnt.items() if len(d.samples.labels)}
+        learnt |= {name: aligned(d, host.labels, host.name) for name, d in with_labels.items()}
     targets: dict[str, Concept] = {}
     for ingredient in sorted(found, key=lambda i: not i.newcomers):  # a plan has those that are taught first
         for concept in ingredient.about:
             targets.setdefault(concept.name.casefold(), concept)
     if not targets or not isinstance(host, Denoiser):
-        return BareMerge(host=host, ingredients=tuple(found))
+        return BareMerge(host=host, ingredients=tuple(found), data=learnt)
     asked = Request(target=tuple(targets.values()))
-    return MergeCase(host=host, asked=asked, ingredients=tuple(found), look=look or Look(), **drawing)
+    return MergeCase(host=host, asked=asked, ingredients=tuple(found), data=learnt, look=look or Look(), **drawing)
 
 
 def merge(
@@ -176,6 +198,7 @@ def merge(
     *,
     about: Sequence[str] = (),
     method: Combine | str = "",
+    data: Mapping[str, Dataset] | None = None,
     look: Look | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -190,6 +213,7 @@ def merge(
         host: from `load`; it is unchanged afterwards.
         parts, about: see `ingredients`.
         method: a system, or its name; the verb's default where not given.
+        data: pictures that the system learns from, by the names that its card reads.
         look, workers, ray: see `run.case`.
         out: folder for patch.safetensors, receipt.json and receipt.html; None writes nothing.
         seed: of everything random in the method.
@@ -198,7 +222,7 @@ def merge(
         >>> done = merge(load("tiny/sd"), ["no-star", "crown"], out="both")        # doctest: +SKIP
         >>> print(done.receipt.summary())                                         # doctest: +SKIP
     """
-    case = merging(host, ingredients(host, parts, about=about), look=look, workers=workers, ray=ray)
+    case = merging(host, ingredients(host, parts, about=about), data=data, look=look, workers=workers, ray=ray)
     with closing(case):
         return perform("merge", case, method=method, out=out, seed=seed, command=command, progress=progress)
 
