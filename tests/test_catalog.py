@@ -114,7 +114,7 @@ def test_a_system_of_another_package_is_applied_from_its_file(site: Path, tmp_pa
     plain = host.sample(["a star"], [0], Sampling(steps=2))  # type: ignore[attr-defined]
     with loaded.applied(host):
         assert not host.sample(["a star"], [0], Sampling(steps=2)).equal(plain)  # type: ignore[attr-defined]
-    from palimpsest.receipt.document import method_plain
+    from palimpsest.receipt.method import method_plain
 
     assert method_plain(loaded)["card"]["name"] == "Away"
 

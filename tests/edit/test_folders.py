@@ -239,7 +239,7 @@ def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     args = ["edit", str(photos / "a.png"), "--to", "star", "--said", "a house", "--model", str(folder_of("sd"))]
     args += ["--method", "sdedit", "--steps", "2", "--out", str(tmp_path / "out")]
     assert main([*args, "--dry-run"]) == 0
-    assert "1 pictures" in capsys.readouterr().out
+    assert "1 picture, " in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert main([*args, "--no-mark"]) == 0
     told = capsys.readouterr().out

@@ -15,24 +15,28 @@ from palimpsest.cli.terminal import tell
 from palimpsest.core.errors import BadRequest
 
 WRITTEN = ("receipt.json", "receipt.html")
+ABOUT_PICTURES = ("remove", "masks", "truth")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(Learning, Looking, Working, Reading):
-    """Measure what changed between two models, whoever edited them. Writes receipt.json and receipt.html.
+    """Measure what changed between two models, or in pictures, whoever edited them. Writes receipt.json and .html.
 
     Examples:
       palimpsest audit --before tiny/sd --after no-star/patch.safetensors --concept star --out audit
       palimpsest audit --before tiny/sd --after lora.safetensors --concept sks --images photos --like dog --dry-run
       palimpsest audit --before my-classifier --after changed --data photos --forget class:cat --dry-run
+      palimpsest audit --before photos --after edited-elsewhere --concept glasses --judge my-classifier
     """
 
     before: options.Model
-    """The untouched model."""
+    """The untouched model; or the folder of pictures before they were edited."""
     after: options.Model
-    """The edited model; or a patch for the untouched one, or another program's embedding or LoRA."""
+    """The edited model; or a patch for the untouched one, or another program's embedding or LoRA; or the same pictures
+    after the edit, by their names."""
     concept: options.Words = ""
-    """What a generator's edit was about: names with commas between, or a CSV file (columns name, kind, prompts)."""
+    """What edited pictures were to show, or what a generator's edit was about: names with commas between, or
+    a CSV file (columns name, kind, prompts)."""
     keep: options.Words = ""
     """What should have stayed; the model's own neighbours where not given; "none": nothing."""
     kind: options.Kind | None = None
@@ -42,6 +46,12 @@ class Audit(Learning, Looking, Working, Reading):
     be there afterwards, like them, and nothing else changed."""
     like: options.Words = ""
     """What the newcomer is one of, which the untouched model is asked for in its place."""
+    remove: options.Words = ""
+    """For pictures: what they were to lose."""
+    masks: options.OptionalFolder = None
+    """For pictures: a folder of masks by their names; white may change, and the rest is compared pixel by pixel."""
+    truth: options.OptionalFolder = None
+    """For pictures: a folder with them as they should have become."""
     data: options.Data = ""
     """For a classifier: what it learned from."""
     forget: options.Forget = ""
@@ -64,7 +74,11 @@ class Audit(Learning, Looking, Working, Reading):
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest.core.trace import Trace
         from palimpsest.progress import bars
+        from palimpsest.run.edit_receipts import are_pictures
 
+        if not self.data and are_pictures(self.before):
+            return self._pictures(command)
+        self._refuse(set(ABOUT_PICTURES), "pictures")
         if bool(self.concept) == bool(self.data and self.forget) and not (self.concept and self.data):
             raise BadRequest("Give --concept for a generator, or --data and --forget for a classifier.")
         if not self.plan:
@@ -82,6 +96,21 @@ class Audit(Learning, Looking, Working, Reading):
             with bars() as progress:
                 trace = Trace(progress=progress)
                 receipt = case.audit(after, out=self.out, resume=self.resume, command=command, trace=trace)
+        say(receipt)
+        return 0
+
+    def _pictures(self, command: str) -> int:
+        """Pictures before and after an edit of any tool; no model is loaded but the judges."""
+        from palimpsest.run.edit_receipts import audit_pictures
+
+        used = {"before", "after", "concept", "keep", "judge", "size", "out", "overwrite", *ABOUT_PICTURES}
+        self._refuse({f.name for f in fields(self)} - used, "models; --before is a folder of pictures")
+        refuse_overwriting(self.out, WRITTEN, self.overwrite)
+        keep = [name.strip() for name in self.keep.split(",") if name.strip()]
+        receipt = audit_pictures(
+            self.before, self.after, to=self.concept, remove=self.remove, judges=self.judge, keep=keep,
+            masks=self.masks, truth=self.truth, size=self.size, out=self.out, command=command,
+        )  # fmt: skip
         say(receipt)
         return 0
 

@@ -47,8 +47,14 @@ class Editing(Loading):
     """Strength of the patch."""
     size: options.Pixels = None
     """Side of the square that pictures are worked on at; the model's own where not given."""
+    judge: Annotated[tuple[str, ...], arg(metavar="JUDGE ...")] = ()
+    """Who reads the pictures for the receipt, beside the reader of the model's drawn world: folders of image
+    classifiers or of CLIP models (which tell --to from --instead), or nudenet."""
+    truth: options.OptionalFolder = None
+    """A folder with the pictures as they should become, by the same names, where somebody can draw them."""
     out: options.Folder = Path("edited")
-    """Folder for the pictures, the regions that may differ, and edits.csv. Finished pictures in it are kept."""
+    """Folder for the pictures, the regions that may differ, edits.csv and the receipt. Finished pictures in it are
+    kept."""
     seed: options.Count = 0
     """Of everything random."""
     no_mark: bool = False
@@ -73,18 +79,19 @@ class Editing(Loading):
         work = editing.Editing(
             host=self.load(self.model), source=self.photos, wanted=wanted, method=method, said=self.said,
             masks=self.masks, patch=self.patch, scale=self.scale, size=self.size, seed=self.seed,
-            mark=not self.no_mark, skip_unreadable=self.skip_unreadable,
+            mark=not self.no_mark, skip_unreadable=self.skip_unreadable, judges=self.judge, truth=self.truth,
         )  # fmt: skip
         if self.dry_run:
             tell(work.forecast())
             tell(f"{entry.card.name} ({entry.id}): {method}")
             return 0
         with bars() as progress:
-            done = work.run(self.out, again=self.again, progress=progress)
+            done = work.run(self.out, again=self.again, command=command, progress=progress)
         tell(done.summary())
         if self.no_mark:
             tell("The files do not say that a model made a part of them (--no-mark).")
         tell(f"pictures {done.out / edits.IMAGES}\ntable    {done.out / edits.TABLE}")
+        options.say(done.receipt)
         return 0
 
     def _method(self, entry: catalog.Entry, rest: list[str]) -> Any:

@@ -32,9 +32,10 @@ class Verify(Loading, Reading):
     public_key: options.OptionalFile = None
     """Of who is said to have signed it; the signature beside the receipt is then checked."""
     before: options.Model = ""
-    """The untouched model, where it does not lie where the receipt says; a classifier of your own with --factory."""
+    """The untouched model, or the pictures before, where they do not lie where the receipt says; a classifier of your
+    own with --factory."""
     after: options.Model = ""
-    """Likewise the edited model, where the receipt is not about a patch."""
+    """Likewise the edited model, where the receipt is not about a patch, or the pictures after."""
     data: options.Data = ""
     """To ask a classifier again: what it learned from."""
     forget: options.Forget = ""
@@ -47,23 +48,32 @@ class Verify(Loading, Reading):
         from palimpsest.receipt.schema import load
         from palimpsest.receipt.verify import verify
 
-        before, subject = self.load(self.before) if self.before and not self.data else None, None
+        stated = load(self.receipt)
+        before, subject = self._side(self.before, stated) if self.before and not self.data else None, None
         if self.data:
-            before, subject = self._asked_again(self.before or load(self.receipt)["base"]["name"])
+            before, subject = self._asked_again(self.before or stated["base"]["name"])
         else:
             self._refuse_idle()
-            subject = self._compared_again(load(self.receipt)["plan"])
+            subject = self._compared_again(stated["plan"])
         findings = verify(
             self.receipt,
             remeasure=self.remeasure,
             before=before,
-            after=self.load(self.after) if self.after else None,
+            after=self._side(self.after, stated) if self.after else None,
             load=self.load,
             public_key=self.public_key,
             subject=subject,
         )
         tell(report(findings))
         return exit_code(findings)
+
+    def _side(self, name: str, stated: Mapping[str, Any]) -> Any:
+        """A model, or the pictures that a receipt about pictures names."""
+        if stated["edited"]["kind"] != "pictures":
+            return self.load(name)
+        from palimpsest.data.picture_folders import PictureFolder
+
+        return PictureFolder.of(name).paired(stated["plan"]["names"])
 
     def _refuse_idle(self) -> None:
         """Raises BadRequest where an option says more about data that are not given."""

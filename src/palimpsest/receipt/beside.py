@@ -15,8 +15,8 @@ from palimpsest.core.fingerprint import digest
 from palimpsest.core.method import versions
 from palimpsest.core.patch import COSTS, Patch
 from palimpsest.receipt import settings
-from palimpsest.receipt.document import card_of
 from palimpsest.receipt.finding import Finding, brief, differs, lacking, same
+from palimpsest.receipt.method import card_of
 from palimpsest.receipt.readings import equal
 
 Load = Callable[[str], Any]
@@ -56,9 +56,11 @@ def vectors_of(data: Mapping[str, Any], folder: Path) -> tuple[dict[str, Tensor]
 def patch_of(data: Mapping[str, Any], folder: Path) -> tuple[Patch | None, list[Finding]]:
     """The patch beside a receipt, None where it is not the one that is stated; and what was found of it."""
     edited, of = data["edited"], ("edited", "method")
+    if edited["kind"] == "pictures" and data["method"] is not None:
+        return None, []  # what is said of it is held against what was written beside the pictures
     if edited["kind"] != "patch":
         if data["method"] in (None, {"method": "diff", "edited": edited["name"]}):
-            return None, [same("method", "none is named: two models were compared", "method")]
+            return None, [same("method", "none is named: what came before and after was compared", "method")]
         return None, [differs("method", "two models were compared, so none can be named", *of)]
     if not edited["file"]:
         return None, [lacking("patch", "it was not written with the receipt", *of)]

@@ -20,7 +20,7 @@ from palimpsest.receipt.schema import load
 from palimpsest.receipt.subject import Subject, find, subject_of
 
 NAME = "compare"
-_SHOWN = {"target": 6, "neighbour": 4, "unrelated": 2}  # same-seed pictures a role
+_SHOWN = {"target": 6, "failed": 6, "neighbour": 4, "unrelated": 2}  # same-seed pictures a role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +170,10 @@ def _differences(names: Sequence[str], datas: Sequence[dict[str, Any]]) -> list[
 
 
 def _drawing(data: dict[str, Any]) -> dict[str, Any]:
-    """The plan of the pictures; that one receipt also tried to bring the target back changes none of them."""
-    return {k: v for k, v in data["plan"].items() if k != "resurfacing"}
+    """The plan of the pictures; what was measured or remarked beside them changes none."""
+    return {
+        k: v for k, v in data["plan"].items() if k not in ("resurfacing", "beside", "flags", "marked", "model", "base")
+    }
 
 
 def _names(paths: Sequence[Path], datas: Sequence[dict[str, Any]]) -> list[str]:
@@ -200,7 +202,7 @@ def _strips(
     return found
 
 
-def _pictures(path: Path, data: dict[str, Any], subject: type[Subject]) -> dict[tuple[str, str, int], str]:
+def _pictures(path: Path, data: dict[str, Any], subject: type[Subject]) -> dict[tuple[str, str, int | None], str]:
     """(set, prompt, seed) -> data URI, of the pictures in a receipt's page that are those that it states."""
     page = path.with_name(HTML_FILE)
     if not page.is_file() or not data["shown"]:

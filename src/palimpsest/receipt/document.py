@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from palimpsest.core import catalog, declared
+from palimpsest.core import declared
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest
 from palimpsest.core.fingerprint import digest, raw_bytes
 from palimpsest.core.method import versions
-from palimpsest.core.patch import COSTS, Patch
+from palimpsest.core.patch import Patch
 from palimpsest.core.reading import Evaluator, Reading
 from palimpsest.probes.evidence import Evidence
 from palimpsest.probes.verdict import verdict
@@ -28,7 +27,6 @@ from palimpsest.receipt.schema import SCHEMA, Stated
 from palimpsest.receipt.subject import Subject
 
 VECTORS_FILE = "evidence.safetensors"
-CARD = ("name", "title", "year", "paper", "family", "claim")
 _LOOK = 2  # grey levels of a 4 x 4 copy
 
 
@@ -53,6 +51,7 @@ def build(
         patch_file: name of the patch beside the receipt.
     """
     headline, summary = subject.words(readings, request, evidence)
+    method, spent = subject.made(evidence)
     of_base, of_edited = model_plain(base), edited_plain(edited, patch_file)
     vectors = evidence.vectors()
     size = next((list(p.shape[2:]) for p in evidence.gallery.values()), None)
@@ -65,7 +64,7 @@ def build(
         "request": request.plain(),
         "base": of_base,
         "edited": of_edited,
-        "method": method_plain(evidence.patch),
+        "method": method,
         "plan": {k: v for k, v in asdict(evidence.plan).items() if k != "request"},
         "evaluators": {n: {**asdict(e), "source": (sources or {}).get(n, "")} for n, e in evidence.evaluators.items()},
         "size": size,
@@ -78,7 +77,7 @@ def build(
         "run": {
             "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "audit": dict(evidence.cost),
-            "edit": cost_of(evidence.patch),
+            "edit": spent,
         },
     }
     return sealed(json.loads(json.dumps(finite(data))))
@@ -155,35 +154,11 @@ def model_plain(host: Any) -> dict[str, Any]:
 
 
 def edited_plain(edited: Any, file: str) -> dict[str, Any]:
-    """A patch, which lies in a file of this name beside the receipt, or a model."""
+    """A patch, which lies in a file of this name beside the receipt, a model, or pictures."""
     if not isinstance(edited, Patch):
-        return {"kind": "model", **model_plain(edited)}
+        return {"kind": getattr(edited, "kind", "model"), **model_plain(edited)}
     held = {"sha256": edited.sha256(), "base": edited.base, "file": file, "bytes": edited.nbytes()}
     return {"kind": "patch", **held}
-
-
-def method_plain(patch: Patch | None) -> dict[str, Any] | None:
-    """Who made the change, from the patch's provenance and the system's card; what it cost is told apart."""
-    if patch is None or not patch.provenance:
-        return None
-    made = {k: v for k, v in patch.provenance.items() if k not in COSTS}
-    card = card_of(str(made.get("method", "")))
-    return made if card is None else {**made, "card": card}
-
-
-def card_of(method: str) -> dict[str, Any] | None:
-    """The card of an installed system as a receipt tells it; None where it is not installed."""
-    try:
-        card = asdict(catalog.find(method).card)
-    except BadRequest:
-        return None
-    return {k: card[k] for k in CARD}
-
-
-def cost_of(patch: Patch | None) -> dict[str, Any]:
-    """What making the patch took, where that is known."""
-    told = {} if patch is None else {**patch.provenance, **patch.cost}
-    return {k: told[k] for k in COSTS if k in told}
 
 
 def finite(value: Any) -> Any:

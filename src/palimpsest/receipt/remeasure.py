@@ -13,7 +13,7 @@ from palimpsest.receipt.document import alike, look, picture_hash
 from palimpsest.receipt.finding import Finding, differs, same
 from palimpsest.receipt.pictures import LOSSLESS, resembles
 from palimpsest.receipt.readings import compared
-from palimpsest.receipt.subject import Again, Subject
+from palimpsest.receipt.subject import Again, Subject, said
 
 _EXACT = ("label", "like", "class", "collapse")  # numbers that stand for kinds
 _ROUNDING = 1e-2  # of a number, or of 1 where it is smaller: what another machine's arithmetic may do
@@ -45,7 +45,7 @@ def _pictures(
     data: Mapping[str, Any], again: Again, subject: Subject, kept: Evidence, page: Mapping[str, bytes]
 ) -> list[Finding]:
     """One finding for each picture that is another one, and one for all that are the same."""
-    captions = {p.row: f" ({p.prompt or 'empty prompt'}, seed {p.seed})" for p in subject.pairs(kept)}
+    captions = {p.row: f" ({said(p)})" for p in subject.pairs(kept)}
     found, exact, close, copies, total = [], 0, 0, 0, 0
     for which, pictures in again.evidence.gallery.items():
         stated = data["pictures"].get(which, [])

@@ -78,6 +78,10 @@ class EditedModel(Model):
     kind: Literal["model"]
 
 
+class EditedPictures(Model):
+    kind: Literal["pictures"]
+
+
 class EditedPatch(TypedDict):
     kind: Literal["patch"]
     sha256: Sha256
@@ -168,7 +172,7 @@ class Document(TypedDict):
     summary: list[Sentence]
     request: Request
     base: Model
-    edited: EditedModel | EditedPatch
+    edited: EditedModel | EditedPictures | EditedPatch
     method: Annotated[Method, OPEN] | None
     plan: dict[str, Any]
     evaluators: dict[str, Judged]

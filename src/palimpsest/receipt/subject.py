@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -25,6 +25,7 @@ from palimpsest.core.trace import Trace
 from palimpsest.ops.statistics import Interval
 from palimpsest.probes.evidence import Evidence, Probe
 from palimpsest.receipt.finding import Finding
+from palimpsest.receipt.method import cost_of, method_plain
 
 Form = Literal["figures", "pairs", "table", "matrix", "curves"]
 Sentence = Mapping[str, str]
@@ -57,8 +58,14 @@ class Pair:
     name: str
     reason: str
     prompt: str
-    seed: int
+    seed: int | None  # None: nothing was drawn from one
     judged: tuple[bool, bool] | None = None  # whether the judge sees what was asked for, before and after
+
+
+def said(pair: Pair) -> str:
+    """A pair's prompt and seed in words."""
+    prompt = f"“{pair.prompt}”" if pair.prompt else "the empty prompt"
+    return prompt if pair.seed is None else f"{prompt}, seed {pair.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +107,7 @@ class Subject(ABC):
         sections: of the page, in order. terms: (term, text) of its last part. roles: id -> (title, note) of pairs.
         compared: the words of a comparison's columns and axes.
         attempts: names of the readings that `beyond` makes.
+        sides: what the two things that are compared are called. kinds: what the second may be.
     """
 
     name: ClassVar[str]
@@ -110,6 +118,8 @@ class Subject(ABC):
     roles: ClassVar[Mapping[str, tuple[str, str]]] = {}
     compared: ClassVar[Mapping[str, str]]
     attempts: ClassVar[tuple[str, ...]] = ()
+    sides: ClassVar[tuple[str, str]] = ("untouched model", "edited model")
+    kinds: ClassVar[tuple[str, ...]] = ("model", "patch")
 
     def settled(self, before: Any, request: Request) -> Subject:
         """The subject with everything that it leaves open chosen for a model and a request."""
@@ -133,6 +143,18 @@ class Subject(ABC):
     def sources(self, before: Any) -> dict[str, str]:
         """Evaluator's name -> what loads it again."""
         return {}
+
+    def made(self, evidence: Evidence) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Who made the change, as a receipt states it (None: nobody knows), and what that took."""
+        return method_plain(evidence.patch), cost_of(evidence.patch)
+
+    def at(self, data: Mapping[str, Any], folder: Path) -> Subject:
+        """The subject, told of a receipt and the folder that it lies in, before anything is loaded."""
+        return self
+
+    def loader(self, load: Callable[[str], Any]) -> Callable[[str], Any]:
+        """What loads the two sides by the names that a receipt keeps; here they are models, and `load` loads these."""
+        return load
 
     @abstractmethod
     def again(self, kept: Evidence, before: Any, after: Any, how: str, trace: Trace) -> Again | list[Finding]:

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from palimpsest.core.change import diff
 from palimpsest.core.concept import Request
 from palimpsest.core.errors import BadRequest, Damaged, Unsupported
 from palimpsest.core.method import versions
+from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress, Trace
 from palimpsest.probes.evidence import PATCH, Evidence, norms
 from palimpsest.probes.verdict import verdict
@@ -76,17 +79,17 @@ def verify(
     found = [_seal(data), *_signature(path, public_key)]
     vectors, told = vectors_of(data, path.parent)
     try:
-        kept = kind.kept(data, vectors)
+        kept, about = _kept(data, vectors, kind), about.at(data, path.parent)
     except Exception as e:  # whatever was altered, parts that do not fit together end in a finding, never in a crash
         text = f"the receipt's parts do not fit together ({type(e).__name__}: {e})"
         return [*found, *told, differs("the receipt's parts", text, *data)]
     found += told
     patch, told = patch_of(data, path.parent)
-    host, named = model_of(data, "base", before, load or _load, "untouched model")
+    host, named = model_of(data, "base", before, about.loader(load or _load), kind.sides[0])
     found += [*told, *named]
     edited: Any = patch
-    if data["edited"]["kind"] == "model":
-        edited, more = model_of(data, "edited", after, load or _load, "edited model")
+    if data["edited"]["kind"] != "patch":
+        edited, more = model_of(data, "edited", after, about.loader(load or _load), kind.sides[1])
         named += more
         found += more
     kept = _with_change(kept, host, edited)
@@ -115,6 +118,12 @@ def verify(
     return [*found, *guarded("measuring again", again, "measures", "pictures", "plan"), *_vouched(data)]
 
 
+def _kept(data: Mapping[str, Any], vectors: Mapping[str, Tensor], kind: type[Subject]) -> Evidence:
+    if data["edited"]["kind"] not in kind.kinds:
+        raise ValueError(f"a receipt about a {kind.name} compares no {data['edited']['kind']}")
+    return kind.kept(data, vectors)
+
+
 def _load(name: str) -> Any:
     from palimpsest.hosts.load import load
 
@@ -125,8 +134,10 @@ def _with_change(kept: Evidence, host: Any, edited: Any) -> Evidence:
     """The kept evidence with the change itself, where both models are known."""
     if host is None or edited is None:
         return kept
+    if not isinstance(edited, Patch) and not hasattr(edited, "root"):
+        return kept
     try:
-        patch = edited if not hasattr(edited, "root") else diff(host, edited)
+        patch = edited if isinstance(edited, Patch) else diff(host, edited)
     except Unsupported:
         return kept
     return replace(kept, patch=patch, base=norms(host, patch))

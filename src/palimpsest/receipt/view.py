@@ -16,7 +16,7 @@ from palimpsest.receipt import charts
 from palimpsest.receipt.document import evaluators_of, reading
 from palimpsest.receipt.downloads import files, link
 from palimpsest.receipt.page import fill
-from palimpsest.receipt.subject import Pair, Section, Subject, subject_of
+from palimpsest.receipt.subject import Pair, Section, Subject, said, subject_of
 
 _MOODS = {"changed": "changed", "unchanged": "unchanged", "cannot tell": "unsure", "": ""}
 _COLUMNS = {
@@ -66,7 +66,7 @@ def render(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         "method": method_of(data["method"]),
         "facts": subject.facts(kept),
         "cost": _costs(data),
-        "prints": [*_prints(data), *subject.prints(kept)],
+        "prints": [*_prints(data, subject), *subject.prints(kept)],
         "terms": subject.terms,
     }
     return fill("receipt.html.j2", values)
@@ -223,9 +223,8 @@ def _roles(subject: type[Subject], pairs: Sequence[Pair], sources: Mapping[str, 
 def _side(pair: Pair, side: int, sources: Mapping[str, str]) -> dict[str, Any]:
     which = ("before", "after")[side]
     seen = None if pair.judged is None else pair.judged[side]
-    said = "" if seen is None else f"; the judge {'sees' if seen else 'does not see'} {pair.name}"
-    asked = f"“{pair.prompt}”" if pair.prompt else "the empty prompt"
-    alt = f"{which} the edit, {asked}, seed {pair.seed}{said}"
+    judged = "" if seen is None else f"; the judge {'sees' if seen else 'does not see'} {pair.name}"
+    alt = f"{which} the edit, {said(pair)}{judged}"
     return {"source": sources[f"{which}/{pair.row}"], "alt": alt, "seen": seen}
 
 
@@ -290,14 +289,14 @@ def _costs(data: Mapping[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
-def _prints(data: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _prints(data: Mapping[str, Any], subject: type[Subject]) -> list[tuple[str, str, str]]:
     """(what, name, hash) of everything that can be hashed again."""
     edited = data["edited"]
-    rows = _model("untouched model", data["base"])
+    rows = _model(subject.sides[0], data["base"])
     if edited["kind"] == "patch":
         rows.append(("patch", edited["file"] or "in memory", edited["sha256"]))
     else:
-        rows += _model("edited model", edited)
+        rows += _model(subject.sides[1], edited)
     rows += [("evaluator", f"{n} {e['version']}", e["sha256"]) for n, e in data["evaluators"].items()]
     if data["vectors"] is not None:
         rows.append(("features", data["vectors"]["file"], data["vectors"]["sha256"]))

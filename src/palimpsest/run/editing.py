@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from palimpsest import __version__
 from palimpsest.core import catalog
+from palimpsest.core.concept import Concept
 from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.core.files import write_beside, write_text
 from palimpsest.core.images import Edited, ImageEdit
@@ -26,11 +27,18 @@ from palimpsest.data.decode import Unreadable
 from palimpsest.data.framing import Frame
 from palimpsest.data.marking import Mark
 from palimpsest.data.originals import Original, grey_levels, original
+from palimpsest.data.picture_folders import PictureFolder
+from palimpsest.data.sources import Found, Masks, found
 from palimpsest.export.read import read_patch
 from palimpsest.ops.editing import ASKED, AVOIDED
+from palimpsest.probes.edits import EditPlan
+from palimpsest.probes.evaluators import Judge, judges_for
+from palimpsest.receipt.make import Receipt
+from palimpsest.run.edit_receipts import complete, readers, receipt_of, side_of, sign_of
 from palimpsest.run.edits import (
     IMAGES,
     KEPT,
+    REBUILT,
     REGIONS,
     SETTINGS,
     TABLE,
@@ -38,11 +46,12 @@ from palimpsest.run.edits import (
     Row,
     holds,
     kept_in,
+    lasting,
     refuse_other,
     table,
 )
-from palimpsest.run.sources import Found, Masks, found
 from palimpsest.run.wording import Captions, Said, Wanted, said_of
+from palimpsest.worlds.concepts import Words
 
 POOR = 20.0  # dB; a picture that is rebuilt worse is named
 STAYS = 1 / 512  # a region below it is none: half of what 8 bits can say
@@ -59,6 +68,8 @@ class Editing:
         size: side of the square that pictures are worked on at; None: the model's own.
         seed: of every draw. mark: whether files say that a model made a part of them.
         skip_unreadable: pass over files that cannot be read, instead of stopping.
+        judges: who reads the pictures beside the reader of the model's drawn world (`edit_receipts.readers`).
+        truth: a folder with the pictures as they should become, where somebody can draw them.
     """
 
     host: Any
@@ -73,6 +84,8 @@ class Editing:
     seed: int = 0
     mark: bool = True
     skip_unreadable: bool = False
+    judges: Sequence[str | Judge] = ()
+    truth: str | Path | None = None
     found: Found = field(init=False)
     request: Any = field(init=False)
     held: Patch | None = field(init=False)
@@ -90,7 +103,7 @@ class Editing:
     def _settings(self) -> dict[str, Any]:
         """Plain JSON of everything that holds for all pictures."""
         return {
-            "format": 1,
+            "format": 2,
             "method": self.method.named(),
             "model": self.host.name,
             "base": self.host.fingerprint(),
@@ -119,8 +132,8 @@ class Editing:
             seconds, n = edited.cost["seconds"], len(self.found.pictures)
             forwards = edited.cost["forwards"].get("denoiser", 0)
             lines = [
-                f"{n} pictures, {forwards} forwards of the model and {seconds:.1f} s each (just measured on "
-                f"{printable(str(name))}): about {max(1, round(n * seconds / 60))} minutes.",
+                f"{n} {'picture' if n == 1 else 'pictures'}, {forwards} forwards of the model and {seconds:.1f} s each "
+                f"(just measured on {printable(str(name))}): about {lasting(n * seconds)}.",
                 f"Worked on at {self._side} x {self._side}, written at their own size.",
                 f"{printable(str(name))} is said to show {printable(said.said)!r}.",
                 f"It shall show {printable(said.asked)!r}.",
@@ -128,8 +141,10 @@ class Editing:
             return "\n".join([*lines, *(f"left out {printable(text)}" for text in self.found.left_out)])
         raise BadRequest(f"None of {len(self.found.pictures)} pictures of {self.source} can be read and written.")
 
-    def run(self, out: str | Path, *, again: bool = False, progress: Progress | None = None) -> EditedFolder:
-        """Edits every picture that is not in `out` already.
+    def run(
+        self, out: str | Path, *, again: bool = False, command: str = "", progress: Progress | None = None
+    ) -> EditedFolder:
+        """Edits every picture that is not in `out` already, and measures all of them.
 
         Raises:
             BadRequest: `out` holds edits of other settings (unless `again`) or lies among the sources, a picture or a
@@ -160,7 +175,7 @@ class Editing:
             mask = masks.of(name, picture.height, picture.width)
             key = self._key(encoded, said, mask)
             row = kept.get(str(name))
-            if row is not None and row.key == key and holds(folder / IMAGES / name, row.written):
+            if row is not None and row.key == key and _whole(folder, row):
                 before += 1
             else:
                 row = self._one(folder, name, picture, said, captioned, mask, key)
@@ -170,7 +185,39 @@ class Editing:
         if not rows:
             raise BadRequest(f"None of {len(self.found.pictures)} pictures of {self.source} can be read and written.")
         write_beside(folder / TABLE, lambda tmp: tmp.write_text(table(rows), encoding="utf-8", newline=""))
-        return EditedFolder(out=folder, rows=tuple(rows), kept=before, skipped=tuple(skipped))
+        receipt = self._receipt(folder, rows, command, progress)
+        return EditedFolder(out=folder, rows=tuple(rows), kept=before, skipped=tuple(skipped), receipt=receipt)
+
+    def _receipt(self, folder: Path, rows: Sequence[Row], command: str, progress: Progress | None) -> Receipt:
+        """What became of the pictures, measured on the written files."""
+        world = self.host.knows.world if isinstance(self.host.knows, Words) else None
+        wanted = self.wanted
+        if wanted.asked:
+            sign, gone, said = self.request.target[0], False, self.request.target[0].name
+        else:
+            said, sign, gone = sign_of(world, wanted.to, wanted.remove)
+        told = (sign, *([Concept(name=wanted.instead, kind="attribute")] if wanted.instead else []))
+        judges = [*judges_for(self.host), *readers(self.judges, told)]
+        names = [row.name for row in rows]
+        beside = {REGIONS: PictureFolder.of(folder / REGIONS, REGIONS)}
+        if all(row.reconstruction is not None for row in rows):
+            beside[REBUILT] = PictureFolder.of(folder / REBUILT, REBUILT)
+        if self.truth is not None:
+            beside["truth"] = PictureFolder.of(self.truth)
+        plan = EditPlan(
+            names=tuple(names), asked=tuple(row.asked for row in rows), wanted=said, sign=sign, gone=gone, keep=told,
+            size=side_of(judges, self._side), beside={}, marked=self.mark, model=self.host.name,
+            base=self.host.fingerprint(), flags=tuple("; ".join(row.flags) for row in rows),
+        )  # fmt: skip
+        made = self.method.provenance(self.request, self.seed)
+        return receipt_of(
+            plan, PictureFolder.of(self.found, str(self.source)).only(names),
+            PictureFolder.of(folder / IMAGES, IMAGES).only(names), self.request, judges=judges,
+            beside={what: complete(there.paired(names), names, what) for what, there in beside.items()}, out=folder,
+            method={k: made[k] for k in ("method", "name", "parameters", "seed")}, command=command,
+            spent={"seconds": round(sum(row.seconds for row in rows), 2), "pictures": len(rows)},
+            trace=Trace(progress=progress),
+        )  # fmt: skip
 
     # -- one picture -------------------------------------------------------------------------------------
 
@@ -220,7 +267,10 @@ class Editing:
         if still.all():
             flags.append("nothing changed")
         write_beside(folder / IMAGES / name, lambda tmp: tmp.write_bytes(encoded))
-        write_beside(folder / REGIONS / f"{name}.png", partial(_save_region, region))
+        write_beside(folder / REGIONS / f"{name}.png", partial(_save, np.rint(255 * region).astype(np.uint8)))
+        if edited.rebuilt is not None:
+            rebuilt = (edited.rebuilt[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+            write_beside(folder / REBUILT / f"{name}.png", partial(_save, rebuilt))
         return Row(
             name=str(name),
             sha256=hashlib.sha256(picture.encoded).hexdigest(),
@@ -256,6 +306,8 @@ def edit(
     seed: int = 0,
     mark: bool = True,
     skip_unreadable: bool = False,
+    judges: Sequence[str | Judge] = (),
+    truth: str | Path | None = None,
     again: bool = False,
     progress: Progress | None = None,
 ) -> EditedFolder:
@@ -270,9 +322,12 @@ def edit(
         method: a system, or its name; the verb's default where not given.
         patch, scale: of the model, under which edits are drawn.
         size: side of the square that pictures are worked on at; None: the model's own.
-        out: folder for the pictures, the regions and edits.csv.
+        out: folder for the pictures, the regions, edits.csv and the receipt.
         mark: whether files say that a model made a part of them (Software; XMP's DigitalSourceType).
         skip_unreadable: pass over files that cannot be read, instead of stopping.
+        judges: who reads the pictures beside the reader of the model's drawn world: "nudenet", folders of classifiers
+            or CLIP models.
+        truth: a folder with the pictures as they should become, where somebody can draw them.
         again: go on in a folder that holds edits of other settings.
 
     Example:
@@ -285,7 +340,7 @@ def edit(
     work = Editing(
         host=host, source=source, wanted=Wanted(to=to, instead=instead, remove=remove, asked=asked), method=method,
         said=said, masks=masks, patch=patch, scale=scale, size=size, seed=seed, mark=mark,
-        skip_unreadable=skip_unreadable,
+        skip_unreadable=skip_unreadable, judges=judges, truth=truth,
     )  # fmt: skip
     return work.run(out, again=again, progress=progress)
 
@@ -311,7 +366,14 @@ def _decibels(one: Tensor, other: Tensor) -> float:
     return round(float(-10 * np.log10(max(error, 1e-10))), 2)
 
 
-def _save_region(region: np.ndarray, path: Path) -> None:
+def _save(values: np.ndarray, path: Path) -> None:
     from PIL import Image
 
-    Image.fromarray(np.rint(255 * region).astype(np.uint8)).save(path, format="PNG")
+    Image.fromarray(values).save(path, format="PNG")
+
+
+def _whole(folder: Path, row: Row) -> bool:
+    """Whether everything that is written of a picture is there."""
+    beside = [REGIONS, *([] if row.reconstruction is None else [REBUILT])]
+    there = all((folder / part / f"{row.name}.png").is_file() for part in beside)
+    return there and holds(folder / IMAGES / row.name, row.written)

@@ -14,9 +14,10 @@ from typing import Any
 from palimpsest.core.declared import fitted, parsed, read
 from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.core.printable import printable
+from palimpsest.receipt.make import Receipt
 
 SETTINGS, KEPT, TABLE = "settings.json", "edits.jsonl", "edits.csv"
-IMAGES, REGIONS = "images", "masks"
+IMAGES, REGIONS, REBUILT = "images", "masks", "rebuilt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +56,23 @@ class EditedFolder:
     Args:
         out: where they were written. rows: one a picture, in the order of their names.
         kept: how many were there already. skipped: what was passed over, with the reason.
+        receipt: what was measured of them.
     """
 
     out: Path
     rows: tuple[Row, ...]
     kept: int
     skipped: tuple[str, ...]
+    receipt: Receipt
 
     def summary(self) -> str:
         """In sentences, what should be looked at first."""
         n, poor = len(self.rows), [row for row in self.rows if row.flags]
         decibels = sorted(row.reconstruction for row in self.rows if row.reconstruction is not None)
-        lines = [f"{n} pictures edited" + (f", {self.kept} of them in an earlier run." if self.kept else ".")]
+        lines = [
+            f"{n} {'picture' if n == 1 else 'pictures'} edited"
+            + (f", {self.kept} of them in an earlier run." if self.kept else ".")
+        ]
         if decibels:
             lines.append(
                 f"Rebuilt with nothing asked: worst {decibels[0]:.1f} dB, median {decibels[len(decibels) // 2]:.1f} dB."
@@ -77,6 +83,12 @@ class EditedFolder:
         if len(poor) > 20:
             lines.append(f"and {len(poor) - 20} more, see {TABLE}.")
         return "\n".join([*lines, *(f"skipped  {printable(text)}" for text in self.skipped)])
+
+
+def lasting(seconds: float) -> str:
+    """A time in words, for a forecast."""
+    count, unit = (seconds, "second") if seconds < 90 else (seconds / 60, "minute")
+    return f"{max(1, round(count))} {unit}{'' if round(count) <= 1 else 's'}"
 
 
 def refuse_other(folder: Path, settings: Mapping[str, Any], again: bool) -> None:

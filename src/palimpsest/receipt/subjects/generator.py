@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.core.concept import Request
-from palimpsest.core.errors import BadRequest, PalimpsestError
+from palimpsest.core.errors import BadRequest
 from palimpsest.core.reading import Reading
 from palimpsest.core.trace import Trace
 from palimpsest.data.photos import Photos
@@ -41,7 +41,8 @@ from palimpsest.probes.weights import Weights
 from palimpsest.receipt import generator_page as page
 from palimpsest.receipt import generator_words, resurfaced
 from palimpsest.receipt.document import evaluators_of
-from palimpsest.receipt.finding import Finding, differs, lacking, same
+from palimpsest.receipt.finding import Finding, differs, same
+from palimpsest.receipt.judges import loaded_again
 from palimpsest.receipt.subject import Again, Pair, Rates, Section, Subject
 
 SAMPLE = 12  # rows that are drawn again
@@ -152,26 +153,13 @@ class Generator(Subject):
         return Again(evidence=evidence, rows={"before": rows, "after": rows})
 
     def ready(self, data: Mapping[str, Any], kept: Drawn, before: Any) -> tuple[Generator | None, list[Finding]]:
-        given = {j.evaluator.name: j for j in self.judges or ()}
-        used, found = [], []
-        for name, stated in kept.evaluators.items():
-            what, source = f"evaluator {name}", data["evaluators"][name]["source"]
-            try:
-                if name not in given and not source:
-                    raise BadRequest("the receipt does not say where to load it")
-                loaded = given[name] if name in given else judge(source, kept.plan.concepts, before)
-            except (PalimpsestError, OSError, ValueError) as e:
-                found.append(lacking(what, str(e), "evaluators"))
-                continue
-            if loaded.evaluator == stated:
-                used.append(loaded)
-                found.append(same(what, loaded.evaluator.sha256[:12], "evaluators"))
-                continue
-            text = f"it is now {loaded.evaluator.sha256[:12]}, the receipt used {stated.sha256[:12]}"
-            if loaded.evaluator.sha256 == stated.sha256:
-                text = "its threshold, classes, version or licence are not those that the receipt states"
-            found.append(differs(what, text, "evaluators"))
-        return (replace(self, judges=used) if len(used) == len(kept.evaluators) else None), found
+        used, found = loaded_again(
+            kept.evaluators,
+            data["evaluators"],
+            self.judges or (),
+            lambda source: judge(source, kept.plan.concepts, before),
+        )
+        return (None if used is None else replace(self, judges=used)), found
 
     @classmethod
     def words(cls, readings: Sequence[Reading], request: Request, evidence: Drawn) -> tuple[str, list[dict[str, str]]]:
