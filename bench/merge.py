@@ -2,11 +2,10 @@
 
 Run: OMP_NUM_THREADS=1 python bench/merge.py --scale 1 --folder /somewhere/with/40/GB     # random weights, float16
 Each row is a process of its own. "whole tensors" is what a script does that adds up tensors read whole. sd-mecha and
-mergekit are held beside ours where they are installed (`pip install sd-mecha mergekit`): with one thread, in float32, by
-their own readers and writers. They write a merged model in float16; we write a patch in float32, of twice the bytes, and
-hash what is read and written, so that the patch knows its base and its seal; ", kept" is a second merge of files whose
-hashes are known. "own" is memory of the process alone; "all" counts pages of files that lie in memory for it, which the
-system can take back.
+mergekit are held beside ours where they are installed (`pip install sd-mecha mergekit`): one thread, float32, their own
+readers and writers. They write a merged model in float16; we write a patch in float32, of twice the bytes, and hash
+what is read and written, so that the patch knows its base and its seal. "own" is memory of the process alone; "all"
+counts pages of files that lie in memory for it, too, which the system can take back.
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ def mergekit(folder: Path, ties: bool) -> None:
 
 
 WAYS: dict[str, Callable[[Path, bool], None]] = {
-    "ours": ours, "ours, kept": ours, "sd-mecha": sd_mecha, "mergekit": mergekit, "whole tensors": whole,
+    "ours": ours, "sd-mecha": sd_mecha, "mergekit": mergekit, "whole tensors": whole,
 }  # fmt: skip
 
 

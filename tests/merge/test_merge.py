@@ -164,6 +164,16 @@ def test_a_merge_streams_to_its_file(tmp_path: Path) -> None:
         assert streamed.sha256() == held.sha256() == Patch.load(tmp_path / "m.safetensors").sha256()
 
 
+def test_numbers_that_are_not_finite_are_refused_while_a_merge_streams(tmp_path: Path) -> None:
+    before = {"a": torch.zeros(3, 4)}
+    for odd in (float("nan"), float("inf"), -float("inf")):
+        after = {"a": torch.zeros(3, 4).index_fill_(0, torch.tensor([1]), odd)}
+        base = Memory(before)
+        with pytest.raises(BadRequest, match="'a' holds numbers that are not finite"):
+            TaskArithmetic()([Change(before=base, after=Memory(after))], base, out=tmp_path / "out.safetensors")
+        assert not list(tmp_path.iterdir())
+
+
 def test_weights_that_make_no_sense() -> None:
     host = Small()
     parts = [patch_of(host, 1), patch_of(host, 2)]

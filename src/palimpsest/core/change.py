@@ -14,7 +14,7 @@ from torch import Tensor
 from palimpsest.core.delta import Delta, Dense, Sparse
 from palimpsest.core.errors import Unsupported
 from palimpsest.core.fingerprint import tensors_of
-from palimpsest.core.patch import Form, Patch
+from palimpsest.core.patch import Form, Patch, in_file
 from palimpsest.core.stored import Memory, Stored, blocks, digest_of
 from palimpsest.core.streams import Stream
 from palimpsest.core.words import Word
@@ -105,6 +105,10 @@ class Change:
     def rows(self, name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
         return self.after.rows(name, start, stop).float() - self.before.rows(name, start, stop).float()
 
+    def beside(self, before: Stored) -> Change:
+        """The same change, its model read through another view of the same tensors."""
+        return Change(before=before, after=self.after, name=self.name, words=self.words)
+
 
 def diff(base: Any, edited: Any, *, name: str = "", out: str | Path | None = None) -> Patch:
     """The patch that turns one model into another of the same architecture, whoever edited it.
@@ -136,8 +140,7 @@ def built(patch: Patch, forms: Mapping[str, Form], out: str | Path | None) -> Pa
     if out is None:
         deltas = {name: cls(**{k: s.whole() for k, s in held.items()}) for name, (cls, held) in forms.items()}
         return Patch(base=patch.base, deltas=deltas, hooks=patch.hooks, words=patch.words, provenance=patch.provenance)
-    patch.save(out, streamed=forms)
-    return Patch.open(out)
+    return in_file(patch.save(out, streamed=forms))
 
 
 def _moved(before: Stored, after: Stored, name: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ from palimpsest.core.host import Host
 from palimpsest.core.method import Method
 from palimpsest.core.patch import Form, Patch
 from palimpsest.core.pictures import Material, Pictures
-from palimpsest.core.stored import Stored, digest_of
+from palimpsest.core.stored import Recent, Stored, digest_of
 from palimpsest.core.streams import Stream
 from palimpsest.core.trace import Trace
 from palimpsest.core.words import united
@@ -90,9 +90,11 @@ class Combine(Method, ABC):
         if live is not None:
             guard = self.guarded(live, material, seed=seed, trace=trace)
         with guard as rng:
-            surveyed = self.survey(parts, base, live, data=material, rng=rng, trace=trace)
+            recent = Recent(base)  # whole models are held against the same rows of it
+            read = [p.beside(recent) if isinstance(p, Change) and p.before is base else p for p in parts]
+            surveyed = self.survey(read, base, live, data=material, rng=rng, trace=trace)
             names = sorted({n for p in parts for n in p.names()})
-            forms = {n: f for n in names if (f := self._combined(n, parts, base, surveyed)) is not None}
+            forms = {n: f for n in names if (f := self._combined(n, read, base, surveyed)) is not None}
             provenance = {
                 "method": self.id,
                 "name": self.card.name,

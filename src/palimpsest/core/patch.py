@@ -182,7 +182,8 @@ class Patch:
             return {"palimpsest": sealed.text({**header, "sha256": sealed.seal_of(header, each)})}
 
         streams = {key: Stream.of(t) for key, t in _tensors(self)}
-        streams |= {f"delta|{name}|{k}": t for name, (_, held) in (streamed or {}).items() for k, t in held.items()}
+        for name, (_, held) in (streamed or {}).items():
+            streams |= {f"delta|{name}|{k}": sealed.held_finite(t, name) for k, t in held.items()}
         return write(Path(path), streams, (lambda _: {"palimpsest": text, **old}) if old else metadata)
 
     @staticmethod
@@ -210,10 +211,7 @@ class Patch:
             return Patch.load(path)
         if seal != sealed.seal(header, ((key, sealed.fit(held.whole(key), key, str(path))) for key in held.names())):
             raise Damaged(f"{path} was changed or damaged after it was saved; get a fresh copy.")
-        deltas = sealed.Deltas(header["deltas"], held)
-        rest = {key: held.whole(key) for key in held.names() if key not in deltas.keys_in_file}
-        found = sealed.contents({**header, "deltas": {}}, rest, str(path))
-        return _of(header, found._replace(deltas=deltas))
+        return in_file(path)
 
     def sha256(self) -> str:
         """Identity of the whole patch, as the receipt records it."""
@@ -247,6 +245,18 @@ class Patch:
         held += [t for h in self.hooks for t in h.tensors.values()]
         held += [t for word in self.words.values() for t in word.vectors.values()]
         return sum(t.numel() * t.element_size() for t in held)
+
+
+def in_file(path: str | Path) -> Patch:
+    """A patch whose deltas stay in its file, which this process just wrote or read to its end: nobody looks again.
+
+    Raises:
+        Damaged: it is none.
+    """
+    header, _, held = sealed.opened(Path(path))
+    deltas = sealed.Deltas(header["deltas"], held)
+    rest = {key: held.whole(key) for key in held.names() if key not in deltas.keys_in_file}
+    return _of(header, sealed.contents({**header, "deltas": {}}, rest, str(path))._replace(deltas=deltas))
 
 
 def compose(*patches: Patch, overlap: Overlap = "refuse", shapes: Mapping[str, torch.Size] | None = None) -> Patch:

@@ -19,7 +19,7 @@ from palimpsest.core.files import read_tensors
 from palimpsest.core.fingerprint import digest
 from palimpsest.core.hook import Hook
 from palimpsest.core.stored import Tensors
-from palimpsest.core.streams import Hashes, hashed
+from palimpsest.core.streams import Hashes, Stream, hashed
 from palimpsest.core.words import Word, sound
 
 FORMAT = 2
@@ -102,6 +102,31 @@ class Deltas(Mapping[str, Delta]):
         return len(self.kinds)
 
 
+def finite(t: Tensor) -> bool:
+    """Whether a tensor holds neither infinities nor NaN. Its least and largest number tell, in a tenth of the time that
+    a look at each takes."""
+    return t.dtype not in REAL or not t.numel() or bool(torch.isfinite(torch.stack(t.aminmax())).all())
+
+
+def held_finite(stream: Stream, name: str) -> Stream:
+    """The same tensor of a patch, refused as it is written where a number in it is not finite.
+
+    Raises:
+        BadRequest: when its blocks are asked for.
+    """
+
+    def blocks() -> Iterator[Tensor]:
+        for block in stream.blocks():
+            if not finite(block):
+                raise BadRequest(
+                    f"The change of {shown(name, 120)} holds numbers that are not finite, so no patch is written; look "
+                    "for such numbers in the models, or for weights that are too large."
+                )
+            yield block
+
+    return Stream(stream.dtype, stream.shape, blocks)
+
+
 class Contents(NamedTuple):
     """What a patch's file holds beside what its header says."""
 
@@ -118,7 +143,7 @@ def fit(t: Tensor, key: str, where: str) -> Tensor:
     """
     if t.dtype not in (*REAL, *WHOLE):
         raise Damaged(f"{where}: {shown(key, 120)} is {t.dtype}; no patch holds that.")
-    if t.dtype in REAL and not bool(torch.isfinite(t).all()):
+    if not finite(t):
         raise Damaged(f"{where}: {shown(key, 120)} holds numbers that are not finite.")
     return t
 

@@ -87,6 +87,32 @@ class Memory:
         return (t if t.ndim else t.reshape(1))[start:stop].cpu()
 
 
+class Recent:
+    """A model whose last rows are remembered, for several changes of it that are read side by side. They are not to be
+    written into."""
+
+    def __init__(self, stored: Stored) -> None:
+        self._stored = stored
+        self._asked, self._found = ("", 0, 0), torch.empty(0)
+
+    def names(self) -> Sequence[str]:
+        return self._stored.names()
+
+    def shape(self, name: str) -> torch.Size:
+        return self._stored.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._stored.dtype(name)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """In float32 where they have fewer digits, since a change is computed in it."""
+        if self._asked != (name, start, stop):
+            found = self._stored.rows(name, start, stop)
+            kind = torch.promote_types(found.dtype, torch.float32) if found.is_floating_point() else found.dtype
+            self._asked, self._found = (name, start, stop), found.to(kind)
+        return self._found
+
+
 @dataclass(frozen=True)
 class Piece:
     """Consecutive rows of a tensor in a file.

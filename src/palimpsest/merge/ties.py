@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from palimpsest.core import fields
 from palimpsest.core.card import Card
@@ -64,8 +66,10 @@ class TIES(Combine):
         return dict.fromkeys(names, thresholds(parts, base, names, self.density))
 
     def block(self, name: str, start: int, deltas: Tensor, surveyed: Mapping[str, Tensor]) -> Tensor:
-        least = surveyed[name].reshape(-1, *[1] * (deltas.ndim - 1))
-        kept = deltas.where(deltas.abs() >= least, 0.0)
-        elected = (kept if self.elect == "mass" else kept.sign()).sum(0).sign()
-        agree = (kept.sign() == elected) & (kept != 0)
-        return self.scale * kept.where(agree, 0.0).sum(0) / agree.sum(0).clamp(min=1)
+        # Entries below the threshold, and those only, are not above the number that comes before it.
+        below = torch.nextafter(surveyed[name], torch.tensor(-torch.inf)).tolist()
+        kept = torch.stack([hardshrink(d, least) for d, least in zip(deltas, below, strict=True)])
+        elected = (kept if self.elect == "mass" else kept.sign()).sum(0).sign_()
+        kept.mul_(elected).relu_()  # sizes of those that agree, nothing of others
+        count = kept.sign().sum(0).clamp_(min=1)
+        return kept.sum(0).mul_(elected).mul_(self.scale).div_(count).add_(0.0)  # no negative zeros
