@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from palimpsest.cli import main
+from palimpsest.core import catalog
 from palimpsest.core.concept import Concept, Request
 from palimpsest.core.delta import Delta, Dense, LowRank, Rows, Sparse
 from palimpsest.core.errors import BadRequest, Damaged, PalimpsestError, Unsupported, WrongBase
@@ -102,8 +105,8 @@ OPERATIONS = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(operations=st.lists(OPERATIONS, max_size=14))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations=st.lists(OPERATIONS, min_size=25, max_size=25))  # a thousand in all
 def test_random_operations_equal_a_plain_table(
     operations: list[tuple[str, int, float]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -150,6 +153,39 @@ def test_taking_an_edit_out_brings_back_every_bit(tmp_path: Path) -> None:
     ledger.drop("huge")
     assert ledger.compose(HOST).sha256() == before.sha256()
     assert len(ledger.book.chain) == 5
+
+
+def test_a_sum_is_written_tensor_by_tensor_to_the_same_bits(tmp_path: Path) -> None:
+    ledger = filled(tmp_path, [*range(8)])
+    for name, scale in (("e1", 0.5), ("e2", -2.0)):
+        ledger.scale(name, scale)
+    for off in ((), ("e0", "e1"), ("e2", "e3", "e4", "e5", "e6", "e7")):
+        for name in off:
+            ledger.off(name)
+        whole = ledger.compose(HOST)
+        written = ledger.compose(HOST, out=tmp_path / "sum.safetensors")
+        assert written.sha256() == whole.sha256() == Patch.load(tmp_path / "sum.safetensors").sha256()
+        assert {n: type(d) for n, d in written.deltas.items()} == {n: type(d) for n, d in whole.deltas.items()}
+    assert not ledger.compose(HOST, out=tmp_path / "none.safetensors").deltas
+
+
+def test_two_processes_do_not_change_one_book_and_a_dead_one_keeps_nobody_out(tmp_path: Path) -> None:
+    ledger = filled(tmp_path, [1])
+    code = """import fcntl, os, sys, time
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+print(1, flush=True)
+time.sleep(60)"""
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        for change in (lambda: ledger.off("e1"), lambda: ledger.add(edit(2), "e2"), lambda: ledger.drop("e1")):
+            with pytest.raises(BadRequest, match="Another process is changing the ledger"):
+                change()
+        assert [e.name for e in ledger.list()] == ["e1"]  # reading needs no lock
+        other.kill()
+    ledger.off("e1")
+    ledger.add(edit(2), "e2")
+    assert [(e.name, e.on) for e in ledger.verify().entries] == [("e1", False), ("e2", True)]
 
 
 class Killed(BaseException):
@@ -426,6 +462,45 @@ def test_the_command_keeps_checks_and_writes(edits: Path, tmp_path: Path, capsys
     assert "has no edit 'nobody'" in said("drop", "nobody", code=2)
     altered(tmp_path / "book" / BOOK_FILE, lambda b: b["chain"][4].update(did="on"))
     assert "line 5 of its chain" in said("list", code=2)
+
+
+def test_what_stood_on_a_dropped_edit_is_made_anew(edits: Path, tmp_path: Path) -> None:
+    host, system = load("tiny/sd"), catalog.load("erase/uce")()
+    asked = {word: Request(target=(Concept(name=word),)) for word in ("moon", "ring", "leaf")}
+    ledger = Ledger.new(tmp_path / "book", host)
+    ledger.add(edits / "no-star", "no-star")
+    for word, request in asked.items():  # each on top of all before it
+        with ledger.compose(host).applied(host):
+            patch = system(host, request, seed=1)
+        ledger.add(patch, f"no-{word}", host=host)
+    ledger.scale("no-leaf", 0.5)
+    ledger.off("no-leaf")
+    old = ledger.book
+    assert [len(e.on_top_of) for e in ledger.list()] == [0, 1, 2, 3]
+    made = ledger.drop("no-moon", remake=True, host=host)
+    assert [e.name for e in made] == ["no-ring", "no-leaf"]
+    book = ledger.verify()
+    assert [e.name for e in book.entries] == ["no-star", "no-ring", "no-leaf"]
+    assert [[u.name for u in e.on_top_of] for e in made] in ([["no-star"], ["no-star", "no-ring"]],
+                                                             [["no-star"], ["no-ring", "no-star"]])  # fmt: skip
+    assert (made[1].scale, made[1].on) == (0.5, False)
+    assert not any(book.stale(e) for e in book.entries)
+    held = {p.name for p in (tmp_path / "book" / "patches").iterdir()}
+    assert held == {f"{e.sha256}.safetensors" for e in book.entries}
+    alone = Ledger.new(tmp_path / "alone", host)  # as if it had been so from the beginning
+    alone.add(edits / "no-star", "no-star")
+    with alone.compose(host).applied(host):
+        assert system(host, asked["ring"], seed=1).sha256() == made[0].sha256
+    assert len(book.chain) == len(old.chain) + 5
+    last = Ledger.new(tmp_path / "last", host)  # the first patch does not say how it was made
+    with Patch.open(edits / "no-ring" / "patch.safetensors").applied(host):
+        above = Patch(base=host.fingerprint(), deltas=Patch.load(edits / "no-moon" / "patch.safetensors").deltas)
+    last.add(edits / "no-ring", "below")
+    last.add(above, "above", host=host)
+    before = last.book
+    with pytest.raises(BadRequest, match="above cannot be made anew: its patch does not say 'request'"):
+        last.drop("below", remake=True, host=host)
+    assert last.verify() == before
 
 
 def test_a_book_of_another_version_is_refused(tmp_path: Path) -> None:

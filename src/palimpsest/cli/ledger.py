@@ -126,11 +126,14 @@ class Drop(Named):
 
     force: bool = False
     """Also where others were made on top of it; they are marked as stale."""
+    remake: bool = False
+    """Make edits that were made on top of it anew without it, by the system, request and seed that they name."""
 
     def carry_out(self, command: str) -> None:
         from palimpsest.run.ledger import Ledger
 
-        Ledger(self.book).drop(self.name, force=self.force)
+        for entry in Ledger(self.book).drop(self.name, force=self.force, remake=self.remake):
+            tell(f"{entry.name}: made anew, {entry.sha256[:12]}")
 
 
 @dataclass(frozen=True, kw_only=True)

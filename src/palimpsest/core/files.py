@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from palimpsest.core.declared import bare
-from palimpsest.core.errors import Damaged, PalimpsestError
+from palimpsest.core.errors import BadRequest, Damaged, PalimpsestError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,6 +111,36 @@ def _room(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(room, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Until the block ends no other process is let into the same block of a folder.
+
+    The system's lock ends with its process however that ends, so that none is ever left behind. Where the system or
+    the disk has no such locks, nobody is kept out.
+
+    Args:
+        what: the folder in words, for the error: "the ledger".
+
+    Raises:
+        BadRequest: another process, or another thread, is there.
+    """
+    handle = None
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise BadRequest(f"Another process is changing {what} {folder} now; try again once it is done.") from None
+    try:
+        yield
+    finally:
         if handle is not None:
             os.close(handle)
 

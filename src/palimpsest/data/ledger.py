@@ -209,7 +209,8 @@ class Book:
         if above and not force:
             raise BadRequest(
                 f"{', '.join(above)} {'were' if above[1:] else 'was'} made on top of {entry.name}. Drop that first, "
-                "switch this one off instead, or force it: what stands on it is then marked as stale."
+                "switch this one off instead, let it be made anew (--remake), or force it: what stands on it is then "
+                "marked as stale."
             )
         return self._then({"did": "drop", "name": entry.name})
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from palimpsest.core import catalog, sealed
-from palimpsest.core.change import stored
+from palimpsest.core.change import built, stored
 from palimpsest.core.errors import BadRequest, Damaged, WrongBase
-from palimpsest.core.files import write_beside
+from palimpsest.core.files import alone, write_beside
 from palimpsest.core.fingerprint import holds
-from palimpsest.core.patch import Patch, compose
+from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress
+from palimpsest.core.words import united
 from palimpsest.data.ledger import Book, Entry, Under
 from palimpsest.export.lora import export_patch
 from palimpsest.export.read import is_own_file, read_patch
@@ -30,6 +29,8 @@ from palimpsest.run.cases import Case
 from palimpsest.run.do import Done, perform
 from palimpsest.run.looking import Look
 from palimpsest.run.merging import ingredients, merging
+from palimpsest.run.remaking import remade
+from palimpsest.run.sums import Sums
 
 BOOK_FILE = "ledger.json"
 
@@ -105,6 +106,10 @@ class Ledger:
             BadRequest: the name or the patch is in the ledger already, or cannot be.
             Damaged: it is no patch, or does not fit the model.
         """
+        with self._changing():
+            return self._added(patch, name, scale, note, host)
+
+    def _added(self, patch: Patch | str | Path, name: str, scale: float, note: str, host: Any) -> Entry:
         book, path = self.book, None
         if not isinstance(patch, Patch):
             path = _file(Path(patch))
@@ -137,11 +142,13 @@ class Ledger:
 
     def on(self, name: str) -> None:
         """Switches an edit on."""
-        self._write(self.book.switched(name, True))
+        with self._changing():
+            self._write(self.book.switched(name, True))
 
     def off(self, name: str) -> None:
         """Switches an edit off; it stays in the ledger."""
-        self._write(self.book.switched(name, False))
+        with self._changing():
+            self._write(self.book.switched(name, False))
 
     def scale(self, name: str, scale: float) -> None:
         """Lets an edit's change count so many times.
@@ -149,20 +156,42 @@ class Ledger:
         Raises:
             Unsupported: it acts while the model runs, and has a strength of its own.
         """
-        book = self.book.scaled(name, scale)
-        _scalable(self._patch(book.entry(name)), scale)
-        self._write(book)
+        with self._changing():
+            book = self.book.scaled(name, scale)
+            _scalable(self._patch(book.entry(name)), scale)
+            self._write(book)
 
-    def drop(self, name: str, *, force: bool = False) -> None:
-        """Takes an edit out, and deletes the ledger's copy of its patch.
+    def drop(self, name: str, *, force: bool = False, remake: bool = False, host: Any = None) -> tuple[Entry, ...]:
+        """Takes an edit out, and deletes the ledger's copy of its patch; returns the entries that were made anew.
+
+        Args:
+            force: also where others were made on top of it; they are stale from then on.
+            remake: edits that were made on top of it are made anew without it, by the system, parameters, request and
+                seed that their patches name, and take the places of the old ones.
+            host: the ledger's model, where something is made anew; loaded by its name where not given.
 
         Raises:
-            BadRequest: others were made on top of it; `force` marks them as stale instead.
+            BadRequest: others were made on top of it, or one of them cannot be made anew; nothing was changed then.
         """
-        book = self.book
-        entry = book.entry(name)
-        self._write(book.dropped(name, force=force))
-        self._place(entry).unlink(missing_ok=True)  # last: a kill before this leaves a file that nobody names
+        with self._changing():
+            book = self.book
+            entry = book.entry(name)
+            made: list[tuple[Entry, Patch]] = []
+            if remake and any(u.sha256 == entry.sha256 for e in book.entries for u in e.on_top_of):
+                made = remade(book, entry, self._patch, self._model(host, book))
+            changed = book
+            names = {new.name for new, _ in made}
+            for old in (e for e in book.entries if e is entry or e.name in names):
+                changed = changed.dropped(old.name, force=force or bool(made))
+            for new, patch in made:
+                changed = changed.added(new)
+                patch.save(self._place(new))
+            self._write(changed)
+            kept = {e.sha256 for e in changed.entries}
+            for old in book.entries:  # last: a kill before this leaves files that nobody names
+                if old.sha256 not in kept:
+                    self._place(old).unlink(missing_ok=True)
+            return tuple(new for new, _ in made)
 
     # -- reading -----------------------------------------------------------------------------------------
 
@@ -184,10 +213,12 @@ class Ledger:
             self._patch(entry)
         return book
 
-    def compose(self, model: Any = None) -> Patch:
+    def compose(self, model: Any = None, *, out: str | Path | None = None) -> Patch:
         """All that is switched on as one patch of the ledger's model.
 
         Args:
+            out: a file that it is written to tensor by tensor; the patch then stays in it, and no more than the changes
+                of one tensor are held.
             model: a host, or its tensors in files, for the shapes of tensors that edits change in different forms; the
                 files of the ledger's model where not given.
 
@@ -195,21 +226,24 @@ class Ledger:
             BadRequest: two edits bring one word with different meanings.
         """
         book = self.book
-        parts = [self._scaled(entry, book) for entry in book.live()]
-        if not parts:
-            return Patch(base=book.base, provenance={"merged": []})
+        parts = [self._patch(entry) for entry in book.live()]
         kinds: dict[str, set[str]] = {}
         for part in parts:
             for name, delta in part.deltas.items():
                 kinds.setdefault(name, set()).add(delta.kind)
         mixed = sorted(name for name, found in kinds.items() if len(found) > 1)
         base = None if not mixed else stored(hosts.stored(book.model) if model is None else model)
-        shapes = {} if base is None else {name: torch.Size(base.shape(name)) for name in mixed}
+        shapes = {} if base is None else {name: base.shape(name) for name in mixed}
         merged = [
             {"sha256": e.sha256, "scale": e.scale, "provenance": dict(p.provenance)}
             for e, p in zip(book.live(), parts, strict=True)
         ]
-        return replace(compose(*parts, overlap="sum", shapes=shapes), provenance={"merged": merged})
+        words, hooks = united([p.words for p in parts]), tuple(h for p in parts for h in p.hooks)
+        bare = Patch(base=book.base, hooks=hooks, words=words, provenance={"merged": merged})
+        sums = Sums(list(zip(parts, (e.scale for e in book.live()), strict=True)), shapes)
+        if out is None:
+            return replace(bare, deltas={name: sums.of(name) for name in kinds})
+        return built(bare, {name: sums.form(name) for name in kinds}, out)
 
     def against(self, host: Any, *, density: float = 0.2) -> Sequence[Against]:
         """How every two edits that are switched on stand in each other's way; nothing is drawn.
@@ -282,11 +316,16 @@ class Ledger:
         if not book.live():
             raise BadRequest("No edit of the ledger is switched on; there is nothing to write.")
         if format == "patch":
-            return self.compose(host).save(Path(out) / PATCH_FILE)
+            self.compose(host, out=Path(out) / PATCH_FILE)
+            return Path(out) / PATCH_FILE
         model = self._model(host, book)
         return export_patch(self.compose(model), model, format, out).path
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _changing(self) -> AbstractContextManager[None]:
+        """Until the block ends no other process changes this ledger."""
+        return alone(self.folder, "the ledger")
 
     def _write(self, book: Book) -> None:
         book.write(self.folder / BOOK_FILE)
