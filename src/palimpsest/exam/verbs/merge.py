@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from palimpsest.core import catalog
 from palimpsest.core.change import Part
 from palimpsest.core.files import write_text
 from palimpsest.core.method import versions
@@ -36,7 +37,7 @@ STANDS = ("untouched", "alone", "together", ONE)  # what merged parts stand besi
 GRID = tuple(i / 20 for i in range(21))
 GOOD = {"styles": 0.95, "erasures": 1 - GONE}  # how often each part alone is right, for a ground to say anything
 LOSS, ALLOWED = -0.05, -0.01  # what the plain sum loses of a part where changes interfere; a draw with a rival
-SUM = "merge/task_arithmetic"
+SUM = f"merge/{catalog.verbs()['merge'].default}"  # the plain sum
 
 
 def examine(system: str, case: Case, seed: int) -> dict[str, Any]:
