@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from palimpsest.core.card import Card
-from palimpsest.core.fields import NonNegative
+from palimpsest.core.fields import NonNegative, Part
 from palimpsest.ops.editing import DiffusionEdit, EditStep, Inverted, Scene
 from palimpsest.ops.inversion import Level, edit_friendly, guided
 
@@ -24,6 +24,8 @@ class EditFriendly(DiffusionEdit):
     further apart than those of a walk.
 
     Args:
+        depth: the share of the schedule that is walked. Grounds and styles are decided at its first steps: on tiny/sd
+            10 of 20 pictures moved at 0.7 and 18 at 0.8.
         source_guidance: the scale of guidance under what is said, while inverting and while rebuilding. None: that of
             the edit, so that edit and rebuilt picture differ by the prompt alone.
 
@@ -46,6 +48,7 @@ class EditFriendly(DiffusionEdit):
     )
     quick: ClassVar = {"steps": 3}
 
+    depth: Part = 0.8
     source_guidance: NonNegative | None = None
 
     def invert(self, scene: Scene) -> Inverted:
