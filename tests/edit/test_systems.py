@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,9 @@ from palimpsest.edit.ddim_inversion import DDIMInversion
 from palimpsest.edit.diffedit import DiffEdit
 from palimpsest.edit.ledits_pp import LEditsPP
 from palimpsest.edit.null_text import NullText
+from palimpsest.edit.prompt_to_prompt import PromptToPrompt, aligned
 from palimpsest.edit.sdedit import SDEdit
+from palimpsest.ops.attention import captured
 from palimpsest.ops.editing import EditStep, Inverted, Scene
 
 STAR = Request(target=(Concept(name="star"),))
@@ -124,3 +127,59 @@ def test_negative_prompt_inversion_rebuilds_without_guidance() -> None:
     assert not torch.equal(
         negative(host, sources(), STAR).images, replace(negative, guidance=2.0)(host, sources(), STAR).images
     )
+
+
+def test_tokens_of_prompt_to_prompt_are_paired_by_their_words() -> None:
+    host = host_of("sd")
+
+    def ends(text: str) -> int:
+        return int(host.tokens([text]).lengths[0]) - 1
+
+    length = host.encode(["a red house"]).states.shape[1]
+    same = aligned(host, ["a red house"], ["a red house"], length)
+    assert torch.equal(same, torch.arange(length)[None])
+    (row,) = aligned(host, ["a red house"], ["a very red house"], length).tolist()
+    a, very, red = ends("a"), ends("a very"), ends("a very red")
+    assert row[: a + 1][:a] == list(range(a))
+    assert row[a:very] == [-1] * (very - a), "a new word keeps its own maps"
+    assert row[very:red] == list(range(a, ends("a red")))
+    assert row[ends("a very red house")] == ends("a red house")
+
+
+def test_prompt_to_prompt_takes_the_maps_of_the_inverted_picture() -> None:
+    """Word for word, so that every map is taken over; against two forwards one after another."""
+    host = host_of("sd")
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    class Watched(PromptToPrompt):
+        def step(self, at: EditStep) -> Tensor:
+            x0 = super().step(at)
+            seen.append((x0, at.guided(), self._naive(at)))
+            return x0
+
+        def _naive(self, at: EditStep) -> Tensor:
+            """Two forwards: the picture's maps are kept in the first and put into the second, row by row."""
+            with captured(host) as words, captured(host, role="self_attention") as pixels:
+                host.denoise(at.source, at.here.t.expand(len(at.x)), at.said)
+
+            def put(kept: dict[str, list[Tensor]]) -> Callable[[str, Tensor], Tensor]:
+                return lambda name, maps: torch.cat([maps[:-2], kept[name][0]])
+
+            with host.attending(put(words), "cross_attention"), host.attending(put(pixels), "self_attention"):
+                return at.guided()
+
+    how = {"steps": 2, "depth": 1.0, "guidance": 2.0}
+    Watched(**how, cross=0.0, self_share=0.0)(host, sources(), STAR)
+    for x0, plain, _ in seen:
+        torch.testing.assert_close(x0, plain, atol=1e-4, rtol=1e-3)
+    seen.clear()
+    other = replace(sources(), columns={"asked": ("a red mouse",) * 2})
+    assert host.tokens(["house"]).lengths == host.tokens(["mouse"]).lengths
+    Watched(**how, cross=1.0, self_share=1.0)(host, other, STAR)
+    for x0, _, naive in seen:
+        torch.testing.assert_close(x0, naive, atol=1e-4, rtol=1e-3)
+    assert max(largest(x0, plain) for x0, plain, _ in seen) > 1e-4
+    two = sources()
+    for prompt in ("a red house", "a red star"):
+        edited = PromptToPrompt(**how, finish="whole")(host, replace(two, columns={"asked": (prompt,) * 2}), STAR)
+        assert (largest(edited.images, edited.rebuilt) == 0) == (prompt == "a red house")

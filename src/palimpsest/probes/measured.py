@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,8 @@ class Person(Probe):
             near, other = (evidence(ROW, judge, what) for what in ("person", "person_other"))
             rebuilt = evidence(ROW, judge, "person_rebuilt") if evidence.has(ROW, judge, "person_rebuilt") else None
             detail = {"other": round(float(other.mean()), 4), "lost": int((near <= other).sum())}
-            found.append(_mean(PERSON, near, before=rebuilt, evaluator=evaluator, detail=detail))
+            reading = _mean(PERSON, near, before=rebuilt, evaluator=evaluator, detail=detail)
+            found.append(replace(reading, low=max(-1.0, reading.low), high=min(1.0, reading.high)))
         return found
 
 

@@ -100,7 +100,8 @@ def _kept(readings: Sequence[Reading], evidence: Edits) -> list[Sentence]:
         mine = [r for r in first if verdict(r) == due]
         if mine:
             rates = _all([f"{r.concept} {r.value:.0f} %" for r in mine])
-            said.append(_tell(tone, f"Kept: read as before are {rates}; {text.format(floor=floor)}."))
+            verb = "is" if len(mine) == 1 else "are"
+            said.append(_tell(tone, f"Kept: read as before {verb} {rates}; {text.format(floor=floor)}."))
     return said
 
 

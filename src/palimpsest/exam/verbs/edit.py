@@ -166,8 +166,8 @@ def judge(system: str, main: Summaries, studied: Studied) -> Judged:
             short[name] = why
     verdict: Verdict = "holds" if not short else "holds in part" if len(short) < len(by) else "does not hold here"
     return Judged(
-        measured=f"on both worlds at least {100 * MOVED:.0f} % moved, {100 * KEPT:.0f} % of other readings kept, and the "
-        "interval of gain above 0",
+        measured=f"on both worlds at least {100 * MOVED:.0f} % moved, {100 * KEPT:.0f} % of other readings kept, "
+        "and the interval of gain above 0",
         found=f"moved {percent(total.moved)}, kept {percent(total.kept)}, gain {_decibel(total.gain)}",
         verdict=verdict,
         why="; ".join(f"{name}: {', '.join(why)}" for name, why in short.items()) or "moved, kept and nearer on both",
