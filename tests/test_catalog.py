@@ -116,7 +116,9 @@ def test_a_system_of_another_package_is_applied_from_its_file(site: Path, tmp_pa
         assert not host.sample(["a star"], [0], Sampling(steps=2)).equal(plain)  # type: ignore[attr-defined]
     from palimpsest.receipt.method import method_plain
 
-    assert method_plain(loaded)["card"]["name"] == "Away"
+    made = method_plain(loaded)
+    assert made is not None
+    assert made["card"]["name"] == "Away"
 
 
 @pytest.mark.parametrize("system", list(catalog.entries()))

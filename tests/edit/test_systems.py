@@ -182,4 +182,5 @@ def test_prompt_to_prompt_takes_the_maps_of_the_inverted_picture() -> None:
     two = sources()
     for prompt in ("a red house", "a red star"):
         edited = PromptToPrompt(**how, finish="whole")(host, replace(two, columns={"asked": (prompt,) * 2}), STAR)
+        assert edited.rebuilt is not None
         assert (largest(edited.images, edited.rebuilt) == 0) == (prompt == "a red house")
