@@ -43,7 +43,7 @@ class Import(Loading):
         from palimpsest.export.read import is_own_file, weights_of
 
         refuse_overwriting(self.out, [PATCH], self.overwrite)
-        path = weights_of(self.file)
+        path = self.file / PATCH if (self.file / PATCH).is_file() else weights_of(self.file)
         if is_own_file(path):
             raise BadRequest(f"{path} is a patch already; copy it as it is.")
         host = self.load(self.model)

@@ -58,7 +58,10 @@ def read_patch(path: str | Path, host: Any, *, allow_unmatched: bool = False) ->
     if "palimpsest" in meta or not is_foreign(tensors):
         return Patch.load(path)
     if host is None:
-        raise Unsupported(f"{path} is of another program; give the model that it is for.")
+        raise Unsupported(
+            f"{path} is of another program, and only the loaded model tells what it changes: give the model that it is "
+            "for, without --stream, or make a patch of it first (`palimpsest import`)."
+        )
     words, found = {}, Read(deltas={}, forms={}, ranks=(), unmatched=())
     if is_lora(tensors):
         inside = _bundled(tensors)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from palimpsest.core import catalog, sealed
 from palimpsest.core.change import built, stored
 from palimpsest.core.errors import BadRequest, Damaged, WrongBase
-from palimpsest.core.files import alone, write_beside
+from palimpsest.core.files import alone, refuse_pickle, write_beside
 from palimpsest.core.fingerprint import holds
 from palimpsest.core.patch import Patch
 from palimpsest.core.trace import Progress
@@ -381,6 +381,8 @@ def _file(path: Path) -> Path:
     if not path.exists():
         raise Damaged(f"There is no {path}.")
     if not is_patch(path):
+        if path.is_file():
+            refuse_pickle(path)
         raise BadRequest(f"{path} is no patch, LoRA or embedding; a ledger keeps those alone.")
     return path
 
