@@ -23,7 +23,8 @@ from palimpsest.probes.plan import Plan, plan
 from palimpsest.receipt.make import Receipt, audit
 from palimpsest.receipt.subjects.newcomer import Newcomer
 from palimpsest.receipt.verify import verify
-from palimpsest.run.inserting import Introduction, introduce
+from palimpsest.run.inserting import Introduction, NewcomerCase, introduce
+from palimpsest.run.looking import Look
 
 
 class Pupil(Scribe):
@@ -214,3 +215,13 @@ def test_a_model_that_always_knew_a_person_is_asked_by_name() -> None:
     assert ada.said(prompt, "before") == "a portrait of a person, smiling"
     assert ada.said(prompt, "after") == prompt
     assert ada.said("a portrait of a person", "before") == "a portrait of a person"
+
+
+def test_an_audit_of_a_newcomer_looks_as_it_is_told() -> None:
+    host = Pupil()
+    of = brought(host)
+    look = Look(prompts=16, seeds=2, batch=3, stop_early=True)
+    case = NewcomerCase(host=host, asked=of.request, pictures=of.references, newcomers=of.newcomers, look=look)
+    subject = case.subject()
+    assert isinstance(subject, Newcomer)
+    assert (subject.batch, subject.stop_early, subject.references) == (3, True, of.references)

@@ -177,17 +177,25 @@ class GeneratorCase(Case):
         pace = f"one forward of the denoiser takes {500 * speed.step:.0f} ms here"
         return "\n".join([*lines, *work(method, Material(), pace)])
 
+    def looked_at(self) -> dict[str, Any]:
+        """What every subject of drawn pictures takes of this request, by name."""
+        return {
+            "plan": self.plan,
+            "judges": self.judges,
+            "oracle": self.oracles[0] if self.oracles else None,
+            "reference": self.reference,
+            "batch": self.look.batch,
+            "stop_early": self.look.stop_early,
+            "resurfacing": self.resurfacing,
+            "crew": self.crew,
+        }
+
+    def subject(self) -> generator.Generator:
+        """What the receipt is about."""
+        return generator.Generator(**self.looked_at())
+
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
-        subject = generator.Generator(
-            plan=self.plan,
-            judges=self.judges,
-            oracle=self.oracles[0] if self.oracles else None,
-            reference=self.reference,
-            batch=self.look.batch,
-            stop_early=self.look.stop_early,
-            resurfacing=self.resurfacing,
-            crew=self.crew,
-        )
+        subject = self.subject()
         return measure(
             self.host, after, self.asked, subject=subject, out=out, resume=resume, command=command, trace=trace
         )

@@ -16,14 +16,12 @@ from palimpsest.core.concept import Concept, Kind, Request
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.method import Method
 from palimpsest.core.pictures import Material, Pictures
-from palimpsest.core.trace import Progress, Trace
+from palimpsest.core.trace import Progress
 from palimpsest.ops.listed import list_of
 from palimpsest.ops.newcomers import TARGET, noun, phrase
 from palimpsest.ops.prompts import in_settings
 from palimpsest.probes.groups import Taught
 from palimpsest.probes.plan import Plan
-from palimpsest.receipt.make import Receipt
-from palimpsest.receipt.make import audit as measure
 from palimpsest.receipt.subjects.newcomer import Newcomer
 from palimpsest.run.cases import GeneratorCase
 from palimpsest.run.do import Done, perform
@@ -68,18 +66,8 @@ class NewcomerCase(GeneratorCase):
     def material(self) -> Material:
         return Material({"references": self.pictures})
 
-    def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
-        subject = Newcomer(
-            plan=self.plan,
-            judges=self.judges,
-            oracle=self.oracles[0] if self.oracles else None,
-            stop_early=self.look.stop_early,
-            crew=self.crew,
-            references=self.pictures,
-        )
-        return measure(
-            self.host, after, self.asked, subject=subject, out=out, resume=resume, command=command, trace=trace
-        )
+    def subject(self) -> Newcomer:
+        return Newcomer(**self.looked_at(), references=self.pictures)
 
 
 def introduce(

@@ -27,8 +27,7 @@ from palimpsest.hosts import load as hosts
 from palimpsest.probes.groups import Merged as Of
 from palimpsest.probes.groups import Taught
 from palimpsest.probes.plan import Plan
-from palimpsest.receipt.make import PATCH_FILE, Receipt
-from palimpsest.receipt.make import audit as measure
+from palimpsest.receipt.make import PATCH_FILE
 from palimpsest.receipt.subjects.merged import Merged
 from palimpsest.run.auditing import is_patch
 from palimpsest.run.cases import Case, GeneratorCase
@@ -76,20 +75,8 @@ class MergeCase(GeneratorCase):
     def carry_out(self, method: Any, *, seed: int, trace: Trace) -> Patch:
         return method(self.parts, self.host, data=self.material, seed=seed, trace=trace)
 
-    def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> Receipt:
-        subject = Merged(
-            plan=self.plan,
-            judges=self.judges,
-            oracle=self.oracles[0] if self.oracles else None,
-            reference=self.reference,
-            batch=self.look.batch,
-            stop_early=self.look.stop_early,
-            crew=self.crew,
-            parts=self.parts,
-        )
-        return measure(
-            self.host, after, self.asked, subject=subject, out=out, resume=resume, command=command, trace=trace
-        )
+    def subject(self) -> Merged:
+        return Merged(**self.looked_at(), parts=self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
