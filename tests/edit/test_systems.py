@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from erase_fixtures import pictures
 from hosts_fixtures import host_of, largest
 from palimpsest.core.concept import Concept, Request
+from palimpsest.core.errors import BadRequest
 from palimpsest.core.pictures import Pictures
 from palimpsest.edit.ddim_inversion import DDIMInversion
 from palimpsest.edit.diffedit import DiffEdit
+from palimpsest.edit.guide_and_rescale import GuideAndRescale
 from palimpsest.edit.ledits_pp import LEditsPP
 from palimpsest.edit.null_text import NullText
 from palimpsest.edit.prompt_to_prompt import PromptToPrompt, aligned
@@ -184,3 +188,59 @@ def test_prompt_to_prompt_takes_the_maps_of_the_inverted_picture() -> None:
         edited = PromptToPrompt(**how, finish="whole")(host, replace(two, columns={"asked": (prompt,) * 2}), STAR)
         assert edited.rebuilt is not None
         assert (largest(edited.images, edited.rebuilt) == 0) == (prompt == "a red house")
+
+
+def test_guide_and_rescale_follows_the_gradient_no_longer_than_allowed() -> None:
+    """Picture by picture, by finite differences along the step that it takes."""
+    host = host_of("sd")
+    seen: list[tuple[EditStep, Tensor]] = []
+
+    class Watched(GuideAndRescale):
+        def step(self, at: EditStep) -> Tensor:
+            seen.append((at, super().step(at)))
+            return seen[-1][1]
+
+    how = Watched(steps=4, depth=1.0, guidance=2.0, share=0.5)
+    how(host, sources(), STAR)
+    assert len(seen) == 8
+
+    def energy(at: EditStep, x: Tensor, row: int) -> float:
+        kept: list[list[Tensor]] = []
+        features: list[Any] = []
+        block = list(host.parts("decoder_block").values())[-1]
+        hook = block.register_forward_hook(lambda m, a, out: features.append(out))
+        with torch.no_grad():
+            for latents in (x, at.source[row : row + 1]):
+                with captured(host, role="self_attention") as maps:
+                    host.denoise(latents, at.here.t[None], at.said[row : row + 1])
+                kept.append([m[0] for m in maps.values()])
+        hook.remove()
+        layout = sum(float((a - b).double().square().mean()) for a, b in zip(*kept, strict=True))
+        return 3e5 * layout + 500.0 * float((features[0] - features[1]).double().abs().mean())
+
+    lengths = []
+    for at, ours in seen[-3:]:
+        with torch.no_grad():
+            null, asked = (host.denoise(at.x, at.here.t.expand(2), cond) for cond in (at.null, at.asked))
+        plain = null + 2.0 * (asked - null)
+        if at.index >= 2:
+            assert largest(ours, plain) < 1e-4
+            continue
+        ratio = float(at.here.alpha / at.here.sigma)
+        for row in range(2):
+            added = (plain - ours)[row] * ratio  # to the noise
+            lengths.append(float(added.norm() / (2.0 * ratio * (asked - null)[row].norm())))
+            x, along = at.x[row : row + 1], added[None] / added.norm()
+            slope = (energy(at, x + 1e-2 * along, row) - energy(at, x - 1e-2 * along, row)) / 2e-2
+            other = torch.randn(along.shape, generator=torch.Generator().manual_seed(row))
+            other = (other - (other * along).sum() * along) / other.norm()
+            aside = (energy(at, x + 1e-2 * other, row) - energy(at, x - 1e-2 * other, row)) / 2e-2
+            assert slope > 0
+            assert slope > 10 * abs(aside), "the step goes along the gradient"
+    assert lengths
+    assert all(0.33 - 1e-3 <= n <= 3 + 1e-3 for n in lengths)
+
+
+def test_guide_and_rescale_refuses_bounds_that_cross() -> None:
+    with pytest.raises(BadRequest, match=r"least is 2\.0 and most 1\.0"):
+        GuideAndRescale(least=2.0, most=1.0)
