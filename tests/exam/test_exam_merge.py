@@ -17,7 +17,7 @@ from palimpsest.exam.case import asked
 from palimpsest.exam.grounds import Tuning, corrupted, drawn, one_each, right, started, tuned
 from palimpsest.exam.judged import Judged, verdict_of
 from palimpsest.exam.pictures import UNTOUCHED
-from palimpsest.exam.studies import halfway, updates
+from palimpsest.exam.studies import halfway, signatures, updates
 from palimpsest.exam.verbs import merge
 from palimpsest.hosts.load import load
 from palimpsest.tiny.classifiers import SMALL
@@ -84,7 +84,7 @@ def test_a_ground_counts_with_all_its_seeds(tmp_path: Path) -> None:
 
 def test_the_verb_brings_its_studies_and_leaves_out_what_they_measure() -> None:
     by = {exam.name: exam for exam, _ in asked("merge")}
-    assert set(by) == {"merge", "halfway", "updates"}
+    assert set(by) == {"merge", "halfway", "signatures", "updates"}
     left_out = {"merge/wise_ft", "merge/bcwi", "merge/robust_weight_signatures"}
     assert not left_out & set(by["merge"].examined())
     assert {budgets.said(system, "study") for system in left_out} - {""} == set(by) - {"merge"}
@@ -188,3 +188,20 @@ def test_committed_records_have_what_their_summaries_read() -> None:
     main = merge.summaries(results)
     assert merge.shows_interference("styles", main), "the ground's own acceptance"
     assert set(record.read(results, merge.EXAM)) >= set(main)
+
+
+def test_signatures_are_judged_here_and_elsewhere() -> None:
+    def verdict(own: tuple[str, str], another: tuple[str, str], size: float = 0.1) -> str:
+        sets = {
+            signatures.CLEAN: (NO, YES),
+            signatures.OTHER: (NO, YES),
+            signatures.RWS: own,
+            signatures.ELSEWHERE: another,
+        }
+        by = {s: three(corrupted=c, clean=k, size=size) for s, (c, k) in sets.items()}
+        return signatures.judge(signatures.RWS, by).verdict
+
+    assert verdict((HALF, YES), (HALF, YES)) == "holds"
+    assert verdict((HALF, YES), (HALF, YES), size=0.3) == "holds in part"
+    assert verdict((HALF, YES), (NO, YES)) == "holds in part"
+    assert verdict((NO, YES), (NO, YES)) == "does not hold here"

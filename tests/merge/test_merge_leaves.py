@@ -32,7 +32,7 @@ from palimpsest.run import load
 from palimpsest.testing import check_combine
 from palimpsest.train.classify import picked, stream
 
-RULES = [name for name in catalog.entries() if name.startswith("merge/")]
+RULES = [n for n, e in catalog.entries().items() if n.startswith("merge/") and e.card.needs != "Denoiser"]
 
 
 class Net(nn.Module):
