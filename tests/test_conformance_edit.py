@@ -40,9 +40,14 @@ def sources(n: int = 2) -> Pictures:
     )
 
 
+def data(system: str) -> dict[str, Pictures]:
+    """One reference for all, where the system reads any."""
+    return {name: sources(3)[[2]] for name in catalog.find(system).card.reads}
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_systems(system: str) -> None:
-    check_edit(quick(system), host_of("sd"), sources(), STAR)
+    check_edit(quick(system), host_of("sd"), sources(), STAR, data=data(system))
 
 
 @pytest.mark.parametrize("family", FAMILIES[1:])
@@ -51,8 +56,8 @@ def test_systems_on_other_families(system: str, family: str) -> None:
     host, some = host_of(family), sources(1)
     if (system, family) in REFUSED:
         with pytest.raises(Unsupported, match=REFUSED[system, family]):
-            quick(system)(host, some, STAR)
+            quick(system)(host, some, STAR, data=data(system))
         return
-    edited = replace(quick(system), finish="whole")(host, some, STAR)
+    edited = replace(quick(system), finish="whole")(host, some, STAR, data=data(system))
     assert torch.equal(edited.images[..., :8], some.pixels()[..., :8])
     assert not torch.equal(edited.images, some.pixels()), f"{system} changes nothing on {family}"

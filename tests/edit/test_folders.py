@@ -18,6 +18,7 @@ from palimpsest.cli import main
 from palimpsest.core.errors import BadRequest, Damaged
 from palimpsest.data.framing import Frame
 from palimpsest.edit.ddim_inversion import DDIMInversion
+from palimpsest.edit.style_id import StyleID
 from palimpsest.run import edit
 from palimpsest.run.edits import EditedFolder
 from palimpsest.run.wording import Wanted, said_of
@@ -138,6 +139,36 @@ def test_masks_are_found_by_name_and_hold_to_the_pixel(photos: Path, tmp_path: P
     Image.fromarray(half).save(masks / "other.png")
     with pytest.raises(BadRequest, match=r"mask other.png is called like no picture"):
         done(photos, tmp_path / "odd", masks=masks)
+
+
+def test_references_serve_all_pictures_or_are_found_by_name(photos: Path, tmp_path: Path) -> None:
+    names, method = ["a.png", "sub dir/b.jpg", "sub dir/ключ.tiff", HOSTILE], StyleID(steps=2, finish="whole")
+    style = tmp_path / "style"
+    (style / "sub dir").mkdir(parents=True)
+    for i, name in enumerate(names):
+        picture(20, 12, 70 + i).save((style / name).with_suffix(".png"))
+    one = done(photos, tmp_path / "one", method=method, reference=style / "a.png")
+    each = done(photos, tmp_path / "each", method=method, reference=style)
+    assert [row.flags for row in one.rows] == [row.flags for row in each.rows]
+    same = [a.written == b.written for a, b in zip(one.rows, each.rows, strict=True)]
+    assert [row.name for row, s in zip(one.rows, same, strict=True) if s] == ["a.png"]
+    assert done(photos, tmp_path / "one", method=method, reference=style).kept == 1, "another reference, another edit"
+    with pytest.raises(BadRequest, match="reads no other pictures; leave out --reference"):
+        done(photos, tmp_path / "odd", reference=style)
+    with pytest.raises(BadRequest, match="Give --reference FILE for all pictures"):
+        done(photos, tmp_path / "odd", method=method)
+    with pytest.raises(BadRequest, match="There is no reference at"):
+        done(photos, tmp_path / "odd", method=method, reference=tmp_path / "nothing")
+    (style / "a.jpg").write_bytes((style / "a.png").read_bytes())
+    with pytest.raises(BadRequest, match="a has two references"):
+        done(photos, tmp_path / "odd", method=method, reference=style)
+    (style / "a.jpg").unlink()
+    (style / "a.png").unlink()
+    with pytest.raises(BadRequest, match=r"1 of 4 pictures have no reference in .*, first a\.png; "):
+        done(photos, tmp_path / "odd", method=method, reference=style)
+    (style / "a.png").write_bytes(b"broken")
+    with pytest.raises(Damaged, match="A reference cannot be read"):
+        done(photos / "a.png", tmp_path / "odd", method=method, reference=style / "a.png")
 
 
 def test_captions_come_from_beside_the_pictures(photos: Path, tmp_path: Path) -> None:

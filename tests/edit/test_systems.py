@@ -22,6 +22,7 @@ from palimpsest.edit.ledits_pp import LEditsPP
 from palimpsest.edit.null_text import NullText
 from palimpsest.edit.prompt_to_prompt import PromptToPrompt, aligned
 from palimpsest.edit.sdedit import SDEdit
+from palimpsest.edit.style_id import StyleID
 from palimpsest.ops.attention import captured
 from palimpsest.ops.editing import EditStep, Inverted, Scene
 
@@ -244,3 +245,78 @@ def test_guide_and_rescale_follows_the_gradient_no_longer_than_allowed() -> None
 def test_guide_and_rescale_refuses_bounds_that_cross() -> None:
     with pytest.raises(BadRequest, match=r"least is 2\.0 and most 1\.0"):
         GuideAndRescale(least=2.0, most=1.0)
+
+
+class Injected:
+    """A diffusers attention processor with the paper's formula, for one row of content and one of style."""
+
+    def __init__(self, content: Tensor, style: Tensor) -> None:
+        self.content, self.style = content, style
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        q = 0.75 * attn.to_q(self.content) + 0.25 * attn.to_q(hidden_states)
+        k, v, outs = attn.to_k(self.style), attn.to_v(self.style), []
+        width = q.shape[-1] // attn.heads
+        for head in range(attn.heads):
+            part = slice(head * width, (head + 1) * width)
+            scores = 1.5 * q[..., part] @ k[..., part].transpose(1, 2) / width**0.5
+            outs.append(scores.softmax(-1) @ v[..., part])
+        return attn.to_out[1](attn.to_out[0](torch.cat(outs, -1)))
+
+
+def test_style_id_reads_keys_and_values_of_the_style() -> None:
+    """Row by row, in three forwards with the formula as a processor of its own."""
+    host, seen = host_of("sd"), list[tuple[EditStep, Tensor]]()
+
+    class Watched(StyleID):
+        def step(self, at: EditStep) -> Tensor:
+            seen.append((at, super().step(at)))
+            return seen[-1][1]
+
+    style = pictures(4, captions=("",) * 4)[[2, 3]]
+    edited = Watched(steps=2, layers=0.5, finish="whole")(host, sources(), STAR, data={"references": style})
+    names = [n for n in host.parts("self_attention") if ".up_blocks." in n]
+    chosen = names[-round(0.5 * len(names)) :]
+    assert 0 < len(chosen) < len(names)
+    layers = {name: layer for name, layer in host.parts("self_attention").items() if name in chosen}
+
+    def states(x: Tensor, at: EditStep) -> dict[str, Tensor]:
+        kept: dict[Any, Any] = {}
+        hooks = [
+            layer.register_forward_pre_hook(lambda m, args, name=name: kept.__setitem__(name, args[0]))
+            for name, layer in layers.items()
+        ]
+        host.denoise(x, at.here.t[None], host.encode([""]))
+        for hook in hooks:
+            hook.remove()
+        return kept
+
+    before = {name: layer.processor for name, layer in layers.items()}
+    for at, ours in (seen[1], seen[2], seen[3]):  # the last one rebuilt, both of the edit
+        for row in range(2):
+            one = slice(row, row + 1)
+            of = at.source if at.asked is at.said else at.found.kept[at.index]
+            with torch.no_grad():
+                content, other = states(at.source[one], at), states(of[one], at)
+                for name, layer in layers.items():
+                    layer.processor = Injected(content[name], other[name])  # type: ignore[assignment]
+                naive = host.denoise(at.x[one], at.here.t[None], host.encode([""]))
+                for name, layer in layers.items():
+                    layer.processor = before[name]
+            assert largest(ours[one], naive) < 1e-3 * float(naive.abs().max())
+    first, paths = seen[2][0], (seen[2][0].source, seen[2][0].found.kept[0])
+    for row in range(2):
+        for channel in range(4):
+            c, s = (path[row, channel] for path in paths)
+            assert largest(first.x[row, channel], (c - c.mean()) / c.std() * s.std() + s.mean()) < 1e-4
+    assert torch.equal(seen[0][0].x, seen[0][0].source), "what is rebuilt starts where the picture is"
+    one_for_all = StyleID(steps=2, layers=0.5, finish="whole")(host, sources(), STAR, data={"references": style[[0]]})
+    assert largest(edited.images[0], one_for_all.images[0]) < 1e-4
+    assert largest(edited.images[1], one_for_all.images[1]) > 1e-3
+
+
+def test_style_id_says_what_references_it_takes() -> None:
+    style = pictures(3)
+    for data, words in (({}, "needs data called 'references'"), ({"references": style}, "3 references for 2 pictures")):
+        with pytest.raises(BadRequest, match=words):
+            StyleID(steps=2)(host_of("sd"), sources(), STAR, data=data)

@@ -199,7 +199,9 @@ def test_parts_by_role(family: str) -> None:
     assert len(host.parts("text_encoder")) == len(host.parts("token_embedding")) == encoders
     assert len(host.parts("cross_attention")) == cross
     assert len(host.parts("self_attention")) == own
-    for role, count in (("cross_key", layers), ("cross_value", layers), ("cross_query", layers), ("cross_out", out)):
+    alone = own - cross if family == "sd3" else 0 if family == "flux" else own  # layers in which text has no part
+    text = (("cross_key", layers), ("cross_value", layers), ("cross_query", layers), ("cross_out", out))
+    for role, count in (*text, *((f"self_{what}", alone) for what in ("query", "key", "value"))):
         parts = host.parts(role)
         assert len(parts) == count, role
         for name, module in parts.items():

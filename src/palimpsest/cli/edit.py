@@ -41,6 +41,9 @@ class Editing(Loading):
     value, or as --method.name value where the command has one of that name."""
     masks: options.OptionalFolder = None
     """A folder of masks that are called like the pictures; white may change, any size."""
+    reference: Annotated[Path | None, arg(metavar="FILE|FOLDER")] = None
+    """A picture whose style all edits take, or a folder of them that are called like the pictures; for systems that
+    read one (style_id)."""
     patch: options.OptionalPatch = None
     """A patch of the model, or another program's LoRA or embedding, under which the edit is drawn."""
     scale: options.Strength = 1.0
@@ -78,8 +81,9 @@ class Editing(Loading):
             tell(f"No --method given: using {entry.card.name} ({entry.id}), the default.")
         work = editing.Editing(
             host=self.load(self.model), source=self.photos, wanted=wanted, method=method, said=self.said,
-            masks=self.masks, patch=self.patch, scale=self.scale, size=self.size, seed=self.seed,
-            mark=not self.no_mark, skip_unreadable=self.skip_unreadable, judges=self.judge, truth=self.truth,
+            masks=self.masks, reference=self.reference, patch=self.patch, scale=self.scale, size=self.size,
+            seed=self.seed, mark=not self.no_mark, skip_unreadable=self.skip_unreadable, judges=self.judge,
+            truth=self.truth,
         )  # fmt: skip
         if self.dry_run:
             tell(work.forecast())

@@ -149,8 +149,9 @@ class Host(Protocol):
 
     `parts(role)` gives modules by what they do, named as in `root.named_modules()`. Roles: "denoiser",
     "text_encoder", "token_embedding", "clip_token_embedding", "autoencoder", "cross_attention", "self_attention",
-    "cross_key", "cross_value", "cross_query", "cross_out", "text_projection", "pooled_projection", "text_block",
-    "bottleneck", "decoder_block", "backbone", "head". A role that the model lacks gives {}.
+    "cross_key", "cross_value", "cross_query", "cross_out", "self_query", "self_key", "self_value", "text_projection",
+    "pooled_projection", "text_block", "bottleneck", "decoder_block", "backbone", "head". A role that the model lacks
+    gives {}.
     """
 
     name: str

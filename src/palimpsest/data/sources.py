@@ -1,4 +1,4 @@
-"""Which pictures are meant by a folder, a file or a glob, and which mask belongs to which."""
+"""Which pictures are meant by a folder, a file or a glob, and which mask or reference belongs to which."""
 
 from __future__ import annotations
 
@@ -134,3 +134,62 @@ class Masks:
         if mask.shape != (height, width):
             mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
         return mask.astype(np.float32) / 255
+
+
+class References:
+    """Pictures whose style, or whatever else, the edits of others take: one for all, or by the pictures' names.
+
+    Args:
+        source: a picture, which serves all, or a folder with one for each, called like it, endings aside; None: none.
+
+    Raises:
+        BadRequest: nothing is there, two references of one picture, or a picture without one.
+    """
+
+    def __init__(self, source: str | Path | None, of: Found) -> None:
+        self._files: dict[PurePosixPath, Path] = {}
+        if source is None:
+            return
+        path = Path(source).expanduser()
+        if path.is_file():
+            self._files = dict.fromkeys((name.with_suffix("") for name in of.pictures), path)
+            return
+        if not path.is_dir():
+            raise BadRequest(f"There is no reference at {printable(str(path))}; give a picture, or a folder of them.")
+        for name, file in files_of(path).pictures.items():
+            stem = name.with_suffix("")
+            if stem in self._files:
+                raise BadRequest(
+                    f"{printable(str(stem))} has two references, {self._files[stem].name} and {file.name}."
+                )
+            self._files[stem] = file
+        bare = sorted(str(name) for name in of.pictures if name.with_suffix("") not in self._files)
+        if bare:
+            raise BadRequest(
+                f"{len(bare)} of {len(of.pictures)} pictures have no reference in {printable(str(path))}, first "
+                f"{printable(bare[0])}; references are called like the pictures, or give one file for all of them."
+            )
+
+    def of(self, name: PurePosixPath) -> bytes | None:
+        """The file of a picture's reference; None where none were given.
+
+        Raises:
+            Damaged: it cannot be read.
+        """
+        file = self._files.get(name.with_suffix(""))
+        try:
+            return None if file is None else file.read_bytes()
+        except OSError as e:
+            raise Damaged(f"The reference {printable(str(file))} cannot be read: {e.strerror}.") from e
+
+
+def colours_of(reference: bytes) -> np.ndarray:
+    """(H, W, 3) uint8 of a reference's file.
+
+    Raises:
+        Damaged: it is no picture that can be read.
+    """
+    try:
+        return decoded(reference).colours
+    except Unreadable as e:
+        raise Damaged(f"A reference cannot be read: {e}.") from e

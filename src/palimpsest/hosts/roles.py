@@ -6,6 +6,7 @@
 | self_attention | `attn1`: image reads image | the same blocks (they do both), and image-only attention |
 | cross_key, cross_value | `attn2.to_k`, `to_v`: read text | `add_k_proj`, `add_v_proj`: read text |
 | cross_query, cross_out | `attn2.to_q`, `to_out.0` | `add_q_proj`, `to_add_out` |
+| self_query, self_key, self_value | `attn1.to_q`, `to_k`, `to_v`: image reads image | - |
 | text_projection | - | the one layer through which all token states come in |
 | pooled_projection | - | the first layer that reads the pooled states |
 | denoiser, text_encoder, autoencoder | the pipeline's modules | the same |
@@ -35,6 +36,7 @@ _PROJECTIONS = {
     "cross_query": ("to_q", "add_q_proj"),
     "cross_out": ("to_out.0", "to_add_out"),
 }
+_OF_THE_PICTURE = {"self_query": "to_q", "self_key": "to_k", "self_value": "to_v"}
 
 
 def parts_of(root: nn.Module, role: str, *, network: str, encoders: Sequence[str]) -> dict[str, nn.Module]:
@@ -76,6 +78,9 @@ def parts_of(root: nn.Module, role: str, *, network: str, encoders: Sequence[str
             if module is not None:
                 found[layer] = module
         return found
+    if role in _OF_THE_PICTURE:
+        alone = (name for name in attention if name not in cross)
+        return {layer: root.get_submodule(layer) for layer in (f"{n}.{_OF_THE_PICTURE[role]}" for n in alone)}
     return {}
 
 

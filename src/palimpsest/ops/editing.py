@@ -60,7 +60,8 @@ class Inverted:
     """Where sources are in noise.
 
     Args:
-        path: x of the sources at each level, the clean latents last; an edit starts at the first.
+        path: x of the sources at each level, the clean latents last; what is rebuilt starts at the first.
+        start: x (n, c, h, w) that the edit starts from; None: where what is rebuilt does.
         noises: what leads down from each level (`inversion.down`); None: nothing, the way is deterministic.
         nulls: the unconditional partner at each noisy level, where a system learns it; None: the scene's.
         region: (n, 1, h, w) on the latents' grid, where the system found that it must act; None: everywhere.
@@ -68,6 +69,7 @@ class Inverted:
     """
 
     path: Sequence[Tensor]
+    start: Tensor | None = None
     noises: Sequence[Tensor] | None = None
     nulls: Sequence[Cond] | None = None
     region: Tensor | None = None
@@ -190,7 +192,8 @@ class DiffusionEdit(ImageEdit):
         self, scene: Scene, found: Inverted, region: Tensor | None, patch: Patch | None, trace: Trace, what: str
     ) -> Tensor:
         """Pictures (n, 3, H, W) of what the walk down ends in; outside the region latents stay the sources'."""
-        host, x, total = scene.host, found.path[0], len(scene.levels) - 1
+        host, total = scene.host, len(scene.levels) - 1
+        x = found.path[0] if found.start is None or scene.asked is scene.said else found.start
         with patch.applied(host) if patch is not None else nullcontext():
             if patch is not None:  # it may change the text encoders, or bring words
                 scene = self._spoken(scene)

@@ -28,12 +28,12 @@ from palimpsest.data.framing import Frame
 from palimpsest.data.marking import Mark
 from palimpsest.data.originals import Original, grey_levels, original
 from palimpsest.data.picture_folders import PictureFolder
-from palimpsest.data.sources import Found, Masks, found
+from palimpsest.data.sources import Found, found
 from palimpsest.export.read import read_patch
-from palimpsest.ops.editing import ASKED, AVOIDED
 from palimpsest.probes.edits import EditPlan
 from palimpsest.probes.evaluators import Judge, judges_for
 from palimpsest.receipt.make import Receipt
+from palimpsest.run.edit_inputs import Given, Inputs, refuse_unread
 from palimpsest.run.edit_receipts import complete, readers, receipt_of, side_of, sign_of
 from palimpsest.run.edits import (
     IMAGES,
@@ -50,7 +50,7 @@ from palimpsest.run.edits import (
     refuse_other,
     table,
 )
-from palimpsest.run.wording import Captions, Said, Wanted, said_of
+from palimpsest.run.wording import Wanted
 from palimpsest.worlds.concepts import Words
 
 POOR = 20.0  # dB; a picture that is rebuilt worse is named
@@ -64,6 +64,7 @@ class Editing:
     Args:
         host: the model. source: a folder, a file or a glob. wanted: what shall change.
         method: the system. said: captions (`wording.Captions`). masks: a folder of masks, by the pictures' names.
+        reference: of systems that take something from other pictures: one for all, or a folder by the pictures' names.
         patch: of the model, under which edits are drawn, at this scale.
         size: side of the square that pictures are worked on at; None: the model's own.
         seed: of every draw. mark: whether files say that a model made a part of them.
@@ -78,6 +79,7 @@ class Editing:
     method: ImageEdit
     said: str = ""
     masks: str | Path | None = None
+    reference: str | Path | None = None
     patch: Patch | str | Path | None = None
     scale: float = 1.0
     size: int | None = None
@@ -92,6 +94,7 @@ class Editing:
     settings: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
+        refuse_unread(self.method, self.reference)
         read_now = isinstance(self.patch, (str, Path))
         held = read_patch(self.patch, self.host) if read_now else self.patch  # type: ignore[arg-type]
         made = {"found": found(self.source), "request": self.wanted.request(self.host)}
@@ -121,22 +124,22 @@ class Editing:
 
     def forecast(self) -> str:
         """What a run would do, measured on the first picture; nothing is written."""
-        texts, masks = Captions(self.said, self.found.root, self.host), Masks(self.masks, self.found)
+        inputs = self._inputs()
         for name, file in self.found.pictures.items():
             try:
                 picture = original(file.read_bytes())
             except Unreadable:
                 continue
-            said, _ = self._said(texts, name, file, picture)
-            edited = self._edited(picture, said, masks.of(name, picture.height, picture.width), Trace())[0]
+            given = inputs.of(name, file, picture)
+            edited = self._edited(picture, given, Trace())[0]
             seconds, n = edited.cost["seconds"], len(self.found.pictures)
             forwards = edited.cost["forwards"].get("denoiser", 0)
             lines = [
                 f"{n} {'picture' if n == 1 else 'pictures'}, {forwards} forwards of the model and {seconds:.1f} s each "
                 f"(just measured on {printable(str(name))}): about {lasting(n * seconds)}.",
                 f"Worked on at {self._side} x {self._side}, written at their own size.",
-                f"{printable(str(name))} is said to show {printable(said.said)!r}.",
-                f"It shall show {printable(said.asked)!r}.",
+                f"{printable(str(name))} is said to show {printable(given.said.said)!r}.",
+                f"It shall show {printable(given.said.asked)!r}.",
             ]
             return "\n".join([*lines, *(f"left out {printable(text)}" for text in self.found.left_out)])
         raise BadRequest(f"None of {len(self.found.pictures)} pictures of {self.source} can be read and written.")
@@ -153,8 +156,7 @@ class Editing:
         folder = Path(out)
         self.found.refuse_out(folder)
         refuse_other(folder, self.settings, again)
-        masks = Masks(self.masks, self.found)
-        texts = Captions(self.said, self.found.root, self.host)
+        inputs = self._inputs()
         kept, rows, skipped, before = kept_in(folder), [], list(self.found.left_out), 0
         write_text(folder / SETTINGS, json.dumps(self.settings, indent=1, ensure_ascii=False) + "\n")
         for i, (name, file) in enumerate(self.found.pictures.items()):
@@ -171,14 +173,13 @@ class Editing:
                     ) from e
                 skipped.append(f"{name} ({e})")
                 continue
-            said, captioned = self._said(texts, name, file, picture)
-            mask = masks.of(name, picture.height, picture.width)
-            key = self._key(encoded, said, mask)
+            given = inputs.of(name, file, picture)
+            key = given.key(self.settings, encoded)
             row = kept.get(str(name))
             if row is not None and row.key == key and _whole(folder, row):
                 before += 1
             else:
-                row = self._one(folder, name, picture, said, captioned, mask, key)
+                row = self._one(folder, name, picture, given, key)
                 with open(folder / KEPT, "a", encoding="utf-8") as f:
                     f.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
             rows.append(row)
@@ -221,41 +222,23 @@ class Editing:
 
     # -- one picture -------------------------------------------------------------------------------------
 
-    def _said(self, texts: Captions, name: PurePosixPath, file: Path, picture: Original) -> tuple[Said, str]:
-        frame = Frame.of(picture.height, picture.width, self._side)
-        caption, where = texts.of(str(name), file, frame.onto(picture.colours).float() / 255)
-        return said_of(self.host, self.wanted, caption, name.stem), where
+    def _inputs(self) -> Inputs:
+        return Inputs(
+            self.found, host=self.host, wanted=self.wanted, side=self._side, said=self.said, masks=self.masks,
+            reference=self.reference,
+        )  # fmt: skip
 
-    def _key(self, encoded: bytes, said: Said, mask: np.ndarray | None) -> str:
-        about = {**self.settings, "said": asdict(said), "picture": hashlib.sha256(encoded).hexdigest()}
-        about["mask"] = "" if mask is None else hashlib.sha256(np.packbits(mask >= 0.5).tobytes()).hexdigest()
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    def _edited(self, picture: Original, given: Given, trace: Trace) -> tuple[Edited, Pictures]:
+        sources, data = given.sources(picture, self._side), given.data(self._side)
+        edited = self.method(self.host, sources, self.request, data=data, patch=self.held, seed=self.seed, trace=trace)
+        return edited, sources
 
-    def _edited(self, picture: Original, said: Said, mask: np.ndarray | None, trace: Trace) -> tuple[Edited, Pictures]:
-        frame = Frame.of(picture.height, picture.width, self._side)
-        sources = Pictures(
-            images=frame.onto(picture.colours),
-            names=("",),
-            captions=(said.said,),
-            masks=None if mask is None else frame.mask_onto(mask),
-            columns={ASKED: (said.asked,), AVOIDED: (said.avoided,)},
-        )
-        return self.method(self.host, sources, self.request, patch=self.held, seed=self.seed, trace=trace), sources
-
-    def _one(
-        self,
-        folder: Path,
-        name: PurePosixPath,
-        picture: Original,
-        said: Said,
-        captioned: str,
-        mask: np.ndarray | None,
-        key: str,
-    ) -> Row:
+    def _one(self, folder: Path, name: PurePosixPath, picture: Original, given: Given, key: str) -> Row:
         """Edits a picture and writes it and its region."""
         trace, frame = Trace(), Frame.of(picture.height, picture.width, self._side)
-        edited, sources = self._edited(picture, said, mask, trace)
-        change, region = _full(edited, sources, frame, mask)
+        said = given.said
+        edited, sources = self._edited(picture, given, trace)
+        change, region = _full(edited, sources, frame, given.mask)
         encoded = picture.rewritten(change, Mark(f"palimpsest {__version__}") if self.mark else None)
         after = grey_levels(encoded).astype(np.float32)
         apart = np.abs(after - picture.colours).mean(2)
@@ -279,7 +262,7 @@ class Editing:
             said=said.said,
             asked=said.asked,
             avoided=said.avoided,
-            captioned=captioned,
+            captioned=given.captioned,
             reconstruction=decibels,
             outside=round(float(apart[still].mean()), 4) if still.any() else 0.0,
             region=round(1 - float(still.mean()), 4),
@@ -298,6 +281,7 @@ def edit(
     asked: str = "",
     said: str = "",
     masks: str | Path | None = None,
+    reference: str | Path | None = None,
     method: ImageEdit | str = "",
     patch: Patch | str | Path | None = None,
     scale: float = 1.0,
@@ -319,6 +303,8 @@ def edit(
         to, instead, remove, asked: what shall change (`wording.Wanted`).
         said: what the pictures show (`wording.Captions`).
         masks: a folder of masks by the pictures' names; white may change.
+        reference: a picture that all edits take their style from, or a folder with one for each, called like it; for
+            systems that read one.
         method: a system, or its name; the verb's default where not given.
         patch, scale: of the model, under which edits are drawn.
         size: side of the square that pictures are worked on at; None: the model's own.
@@ -339,7 +325,7 @@ def edit(
     assert isinstance(method, ImageEdit)
     work = Editing(
         host=host, source=source, wanted=Wanted(to=to, instead=instead, remove=remove, asked=asked), method=method,
-        said=said, masks=masks, patch=patch, scale=scale, size=size, seed=seed, mark=mark,
+        said=said, masks=masks, reference=reference, patch=patch, scale=scale, size=size, seed=seed, mark=mark,
         skip_unreadable=skip_unreadable, judges=judges, truth=truth,
     )  # fmt: skip
     return work.run(out, again=again, progress=progress)

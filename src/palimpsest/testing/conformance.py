@@ -131,8 +131,8 @@ def check_edit(
 
     Deterministic under its seed; the host bit for bit untouched and free of hooks; pictures of the same number and
     size, finite, in [0, 1]; the source bit for bit where the mask is 0; a picture's result is its own, whatever stands
-    beside it; what asks for nothing else than is said moves nothing beyond the rebuilt picture; hosts that lack the
-    capability are refused by name. Cost: four runs of the method.
+    beside it; what asks for what is said, of no other picture than itself, moves nothing beyond the rebuilt picture;
+    hosts that lack the capability are refused by name. Cost: four runs of the method.
 
     Raises:
         AssertionError: a law is broken; the message names it.
@@ -156,7 +156,8 @@ def check_edit(
     assert apart < 1e-3, f"{method.id}: a picture's edit depends on its batch ({apart})"
     if edited.rebuilt is not None:
         same = replace(sources, columns={**sources.columns, "asked": sources.captions})
-        still_said = method(host, same, request, data=data, seed=seed)
+        of_itself = {**data, "references": same} if "references" in method.card.reads else data
+        still_said = method(host, same, request, data=of_itself, seed=seed)
         assert still_said.rebuilt is not None
         moved = still_said.images - (still_said.rebuilt if getattr(method, "finish", "") == "whole" else source)
         assert float(moved.abs().max()) < 1e-4, f"{method.id} changes pictures that ask for what they show"
