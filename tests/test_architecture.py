@@ -124,12 +124,13 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 def test_the_core_stays_small() -> None:
     # Not counted, since they say nothing about concepts: the list of systems, files and what they may say, costs.
-    # 2,000 until patches brought words, 2,250 until they could be streamed and combined.
+    # 2,000 until patches brought words, 2,250 until they could be streamed and combined,
+    # 2,500 until reading told how far it is.
     beside = {"catalog", "declared", "fields", "files", "fingerprint", "printable", "sealed", "stored", "streams"}
-    beside.add("trace")
+    beside |= {"trace", "watched"}
     counted = [p for p in (SRC / "core").glob("*.py") if p.stem not in beside]
     lines = sum(p.read_text(encoding="utf-8").count("\n") for p in counted)
-    assert lines <= 2500, f"the core has {lines} lines"
+    assert lines <= 2550, f"the core has {lines} lines"
 
 
 def test_nothing_loads_pickles() -> None:

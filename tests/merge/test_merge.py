@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from palimpsest.cli import main
 from palimpsest.core import stored as stored_tensors
-from palimpsest.core.change import Change
+from palimpsest.core.change import Change, diff
 from palimpsest.core.combine import Combine
 from palimpsest.core.delta import Delta, Dense, LowRank, Sparse
 from palimpsest.core.errors import BadRequest
 from palimpsest.core.fingerprint import fingerprint, tensors_of
 from palimpsest.core.patch import Patch
-from palimpsest.core.stored import Memory
+from palimpsest.core.sealed import Deltas
+from palimpsest.core.stored import Memory, bytes_of
+from palimpsest.core.trace import Trace
 from palimpsest.merge.diffusion_soup import DiffusionSoup
 from palimpsest.merge.task_arithmetic import TaskArithmetic
 from palimpsest.merge.ties import TIES
@@ -29,7 +31,8 @@ from palimpsest.merge.wise_ft import WiseFT
 from palimpsest.ops.interference import interference, pairs
 from palimpsest.ops.merging import changed, thresholds
 from palimpsest.run import load, merge
-from palimpsest.run.merging import ingredients
+from palimpsest.run.do import perform
+from palimpsest.run.merging import BareMerge, ingredients
 
 
 class Small:
@@ -164,6 +167,48 @@ def test_a_merge_streams_to_its_file(tmp_path: Path) -> None:
         assert streamed.sha256() == held.sha256() == Patch.load(tmp_path / "m.safetensors").sha256()
 
 
+class InBytes(Trace):
+    """A byte counts as a megabyte."""
+
+    def reading(self, what: str, nbytes: int) -> Callable[[int], None]:
+        read = super().reading(what, nbytes * 10**6)
+        return lambda more: read(more * 10**6)
+
+
+def test_long_reading_tells_how_far_it_is(tmp_path: Path) -> None:
+    """Every byte is told of: as many as were announced, whichever form a change has."""
+    host, told = Small(), {}
+    before, after = (Memory(tensors_of(h.root)) for h in (host, Small(1)))
+    few = dict(tensors_of(Small(1).root))
+    few["a.weight"] = tensors_of(host.root)["a.weight"].clone()
+    few["a.weight"][0, 0] += 1
+    trace = InBytes(progress=lambda what, done, total: told.setdefault(what, []).append((done, total)))
+
+    def last(what: str) -> tuple[int, int]:
+        return told[what][-1]
+
+    for edited in (after, Memory(few)):
+        told.clear()
+        diff(before, edited, out=tmp_path / "p.safetensors", trace=trace)
+        assert all(done == total for done, total in (last("comparing, MB"), last("writing, MB read")))
+        assert last("comparing, MB")[1] == 2 * bytes_of(before)
+        assert [done for done, _ in told["comparing, MB"]] == sorted({done for done, _ in told["comparing, MB"]})
+    told.clear()
+    TIES()([patch_of(host, 1), Change(before=before, after=after)], host, trace=trace)
+    almost = told["merging, MB of changes"][-2]  # the last is told in any case
+    assert almost[0] == almost[1] > 0
+
+
+def test_a_bare_merge_is_written_while_it_is_computed(tmp_path: Path) -> None:
+    host = Small()
+    case = BareMerge(host=host, ingredients=ingredients(host, [patch_of(host, 1), patch_of(host, 2)]))
+    done = perform("merge", case, out=tmp_path)
+    assert isinstance(done.patch.deltas, Deltas), "still in its file"
+    assert Patch.load(tmp_path / "patch.safetensors").sha256() == done.patch.sha256()
+    held = Patch.load(tmp_path / "patch.safetensors")
+    assert done.patch.nbytes() == held.nbytes() > 0
+
+
 def test_numbers_that_are_not_finite_are_refused_while_a_merge_streams(tmp_path: Path) -> None:
     before = {"a": torch.zeros(3, 4)}
     for odd in (float("nan"), float("inf"), -float("inf")):
@@ -246,9 +291,12 @@ def test_without_a_word_of_what_it_is_about_nothing_is_drawn(edits: Path, tmp_pa
         ingredients(host, bare, about=["star"])
 
 
-def test_files_are_merged_without_loading_the_model(edits: Path, tmp_path: Path) -> None:
+def test_files_are_merged_without_loading_the_model(
+    edits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     both = ["merge", str(edits / "no-star"), str(edits / "no-moon"), "--model", "tiny/sd", "--method", "ties"]
     assert main([*both, "--stream", "--out", str(tmp_path / "s")]) == 0
+    assert "the changes are read 3 times" in capsys.readouterr().out
     assert not (tmp_path / "s" / "receipt.json").exists()
     host = load("tiny/sd")
     parts = [Patch.load(edits / f"no-{word}" / "patch.safetensors") for word in ("star", "moon")]
@@ -270,6 +318,9 @@ def test_the_merged_model_is_written_as_its_files_are(edits: Path, tmp_path: Pat
 
 
 def test_a_difference_is_written_without_loading_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "tiny/sd", "tiny/sd-without-star", "--out", str(tmp_path / "c"), "--dry-run"]) == 0
+    assert "GB are read" in capsys.readouterr().out
+    assert not (tmp_path / "c").exists()
     assert main(["diff", "tiny/sd", "tiny/sd-without-star", "--out", str(tmp_path / "c")]) == 0
     assert "tensors changed" in capsys.readouterr().out
     patch, host, other = Patch.open(tmp_path / "c" / "patch.safetensors"), load("tiny/sd"), load("tiny/sd-without-star")

@@ -35,16 +35,30 @@ class Diff:
     """Folder for the patch."""
     overwrite: bool = False
     """Replace a patch that is in the out folder already."""
+    dry_run: bool = False
+    """Say how much would be read, then stop."""
 
     def run(self, rest: list[str], command: str) -> int:
         from palimpsest.core.change import Change, diff
+        from palimpsest.core.stored import bytes_of
+        from palimpsest.core.trace import Trace
         from palimpsest.hosts.load import stored
+        from palimpsest.progress import bars
 
         refuse_overwriting(self.out, [PATCH], self.overwrite)
         before, after = stored(self.base), stored(self.edited)
         Change(before=before, after=after, name=self.edited)  # models of other architectures are told at once
         path = self.out / PATCH
-        patch = diff(before, after, name=self.edited, out=path)
+        own, size = (bytes_of(m) for m in (before, after))
+        # Once for the fingerprint, once to compare, and at most twice to write, where few of a tensor's numbers moved.
+        tell(
+            f"{len(before.names())} tensors of {own / 1e9:.2g} and {size / 1e9:.2g} GB; {(2 * own + size) / 1e9:.2g} "
+            f"to {(4 * own + 3 * size) / 1e9:.2g} GB are read."
+        )
+        if self.dry_run:
+            return 0
+        with bars() as progress:
+            patch = diff(before, after, name=self.edited, out=path, trace=Trace(progress=progress))
         changed = f"{len(patch.deltas)} of {len(before.names())} tensors changed"
         tell(f"patch    {path}")
         tell(f"{changed}; {path.stat().st_size / 1e6:.1f} MB; base {patch.base[:12]}.")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +14,10 @@ from palimpsest.core.delta import Delta, Dense, Sparse
 from palimpsest.core.errors import Unsupported
 from palimpsest.core.fingerprint import tensors_of
 from palimpsest.core.patch import Form, Patch, in_file
-from palimpsest.core.stored import Memory, Stored, blocks, digest_of
+from palimpsest.core.stored import Memory, Stored, blocks, bytes_of, digest_of
 from palimpsest.core.streams import Stream
+from palimpsest.core.trace import Trace
+from palimpsest.core.watched import Watched
 from palimpsest.core.words import Word
 
 
@@ -49,9 +50,11 @@ def stored(model: Any) -> Stored:
     return Memory(tensors_of(model.root)) if hasattr(model, "root") else model
 
 
-def fingerprint(model: Any) -> str:
-    """sha256 of a model's tensors. Cost: of files a pass over their bytes."""
-    return model.fingerprint() if hasattr(model, "fingerprint") else digest_of(model)
+def fingerprint(model: Any, trace: Trace | None = None) -> str:
+    """sha256 of a model's tensors. Cost: of files a pass over their bytes, of which the trace is told."""
+    if hasattr(model, "fingerprint"):
+        return model.fingerprint()
+    return digest_of(Watched(model, (trace or Trace()).reading("fingerprint of the model, MB", bytes_of(model))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +90,13 @@ class Change:
     def provenance(self) -> Mapping[str, Any]:
         return {"method": "diff", "edited": self.name}
 
-    def sha256(self) -> str:
-        """The fingerprint of the edited model, which with the base is the change."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return digest_of(self.after)
+    def sha256(self, trace: Trace | None = None) -> str:
+        """The fingerprint of the edited model, which with the base is the change; computed once."""
+        if "_fingerprint" not in vars(self):
+            what = f"fingerprint of {self.name or 'the edited model'}, MB"
+            read = (trace or Trace()).reading(what, bytes_of(self.after))
+            vars(self)["_fingerprint"] = digest_of(Watched(self.after, read))
+        return vars(self)["_fingerprint"]
 
     def names(self) -> Collection[str]:
         """Those of fractions: whole numbers (places, counters) stay the base's."""
@@ -110,13 +113,14 @@ class Change:
         return Change(before=before, after=self.after, name=self.name, words=self.words)
 
 
-def diff(base: Any, edited: Any, *, name: str = "", out: str | Path | None = None) -> Patch:
+def diff(base: Any, edited: Any, *, name: str = "", out: str | Path | None = None, trace: Trace | None = None) -> Patch:
     """The patch that turns one model into another of the same architecture, whoever edited it.
 
     Args:
         base, edited: hosts, or tensors in files.
         name: of the edited model, for the provenance; its host's own where not given.
         out: the file that the patch is written to while both are read; it then holds a block at a time.
+        trace: is told how far reading is, in megabytes.
 
     Raises:
         Unsupported: the two have different tensors.
@@ -125,14 +129,19 @@ def diff(base: Any, edited: Any, *, name: str = "", out: str | Path | None = Non
     of which a third or more changed, 12 for each changed number of others.
     """
     before, after, name = stored(base), stored(edited), name or getattr(edited, "name", "")
+    trace = trace or Trace()
     Change(before=before, after=after, name=name)  # same tensors
-    patch = Patch(base=fingerprint(base), provenance={"method": "diff", "edited": name})
-    forms = {}
-    for tensor in before.names():
-        moved = sum(len(index) for index, _ in _moved(before, after, tensor))
-        if moved:
-            forms[tensor] = _form(before, after, tensor, moved)
-    return built(patch, forms, out)
+    patch = Patch(base=fingerprint(base, trace), provenance={"method": "diff", "edited": name})
+    both = _watched(before, after, trace.reading("comparing, MB", bytes_of(before) + bytes_of(after)))
+    moved = {n: sum(len(index) for index, _ in _moved(*both, n)) for n in before.names()}
+    sizes = {n: before.shape(n).numel() * (before.dtype(n).itemsize + after.dtype(n).itemsize) for n in moved}
+    passes = {n: 2 if _sparse(before.shape(n), m) else 1 for n, m in moved.items() if m}
+    both = _watched(before, after, trace.reading("writing, MB read", sum(sizes[n] * k for n, k in passes.items())))
+    return built(patch, {n: _form(*both, n, moved[n]) for n in passes}, out)
+
+
+def _watched(before: Stored, after: Stored, read: Callable[[int], None]) -> tuple[Stored, Stored]:
+    return Watched(before, read), Watched(after, read)
 
 
 def built(patch: Patch, forms: Mapping[str, Form], out: str | Path | None) -> Patch:
@@ -154,10 +163,14 @@ def _moved(before: Stored, after: Stored, name: str) -> Iterator[tuple[Tensor, T
         yield index + start * size, change[index]
 
 
+def _sparse(shape: torch.Size, moved: int) -> bool:
+    return moved * 3 < shape.numel()
+
+
 def _form(before: Stored, after: Stored, name: str, moved: int) -> Form:
     """Sparse where less than a third of the numbers moved, else dense."""
     shape, count = before.shape(name), torch.Size((moved,))
-    if moved * 3 < shape.numel():
+    if _sparse(shape, moved):
         return Sparse, {
             "index": Stream(torch.int64, count, lambda: (index for index, _ in _moved(before, after, name))),
             "value": Stream(torch.float32, count, lambda: (value for _, value in _moved(before, after, name))),

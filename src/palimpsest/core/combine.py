@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -24,13 +24,20 @@ from palimpsest.core.pictures import Material, Pictures
 from palimpsest.core.stored import Recent, Stored, digest_of
 from palimpsest.core.streams import Stream
 from palimpsest.core.trace import Trace
+from palimpsest.core.watched import Told
 from palimpsest.core.words import united
 
 
 @dataclass(frozen=True, kw_only=True)
 class Combine(Method, ABC):
     """A system that makes one patch of several changes of one base. A tensor that a change leaves out counts as zero;
-    words are brought along."""
+    words are brought along.
+
+    Attributes:
+        passes: how often it computes the blocks of all changes, those of its survey and the last; for forecasts.
+    """
+
+    passes: ClassVar[int] = 1
 
     def survey(
         self, parts: Sequence[Part], base: Stored, host: Any, *, data: Material, rng: torch.Generator, trace: Trace
@@ -83,7 +90,7 @@ class Combine(Method, ABC):
         """
         material, trace = Material(data or {}, beside or {}), trace or Trace()
         live = host if hasattr(host, "root") else None
-        base, model = stored(host), fingerprint(host)
+        base, model = stored(host), fingerprint(host, trace)
         self._agree(parts, base, model, live, getattr(host, "name", "this model"))
         words = united([p.words for p in parts])
         guard = nullcontext(torch.Generator().manual_seed(seed))
@@ -91,7 +98,10 @@ class Combine(Method, ABC):
             guard = self.guarded(live, material, seed=seed, trace=trace)
         with guard as rng:
             recent = Recent(base)  # whole models are held against the same rows of it
-            read = [p.beside(recent) if isinstance(p, Change) and p.before is base else p for p in parts]
+            near = [p.beside(recent) if isinstance(p, Change) and p.before is base else p for p in parts]
+            entries = sum(base.shape(name).numel() for p in parts for name in p.names())
+            told = trace.reading("merging, MB of changes", 4 * entries * self.passes)  # blocks are float32
+            read = [Told(p, told) for p in near]
             surveyed = self.survey(read, base, live, data=material, rng=rng, trace=trace)
             names = sorted({n for p in parts for n in p.names()})
             forms = {n: f for n in names if (f := self._combined(n, read, base, surveyed)) is not None}
@@ -100,9 +110,11 @@ class Combine(Method, ABC):
                 "name": self.card.name,
                 "parameters": self.parameters(),
                 "seed": seed,
-                "combined": [{"sha256": p.sha256(), "provenance": dict(p.provenance)} for p in parts],
+                "combined": [{"sha256": _identity(p, trace), "provenance": dict(p.provenance)} for p in parts],
             }
-            return built(Patch(base=model, words=words, provenance=provenance), forms, out)
+            patch = built(Patch(base=model, words=words, provenance=provenance), forms, out)
+            told(4 * entries * self.passes)  # sums of low-rank changes compute no blocks
+            return patch
 
     def _agree(self, parts: Sequence[Part], base: Stored, model: str, live: Any, name: str) -> None:
         """Raises where the changes are not all of this model."""
@@ -147,6 +159,10 @@ class Combine(Method, ABC):
             return total
 
         return Dense, {"value": Stream.by_rows(torch.float32, shape, added)}
+
+
+def _identity(part: Part, trace: Trace) -> str:
+    return part.sha256(trace) if isinstance(part, Change) else part.sha256()
 
 
 def _held(base: Stored, live: Any, wanted: str) -> bool:

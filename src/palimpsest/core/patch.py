@@ -241,10 +241,11 @@ class Patch:
 
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        held = [t for d in self.deltas.values() for t in d.tensors().values()]
+        in_file = self.deltas if isinstance(self.deltas, sealed.Deltas) else None
+        held = [] if in_file else [t for d in self.deltas.values() for t in d.tensors().values()]
         held += [t for h in self.hooks for t in h.tensors.values()]
         held += [t for word in self.words.values() for t in word.vectors.values()]
-        return sum(t.numel() * t.element_size() for t in held)
+        return sum(t.numel() * t.element_size() for t in held) + (in_file.nbytes if in_file else 0)
 
 
 def in_file(path: str | Path) -> Patch:

@@ -89,6 +89,11 @@ class Deltas(Mapping[str, Delta]):
                 f"{held.path} lacks the tensor {shown(min(lost), 120)} that its header names; get a fresh copy."
             )
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them, none of which is read for it."""
+        return sum(self._held.shape(k).numel() * self._held.dtype(k).itemsize for k in self.keys_in_file)
+
     def __getitem__(self, name: str) -> Delta:
         cls = KINDS[self.kinds[name]]
         found = cls(**{f.name: self._held.whole(f"delta|{name}|{f.name}") for f in fields(cls)})

@@ -87,6 +87,11 @@ class Memory:
         return (t if t.ndim else t.reshape(1))[start:stop].cpu()
 
 
+def bytes_of(stored: Stored) -> int:
+    """Of all its tensors."""
+    return sum(stored.shape(name).numel() * stored.dtype(name).itemsize for name in stored.names())
+
+
 class Recent:
     """A model whose last rows are remembered, for several changes of it that are read side by side. They are not to be
     written into."""

@@ -43,6 +43,17 @@ class Trace:
         if self.progress is not None:
             self.progress(what, done, total)
 
+    def reading(self, what: str, nbytes: int) -> Callable[[int], None]:
+        """What is to be called with the bytes of each block that was read, of so many in all; told in megabytes."""
+        done, total = 0, max(1, round(nbytes / 1e6))
+
+        def read(more: int) -> None:
+            nonlocal done
+            done += more
+            self.tell(what, min(total, round(done / 1e6)), total)
+
+        return read
+
     @contextmanager
     def part(self, name: str) -> Iterator[Trace]:
         """The account of a part of the work, whose checkpoints lie in a folder of its own; its log joins this one's."""

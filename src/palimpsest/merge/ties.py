@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class TIES(Combine):
     scale: fields.NonNegative = 1.0
     over: Literal["all", "tensor"] = "all"
     elect: Literal["mass", "count"] = "mass"
+
+    passes: ClassVar[int] = 3
 
     card = Card(
         name="TIES",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -51,6 +51,7 @@ class Case(ABC):
         oracles: models that never saw what is asked about, for the receipt to compare with.
     """
 
+    writes: ClassVar[bool] = False  # whether `carry_out` writes the patch into the trace's folder itself
     host: Any
     oracles: Sequence[Any] = ()
 

@@ -131,7 +131,9 @@ def perform(
     if record is not None:
         how = {key: patch.provenance[key] for key in ("method", "parameters", "seed", "versions")}
         record = {"format": 1, **record, "command": command, "patch": patch.sha256(), "base": patch.base, **how}
-    patch_path = None if folder is None else patch.save(folder / PATCH_FILE)
+    patch_path = None if folder is None else folder / PATCH_FILE
+    if patch_path is not None and not about.writes:
+        patch.save(patch_path)
     record_path = None
     if folder is not None and record is not None:
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"

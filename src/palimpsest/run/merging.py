@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from palimpsest.core.change import Change, Part, stored
 from palimpsest.core.combine import Combine
@@ -20,6 +20,7 @@ from palimpsest.core.method import Method
 from palimpsest.core.patch import Patch
 from palimpsest.core.pictures import Material
 from palimpsest.core.printable import printable
+from palimpsest.core.stored import bytes_of
 from palimpsest.core.trace import Progress, Trace
 from palimpsest.data.dataset import Dataset, aligned
 from palimpsest.export.read import WEIGHTS, is_own_file, read_patch, weights_of
@@ -87,6 +88,7 @@ class BareMerge(Case):
         data: pictures by name, for systems that learn from some.
     """
 
+    writes: ClassVar[bool] = True
     ingredients: tuple[Ingredient, ...]
     data: Mapping[str, Dataset] = field(default_factory=dict)
 
@@ -102,6 +104,23 @@ class BareMerge(Case):
         """Changes were held against the model when they were read."""
 
     def forecast(self, method: Method | None) -> str:
+        return f"{self._read(method)} {self._unseen()}"
+
+    def _read(self, method: Method | None) -> str:
+        """How much is read, where the model is not loaded: for fingerprints, and for the changes of each pass."""
+        base = stored(self.host)
+        parts = [i.part for i in self.ingredients]
+        passes = getattr(method, "passes", 1)
+        whole = [bytes_of(p.after) for p in parts if isinstance(p, Change)]
+        patches = [p.nbytes() for p in parts if isinstance(p, Patch)]
+        own = 0 if hasattr(self.host, "root") else bytes_of(base)  # a loaded model is in memory
+        total = own + sum(whole) + passes * (sum(whole) + sum(patches) + (own if whole else 0))
+        times = f"{passes} times" if passes > 1 else "once"
+        return (
+            f"The model has {len(base.names())} tensors; the changes are read {times}, and {total / 1e9:.2g} GB in all."
+        )
+
+    def _unseen(self) -> str:
         if isinstance(self.host, Denoiser):
             why = "Nobody said what these changes are about (--about), so no picture is drawn and no receipt written"
         else:
@@ -109,8 +128,10 @@ class BareMerge(Case):
         return f"{why}; what merging did to each is not known."
 
     def carry_out(self, method: Any, *, seed: int, trace: Trace) -> Patch:
+        """The patch is written while it is computed: no more than a block of it is held."""
         parts = [i.part for i in self.ingredients]
-        return method(parts, self.host, data=self.material, seed=seed, trace=trace)
+        out = None if trace.folder is None else trace.folder / PATCH_FILE
+        return method(parts, self.host, data=self.material, seed=seed, trace=trace, out=out)
 
     def audit(self, after: Any, *, out: Path | None, resume: bool, command: str, trace: Trace) -> None:
         return None
