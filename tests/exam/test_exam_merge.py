@@ -17,7 +17,7 @@ from palimpsest.exam.case import asked
 from palimpsest.exam.grounds import Tuning, corrupted, drawn, one_each, right, started, tuned
 from palimpsest.exam.judged import Judged, verdict_of
 from palimpsest.exam.pictures import UNTOUCHED
-from palimpsest.exam.studies import halfway, signatures, updates
+from palimpsest.exam.studies import foretold, halfway, signatures, updates
 from palimpsest.exam.verbs import merge
 from palimpsest.hosts.load import load
 from palimpsest.tiny.classifiers import SMALL
@@ -84,10 +84,10 @@ def test_a_ground_counts_with_all_its_seeds(tmp_path: Path) -> None:
 
 def test_the_verb_brings_its_studies_and_leaves_out_what_they_measure() -> None:
     by = {exam.name: exam for exam, _ in asked("merge")}
-    assert set(by) == {"merge", "halfway", "signatures", "updates"}
+    assert set(by) == {"merge", "foretold", "halfway", "signatures", "updates"}
     left_out = {"merge/wise_ft", "merge/bcwi", "merge/robust_weight_signatures"}
     assert not left_out & set(by["merge"].examined())
-    assert {budgets.said(system, "study") for system in left_out} - {""} == set(by) - {"merge"}
+    assert {budgets.said(system, "study") for system in left_out} - {""} == set(by) - {"merge", "foretold"}
 
 
 # -- grounds -----------------------------------------------------------------------------------------------
@@ -205,3 +205,18 @@ def test_signatures_are_judged_here_and_elsewhere() -> None:
     assert verdict((HALF, YES), (HALF, YES), size=0.3) == "holds in part"
     assert verdict((HALF, YES), (NO, YES)) == "holds in part"
     assert verdict((NO, YES), (NO, YES)) == "does not hold here"
+
+
+def test_what_a_sum_loses_is_held_against_weights() -> None:
+    def pair(cosine: float, alone: str, summed: str) -> dict[str, Any]:
+        return {"cosine": cosine, "alone": alone, "summed": summed, "spared": "11", "others": "11"}
+
+    sums = [(0.1, "1111", "1111"), (0.3, "1111", "1100"), (0.2, "1101", "1111"), (0.4, "1111", "0001"), (0, "1", "0")]
+    seed = {"pairs": [pair(*given) for given in sums]}
+    every = [seed, seed, seed]
+    assert [x.value for x in foretold.lost(every, foretold.LOST[0])] == [0.0, 0.5, -0.25, 0.75, 1.0]
+    assert [x.value for x in foretold.lost(every, foretold.LOST[1])] == [0.0] * 5
+    rho = foretold.foretold(every, "cosine", foretold.LOST[0])
+    assert rho is not None
+    assert round(rho.value, 6) == -0.1, "ranks 2 4 3 5 1 against 2 3 1 4 5"
+    assert foretold.foretold(every, "cosine", foretold.LOST[1]) is None
